@@ -1,0 +1,62 @@
+"""The errors a user can cause or has to act upon.
+
+Every message names what happened, which object (file, row, key, run) and what to do, in one line: entry
+points print it as it is and exit with `exit_code`, without a stack trace.
+"""
+
+from __future__ import annotations
+
+
+class DermRayError(Exception):
+    """Base of every error that DermRay raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(DermRayError):
+    """A configuration key, value or file is wrong. Raised before any work starts."""
+
+    exit_code = 2
+
+
+class StorageError(DermRayError):
+    """A URI cannot be understood, read or written."""
+
+
+class ImageError(DermRayError):
+    """Bytes that are not an acceptable image. `reason` is a short stable word for reports (`truncated`, …)."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+        return type(self), (self.reason, str(self))
+
+
+class CorpusError(DermRayError):
+    """A raw table or a prepared corpus is missing something, contradicts itself, or is too damaged to go on."""
+
+
+class OntologyError(CorpusError):
+    """The disease tree has a cycle, an orphan, or a malformed file."""
+
+
+class PlanError(DermRayError):
+    """The corpus, the global batch and the number of workers do not fit together."""
+
+
+class ModelError(DermRayError):
+    """A model name, folder or state dict cannot be loaded."""
+
+
+class CheckpointError(DermRayError):
+    """A checkpoint is damaged or belongs to another run."""
+
+
+class EvaluationError(DermRayError):
+    """A score cannot be computed from what was given."""
+
+
+class TrackingError(DermRayError):
+    """The MLflow registry or tracking store refused something that the run depends on."""

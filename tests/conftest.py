@@ -1,0 +1,35 @@
+"""Fixtures that every folder of tests shares: one Ray cluster for the whole session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# Subprocesses and Ray workers import the source tree the tests belong to.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT / "platform"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start a cluster of their own come first: two clusters on one host confuse Ray's job submission."""
+    items.sort(key=lambda item: item.get_closest_marker("own_cluster") is None)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """The session's local Ray cluster; tests declare what they use, all share it."""
+    from dermray import cluster
+    from dermray.config import ClusterConfig
+
+    os.environ.pop("RAY_ADDRESS", None)
+    cluster.connect(ClusterConfig(num_cpus=4))
+    yield
+    import ray
+
+    ray.shutdown()
