@@ -1,0 +1,1 @@
+"""What a corpus is: schema, ontology, captions, manifest. Knows nothing of Ray, torch or MLflow."""

@@ -1,0 +1,330 @@
+"""The disease tree: synonyms, paths to the root, levels, ancestors, descendants, and text resolved to nodes.
+
+The file is Derm1M's (arXiv 2503.14911): a flat JSON object, node name → list of child names, beginning at "root". A
+node's name may hold several synonyms separated by commas. A node may hang under two parents, so a node can have
+several paths.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import NamedTuple
+
+from dermray import storage
+from dermray.errors import CorpusError, OntologyError
+
+ROOT = "root"
+ONTOLOGY_NAME = "ontology.json"
+_APOSTROPHES = re.compile("['\u2019]")
+# White space, hyphens, dashes and underscores.
+_GAPS = re.compile(r"[\s\-\u2010\u2011\u2013_]+")
+_COMMAS = re.compile(r"\s*,[\s,]*")
+# Endings that the -s of a plural does not belong to (pityriasis, lupus, moss).
+_NOT_PLURAL = ("ss", "us", "is")
+
+
+class Resolution(NamedTuple):
+    """The labels found in a free text, and the parts that name no node."""
+
+    labels: tuple[str, ...]
+    unresolved: tuple[str, ...]
+
+
+class Ontology:
+    """An immutable tree of node names (a directed acyclic graph where a node has two parents)."""
+
+    def __init__(self, children: Mapping[str, Iterable[str]]) -> None:
+        """Build from node → children.
+
+        Raises:
+            OntologyError: no root, a cycle, or a node that the root does not reach.
+        """
+        self._children = {name: tuple(dict.fromkeys(below)) for name, below in children.items()}
+        for below in list(self._children.values()):
+            for child in below:
+                self._children.setdefault(child, ())
+        if ROOT not in self._children:
+            raise OntologyError(f"the ontology has no node {ROOT!r}; its top level must be listed there")
+        self._parents: dict[str, list[str]] = {name: [] for name in self._children}
+        for name, below in self._children.items():
+            for child in below:
+                self._parents[child].append(name)
+        self._order = self._sorted_from_root()
+        # A corpus repeats few label texts very often.
+        self._resolutions: dict[str, Resolution] = {}
+
+    @classmethod
+    def load(cls, uri: str) -> Ontology:
+        """Read the ontology of a corpus: a JSON file, or a folder that holds `ontology.json`.
+
+        Raises:
+            CorpusError: there is no such file.
+            OntologyError: it is not a mapping of names to lists of names, or not a tree.
+        """
+        file = uri if uri.endswith(".json") else storage.join(uri, ONTOLOGY_NAME)
+        try:
+            document = storage.read_json(file)
+        except FileNotFoundError:
+            raise CorpusError(f"{file} does not exist: the disease tree is expected there") from None
+        try:
+            return cls.from_json(document)
+        except OntologyError as error:
+            raise OntologyError(f"{file}: {error}") from None
+
+    @classmethod
+    def from_json(cls, document: object) -> Ontology:
+        """Validate a parsed JSON document.
+
+        Raises:
+            OntologyError: it is not a mapping of names to lists of names, or not a tree.
+        """
+        if not isinstance(document, dict):
+            raise OntologyError("expected a JSON object: node name -> list of child names")
+        for name, below in document.items():
+            if not isinstance(below, list) or not all(isinstance(child, str) and child.strip() for child in below):
+                raise OntologyError(f"node {name!r} must have a list of child names")
+        return cls(document)
+
+    @classmethod
+    def flat(cls, labels: Iterable[str]) -> Ontology:
+        """One level under the root, for sources that publish labels and no tree; `labels` in any order."""
+        return cls({ROOT: sorted({label for label in labels if label != ROOT})})
+
+    def to_json(self) -> dict[str, list[str]]:
+        """The mapping that `from_json` reads, in file order."""
+        return {name: list(below) for name, below in self._children.items()}
+
+    def _sorted_from_root(self) -> tuple[str, ...]:
+        """Every node, parents first; proves that there is no cycle and no orphan."""
+        waiting = {name: len(parents) for name, parents in self._parents.items()}
+        if waiting[ROOT]:
+            raise OntologyError(f"{ROOT!r} is listed as a child of {self._parents[ROOT][0]!r}: a cycle")
+        orphans = [name for name, count in waiting.items() if count == 0 and name != ROOT]
+        if orphans:
+            raise OntologyError(f"{_name_some(orphans)} under no parent: list each in some node, or remove it")
+        order: list[str] = []
+        ready = [ROOT]
+        while ready:
+            name = ready.pop()
+            order.append(name)
+            for child in reversed(self._children[name]):
+                waiting[child] -= 1
+                if waiting[child] == 0:
+                    ready.append(child)
+        if len(order) < len(self._children):
+            raise OntologyError(f"there is a cycle: {' > '.join(self._cycle(set(self._children) - set(order)))}")
+        return tuple(order)
+
+    def _cycle(self, stuck: set[str]) -> list[str]:
+        """One cycle among nodes that a topological order could not place, its first node repeated at the end."""
+        # Every stuck node has a stuck parent, so walking up must come round.
+        name = min(stuck)
+        walk: list[str] = []
+        while name not in walk:
+            walk.append(name)
+            name = next(parent for parent in self._parents[name] if parent in stuck)
+        return [name, *reversed(walk[walk.index(name) :])]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._children and name != ROOT
+
+    def __iter__(self) -> Iterator[str]:
+        """Every node but the root, parents first."""
+        return iter(self._order[1:])
+
+    def __len__(self) -> int:
+        return len(self._order) - 1
+
+    def children(self, name: str) -> list[str]:
+        """Names directly below a node (or below "root")."""
+        self._require(name)
+        return list(self._children[name])
+
+    def leaves(self) -> list[str]:
+        """Nodes without children, parents' order."""
+        return [name for name in self if not self._children[name]]
+
+    def paths(self, name: str) -> list[list[str]]:
+        """Every path from the root's child down to the node, the shortest first, then in file order.
+
+        There can be very many where many nodes have two parents; `path` and `sure_path` do not list them.
+        """
+        self._require(name)
+        found: list[list[str]] = []
+        pending = [[name]]
+        while pending:
+            path = pending.pop()
+            parents = self._parents[path[0]]
+            if not parents:
+                found.append(path[1:])
+            pending.extend([parent, *path] for parent in reversed(parents))
+        return sorted(found, key=len)
+
+    def path(self, name: str) -> list[str]:
+        """The node's path, root's child first, the node itself last; its shortest one if there are several."""
+        self._require(name)
+        path: list[str] = []
+        while name != ROOT:
+            path.insert(0, name)
+            name = min(self._parents[name], key=self._depths.__getitem__)
+        return path
+
+    def sure_path(self, name: str) -> list[str]:
+        """`path` without the ancestors that only some of the node's paths share: what is true whichever holds."""
+        return [node for node in self.path(name) if node in self._sure[name]]
+
+    def level(self, name: str) -> int:
+        """1 for the root's children, counted along `path`; 0 for the root."""
+        self._require(name)
+        return self._depths[name]
+
+    def ancestors(self, name: str) -> list[str]:
+        """Every node above, over all paths, without the root: nearest first, each once."""
+        self._require(name)
+        found: dict[str, None] = {}
+        pending = list(self._parents[name])
+        while pending:
+            parent = pending.pop(0)
+            if parent != ROOT and parent not in found:
+                found[parent] = None
+                pending.extend(self._parents[parent])
+        return list(found)
+
+    def descendants(self, name: str) -> list[str]:
+        """Every node below, each once, in the order of a walk from the top."""
+        self._require(name)
+        below = {name}
+        found: list[str] = []
+        for node in self._order:
+            if node not in below and any(parent in below for parent in self._parents[node]):
+                below.add(node)
+                found.append(node)
+        return found
+
+    def synonyms(self, name: str) -> list[str]:
+        """The names that a node's name holds, the first being the one to show."""
+        self._require(name)
+        return list(dict.fromkeys(part.strip() for part in name.split(",") if part.strip())) or [name]
+
+    def resolve(self, text: str) -> str | None:
+        """The node that a text names, or None.
+
+        Equal up to case, spaces, hyphens, apostrophes and plural endings, to a node's whole name or one of its
+        synonyms; nothing is guessed. A closer match wins: whole name before synonym, singular before plural.
+        """
+        key = _key(text)
+        for names in (self._by_name, self._by_synonym):
+            if key in names:
+                return names[key]
+        return self._by_singular.get(_singular(key)) if key else None
+
+    def resolve_all(self, text: str) -> Resolution:
+        """The nodes that a comma-separated text names, in its order, each once, only the most specific ones.
+
+        A comma may also belong to a name, so the longest run of parts that is a node is taken. A label that is
+        an ancestor of another one in the same text adds nothing and is left out.
+        """
+        if text not in self._resolutions:
+            self._resolutions[text] = self._resolve_all(text)
+        return self._resolutions[text]
+
+    def _resolve_all(self, text: str) -> Resolution:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        labels: dict[str, None] = {}
+        unresolved: list[str] = []
+        start = 0
+        while start < len(parts):
+            for end in range(len(parts), start, -1):
+                name = self.resolve(", ".join(parts[start:end]))
+                if name is not None:
+                    labels[name] = None
+                    start = end
+                    break
+            else:
+                unresolved.append(parts[start])
+                start += 1
+        return Resolution(tuple(self.most_specific(labels)), tuple(unresolved))
+
+    def most_specific(self, names: Iterable[str]) -> list[str]:
+        """The given nodes, each once, without those that are ancestors of another one."""
+        listed = list(dict.fromkeys(names))
+        if len(listed) < 2:
+            return listed
+        above = {ancestor for name in listed for ancestor in self.ancestors(name)}
+        return [name for name in listed if name not in above]
+
+    def _require(self, name: str) -> None:
+        if name not in self._children:
+            raise OntologyError(f"the ontology has no node {name!r}; resolve() finds the node that a text names")
+
+    @cached_property
+    def _depths(self) -> dict[str, int]:
+        """Length of the shortest path of each node."""
+        depths = {ROOT: 0}
+        for name in self:
+            depths[name] = 1 + min(depths[parent] for parent in self._parents[name])
+        return depths
+
+    @cached_property
+    def _sure(self) -> dict[str, frozenset[str]]:
+        """The nodes that lie on all paths of each node."""
+        sure: dict[str, frozenset[str]] = {ROOT: frozenset()}
+        for name in self:
+            sure[name] = frozenset.intersection(*(sure[parent] for parent in self._parents[name])) | {name}
+        return sure
+
+    @cached_property
+    def _by_name(self) -> dict[str, str]:
+        return self._keyed((_key(name), name) for name in self)
+
+    @cached_property
+    def _by_synonym(self) -> dict[str, str]:
+        return self._keyed((_key(word), name) for name in self for word in self.synonyms(name))
+
+    @cached_property
+    def _by_singular(self) -> dict[str, str]:
+        return self._keyed((_singular(_key(word)), name) for name in self for word in [name, *self.synonyms(name)])
+
+    @staticmethod
+    def _keyed(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+        """First come, first kept: where two nodes share a name, the one nearer to the root answers."""
+        keyed: dict[str, str] = {}
+        for key, name in pairs:
+            keyed.setdefault(key, name)
+        return keyed
+
+
+def _key(text: str) -> str:
+    """Case, apostrophes, hyphens and spaces made alike."""
+    text = _APOSTROPHES.sub("", text.casefold())
+    return _COMMAS.sub(", ", _GAPS.sub(" ", text)).strip(" ,")
+
+
+def _singular(key: str) -> str:
+    """Each word of a key without its plural ending, English or Latin (scars, biopsies, keratoses, nevi, bullae)."""
+    return " ".join(_singular_word(word) for word in key.split(" "))
+
+
+def _singular_word(word: str) -> str:
+    stem = word.rstrip(",")
+    if len(stem) > 4 and stem.endswith("ies"):
+        return stem[:-3] + "y"
+    if len(stem) > 5 and stem.endswith("oses"):
+        return stem[:-2] + "is"
+    if len(stem) > 5 and stem.endswith(("ses", "xes", "ches", "shes")):
+        return stem[:-2]
+    if len(stem) > 3 and stem.endswith("ae"):
+        return stem[:-1]
+    if len(stem) > 3 and stem.endswith("i"):
+        return stem[:-1] + "us"
+    if len(stem) > 3 and stem.endswith("s") and not stem.endswith(_NOT_PLURAL):
+        return stem[:-1]
+    return stem
+
+
+def _name_some(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:3])
+    rest = f" and {len(names) - 3} more are" if len(names) > 3 else (" is" if len(names) == 1 else " are")
+    return f"{shown}{rest}"

@@ -1,0 +1,207 @@
+"""The disease tree: paths, levels, resolution of text, and what a malformed file says."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dermray.corpus.ontology import ROOT, Ontology
+from dermray.errors import CorpusError, OntologyError
+
+TREE = {
+    "root": ["inflammatory", "proliferations", "Nail diseases, nail disease"],
+    "inflammatory": ["eczema", "Lichen planus", "psoriasis"],
+    "eczema": ["contact dermatitis", "Dyshidrosis, dyshidrotic eczema"],
+    "contact dermatitis": ["Allergic contact dermatitis"],
+    "proliferations": ["benign", "malignant"],
+    "benign": ["melanocytic", "Seborrheic keratosis"],
+    "malignant": ["melanocytic", "Basal cell carcinoma"],
+    "melanocytic": ["Melanocytic nevus", "Malignant melanoma, melanoma"],
+    "Seborrheic keratosis": ["Seborrheic keratoses"],
+    "Nail diseases, nail disease": [
+        "Sweet's nail, sweet\u2019s nails",
+        "Hyperkeratosis",
+        "Keratoderma, Hyperkeratosis",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def tree() -> Ontology:
+    return Ontology(TREE)
+
+
+def test_path_level_and_neighbours(tree: Ontology) -> None:
+    assert tree.path("Allergic contact dermatitis") == [
+        "inflammatory",
+        "eczema",
+        "contact dermatitis",
+        "Allergic contact dermatitis",
+    ]
+    assert tree.level("inflammatory") == 1
+    assert tree.level("Allergic contact dermatitis") == 4
+    assert tree.ancestors("Allergic contact dermatitis") == ["contact dermatitis", "eczema", "inflammatory"]
+    assert tree.descendants("eczema") == [
+        "contact dermatitis",
+        "Allergic contact dermatitis",
+        "Dyshidrosis, dyshidrotic eczema",
+    ]
+    assert tree.children("benign") == ["melanocytic", "Seborrheic keratosis"]
+    assert "psoriasis" in tree.leaves()
+    assert "eczema" not in tree.leaves()
+    assert "eczema" in tree
+    assert ROOT not in tree
+    assert len(list(tree)) == len(tree) == 20
+
+
+def test_a_node_under_two_parents(tree: Ontology) -> None:
+    assert tree.paths("Malignant melanoma, melanoma") == [
+        ["proliferations", "benign", "melanocytic", "Malignant melanoma, melanoma"],
+        ["proliferations", "malignant", "melanocytic", "Malignant melanoma, melanoma"],
+    ]
+    assert tree.path("melanocytic") == ["proliferations", "benign", "melanocytic"]
+    assert tree.sure_path("Malignant melanoma, melanoma") == [
+        "proliferations",
+        "melanocytic",
+        "Malignant melanoma, melanoma",
+    ]
+    assert tree.ancestors("melanocytic") == ["benign", "malignant", "proliferations"]
+    assert tree.descendants("malignant").count("Malignant melanoma, melanoma") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "node"),
+    [
+        ("PSORIASIS", "psoriasis"),
+        ("  lichen-planus ", "Lichen planus"),
+        ("melanoma", "Malignant melanoma, melanoma"),
+        ("Melanomas", "Malignant melanoma, melanoma"),
+        ("malignant melanoma, melanoma", "Malignant melanoma, melanoma"),
+        ("melanocytic nevi", "Melanocytic nevus"),
+        ("basal-cell carcinomas", "Basal cell carcinoma"),
+        ("basal\u2011cell\u2013carcinoma", "Basal cell carcinoma"),
+        ("seborrheic keratosis", "Seborrheic keratosis"),
+        ("seborrheic keratoses", "Seborrheic keratoses"),
+        ("Sweets nail", "Sweet's nail, sweet\u2019s nails"),
+        ("hyperkeratosis", "Hyperkeratosis"),
+        ("keratoderma", "Keratoderma, Hyperkeratosis"),
+        ("psoriasi", None),
+        ("cell carcinoma", None),
+        ("melanoma of the eye", None),
+        ("root", None),
+        ("", None),
+        (" , ", None),
+    ],
+)
+def test_resolve(tree: Ontology, text: str, node: str | None) -> None:
+    assert tree.resolve(text) == node
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "unresolved"),
+    [
+        ("lichen planus, psoriasis", ["Lichen planus", "psoriasis"], []),
+        ("Nail diseases, nail disease", ["Nail diseases, nail disease"], []),
+        ("nail diseases, nail disease, psoriasis", ["Nail diseases, nail disease", "psoriasis"], []),
+        ("eczema, allergic contact dermatitis", ["Allergic contact dermatitis"], []),
+        ("psoriasis, moon sickness, psoriasis", ["psoriasis"], ["moon sickness"]),
+        ("inflammatory, eczema, contact dermatitis", ["contact dermatitis"], []),
+        ("", [], []),
+    ],
+)
+def test_resolve_all(tree: Ontology, text: str, labels: list[str], unresolved: list[str]) -> None:
+    assert tree.resolve_all(text) == (tuple(labels), tuple(unresolved))
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"root": ["a"], "a": ["b"], "b": ["a"]}, r"cycle: a > b > a|cycle: b > a > b"),
+        ({"root": ["a"], "a": ["a"]}, "cycle: a > a"),
+        ({"root": ["a"], "a": ["root"]}, "cycle"),
+        ({"root": ["a"], "b": ["c"]}, "'b' is under no parent"),
+        ({"a": ["b"]}, "no node 'root'"),
+        ({"root": "a"}, "'root' must have a list"),
+        ({"root": ["a", 3]}, "'root' must have a list"),
+        ({"root": [""]}, "'root' must have a list"),
+        (["root"], "expected a JSON object"),
+    ],
+)
+def test_malformed_trees_are_refused(document: object, message: str) -> None:
+    with pytest.raises(OntologyError, match=message):
+        Ontology.from_json(document)
+
+
+def test_load_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"ontology\.json does not exist"):
+        Ontology.load(str(tmp_path))
+    file = tmp_path / "ontology.json"
+    file.write_text(json.dumps({"root": ["a"], "b": []}), encoding="utf-8")
+    with pytest.raises(OntologyError, match=rf"{file}: 'b' is under no parent"):
+        Ontology.load(str(tmp_path))
+    file.write_text(json.dumps(TREE), encoding="utf-8")
+    loaded = Ontology.load(str(file))
+    assert loaded.to_json() == Ontology(TREE).to_json()
+    assert Ontology.from_json(loaded.to_json()).to_json() == loaded.to_json()
+
+
+def test_unknown_node_is_named(tree: Ontology) -> None:
+    with pytest.raises(OntologyError, match="no node 'melanoma'"):
+        tree.path("melanoma")
+
+
+def test_flat() -> None:
+    flat = Ontology.flat(["nevus", "melanoma", "nevus"])
+    assert flat.children(ROOT) == ["melanoma", "nevus"]
+    assert flat.path("nevus") == ["nevus"]
+
+
+@st.composite
+def dags(draw: st.DrawFn) -> dict[str, list[str]]:
+    """Nodes n0, n1, … each under one or two earlier ones, listed in any order."""
+    size = draw(st.integers(1, 25))
+    names = [ROOT] + [f"n{number}" for number in range(size)]
+    children: dict[str, list[str]] = {name: [] for name in names}
+    for number in range(1, len(names)):
+        parents = draw(st.lists(st.integers(0, number - 1), min_size=1, max_size=2, unique=True))
+        for parent in parents:
+            children[names[parent]].append(names[number])
+    order = draw(st.permutations(names))
+    return {name: children[name] for name in order}
+
+
+@given(dags())
+def test_paths_agree_with_parents_and_levels(document: dict[str, list[str]]) -> None:
+    tree = Ontology.from_json(document)
+    assert sorted(tree) == sorted(name for name in document if name != ROOT)
+    position = {name: place for place, name in enumerate(tree)}
+    for name in tree:
+        for path in tree.paths(name):
+            assert path[-1] == name
+            assert path[0] in document[ROOT]
+            assert all(below in document[above] for above, below in pairwise(path))
+        assert tree.path(name) in tree.paths(name)
+        assert tree.level(name) == min(map(len, tree.paths(name)))
+        assert set(tree.ancestors(name)) == {node for path in tree.paths(name) for node in path[:-1]}
+        assert set(tree.descendants(name)) == {node for node in tree if name in tree.ancestors(node)}
+        assert set(tree.sure_path(name)) == set.intersection(*(set(path) for path in tree.paths(name)))
+        assert all(position[above] < position[name] for above in tree.ancestors(name))
+        assert tree.resolve(name) == name
+
+
+@given(dags(), st.data())
+def test_a_back_edge_is_found_to_be_a_cycle(document: dict[str, list[str]], data: st.DataObject) -> None:
+    tree = Ontology.from_json(document)
+    name = data.draw(st.sampled_from(list(tree)))
+    below = data.draw(st.sampled_from([name, *tree.descendants(name)]))
+    document[below] = [*document[below], name]
+    with pytest.raises(OntologyError, match="cycle") as caught:
+        Ontology.from_json(document)
+    walk = str(caught.value).partition("cycle: ")[2].split(" > ")
+    assert walk[0] == walk[-1]
+    assert all(child in document[parent] for parent, child in pairwise(walk))
