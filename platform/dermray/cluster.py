@@ -31,9 +31,11 @@ def connect(config: ClusterConfig) -> None:
     if address:
         ray.init(address=address, **options)
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
         num_cpus = config.num_cpus or 2 * (os.cpu_count() or 1)
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
+    # Stages print progress of their own; Ray Data's bars, and its notes on them, would bury it.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    logging.getLogger("ray.data._internal.execution").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

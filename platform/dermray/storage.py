@@ -141,8 +141,8 @@ def _remote_filesystem(scheme: str) -> pafs.FileSystem:
         raise StorageError(f"cannot open {scheme}:// URIs: {error}") from None
 
 
-class _FsspecHandler(pafs.FSSpecHandler):  # type: ignore[misc]
-    """pyarrow's handler asks `isfile` and `isdir`, which take any failure of the store for absence; this one does not."""
+class _FsspecHandler(pafs.FSSpecHandler):
+    """pyarrow's handler asks `isfile` and `isdir`, which take any failure for absence; this one does not."""
 
     def open_input_file(self, path: str) -> pa.PythonFile:
         if self.fs.info(path)["type"] != "file":

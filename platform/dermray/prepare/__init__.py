@@ -1,0 +1,1 @@
+"""Raw corpus in, prepared corpus out, on Ray Data."""

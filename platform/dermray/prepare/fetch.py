@@ -1,0 +1,125 @@
+"""Raw image bytes by path: what is there, whether it may be read, and reading ahead of the work."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import pyarrow.fs as pafs
+
+from dermray import storage
+from dermray.errors import StorageError
+
+MISSING_FILE = "missing_file"
+TOO_MANY_BYTES = "too_many_bytes"
+UNREADABLE = "unreadable"
+OUTSIDE = "path_outside_root"
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+
+class Stamp(NamedTuple):
+    """Size and modification time of a file."""
+
+    num_bytes: int
+    modified_ns: int
+
+
+NO_STAMP = Stamp(-1, -1)
+
+
+class Fetched(NamedTuple):
+    """Bytes of an image file, or the reason and detail why there are none."""
+
+    path: str
+    stamp: Stamp
+    data: bytes | None
+    reason: str = ""
+    detail: str = ""
+
+
+class ImageStore:
+    """The raw images under an input root."""
+
+    def __init__(self, root: str, *, max_bytes: int, follow_links: bool) -> None:
+        self.root = root
+        self.max_bytes = max_bytes
+        self._real_root = None if follow_links or not storage.is_local(root) else os.path.realpath(root)
+
+    def stamp(self, path: str) -> Stamp:
+        """Size and modification time of one image; `NO_STAMP` for what is not there or may not be read.
+
+        Raises:
+            StorageError: the store failed for good.
+        """
+        uri = storage.join(self.root, path)
+        try:
+            return NO_STAMP if self._leaves_root(uri) else _stat(uri)
+        except StorageError as error:
+            if self._is_fatal(error):
+                raise
+            return NO_STAMP
+
+    def fetch(self, path: str) -> Fetched:
+        """Read one image; a file that is absent, too large or out of bounds is an answer, not an error.
+
+        Raises:
+            StorageError: the store failed for good, so that every other image would fail as well.
+        """
+        uri = storage.join(self.root, path)
+        if self._leaves_root(uri):
+            detail = "a symbolic link leads out of the input folder (follow_links=true allows it)"
+            return Fetched(path, NO_STAMP, None, OUTSIDE, detail)
+        try:
+            stamp = _stat(uri)
+            if stamp == NO_STAMP:
+                return Fetched(path, stamp, None, MISSING_FILE, f"there is no file {uri}")
+            if stamp.num_bytes > self.max_bytes:
+                detail = f"{stamp.num_bytes:,} bytes are more than the {self.max_bytes:,} allowed"
+                return Fetched(path, stamp, None, TOO_MANY_BYTES, detail)
+            return Fetched(path, stamp, storage.read_bytes(uri))
+        except FileNotFoundError:
+            return Fetched(path, NO_STAMP, None, MISSING_FILE, f"there is no file {uri}")
+        except StorageError as error:
+            if self._is_fatal(error):
+                raise
+            return Fetched(path, NO_STAMP, None, UNREADABLE, str(error))
+
+    def _is_fatal(self, error: StorageError) -> bool:
+        """On a local disk one bad file says nothing about the next one; a store that fails for good fails for all."""
+        return not storage.is_local(self.root) or not isinstance(error.__cause__, OSError)
+
+    def _leaves_root(self, uri: str) -> bool:
+        if self._real_root is None:
+            return False
+        real = os.path.realpath(storage.local_path(uri))
+        return os.path.commonpath([real, self._real_root]) != self._real_root
+
+
+def _stat(uri: str) -> Stamp:
+    fs, path = storage.filesystem(uri)
+    try:
+        info = storage.with_retries(lambda: fs.get_file_info(path), uri)
+    except (FileNotFoundError, NotADirectoryError):
+        return NO_STAMP
+    return Stamp(info.size, info.mtime_ns or 0) if info.type == pafs.FileType.File else NO_STAMP
+
+
+def ahead(items: Iterable[ItemT], function: Callable[[ItemT], ResultT], *, num_threads: int) -> Iterator[ResultT]:
+    """`map(function, items)` in order, with at most twice `num_threads` results waiting."""
+    waiting: deque[Future[ResultT]] = deque()
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="fetch") as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= 2 * num_threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,104 @@
+"""From the raw rows of one image to a prepared sample: captions, labels, concepts, and the counts of the report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dermray.corpus.captions import Caption, concept_caption, diagnosis_path, distinct, ontology_caption
+from dermray.corpus.ontology import Ontology, Resolution
+from dermray.corpus.schema import sample_id
+from dermray.images import StandardImage
+
+RawRow = Mapping[str, Any]
+Counts = dict[str, Counter[str]]
+
+# Caption lengths are counted in steps of this many words, all longer ones in the last step.
+WORDS_STEP = 10
+WORDS_LIMIT = 300
+
+
+def build_sample(rows: Sequence[RawRow], image: StandardImage, split: str, ontology: Ontology) -> dict[str, Any]:
+    """One sample of `corpus.schema.SAMPLE` from all the rows of an image, in table order.
+
+    Captions, labels and concepts are the union over the rows; single values are those of the first row that has them.
+    """
+    resolutions = [resolve_labels(row, ontology) for row in rows]
+    captions: list[Caption] = []
+    for row, resolution in zip(rows, resolutions, strict=True):
+        captions.extend(_captions(row, resolution, ontology))
+    first = rows[0]
+    return {
+        "sample_id": sample_id(first["source"], image.jpeg),
+        "image": image.jpeg,
+        "width": image.width,
+        "height": image.height,
+        "captions": [{"aspect": aspect, "text": text} for aspect, text in distinct(captions)],
+        "labels": list(dict.fromkeys(label for found in resolutions for label in found.labels)),
+        "concepts": list(dict.fromkeys(concept for row in rows for concept in row["concepts"])),
+        "skin_type": next((row["skin_type"] for row in rows if row["skin_type"] is not None), None),
+        "source": first["source"],
+        "source_id": first["source_id"],
+        "meta": first["meta"],
+        "split": split,
+    }
+
+
+def resolve_labels(row: RawRow, ontology: Ontology) -> Resolution:
+    """Labels of a row: what its label texts name, or else the finest node that its published path names."""
+    found = [ontology.resolve_all(text) for text in row["labels"]]
+    labels = [label for part in found for label in part.labels]
+    if row["labels"] and not labels and row["hierarchy"]:
+        labels = list(ontology.resolve_all(row["hierarchy"]).labels[-1:])
+    unresolved = [text for part in found for text in part.unresolved]
+    return Resolution(tuple(ontology.most_specific(labels)), tuple(unresolved))
+
+
+def _captions(row: RawRow, resolution: Resolution, ontology: Ontology) -> list[Caption]:
+    captions: list[Caption] = [(caption["aspect"], caption["text"]) for caption in row["captions"]]
+    if row["labels"]:
+        names = row["hierarchy"].split(",") if row["hierarchy"] else diagnosis_path(resolution.labels, ontology)
+        named = names if row["hierarchy"] else [*names, *resolution.unresolved]
+        sentence = ontology_caption(named)
+        if sentence:
+            captions.append(("ontology", sentence))
+    sentence = concept_caption(row["concepts"])
+    if sentence:
+        captions.append(("concept", sentence))
+    return captions
+
+
+def count_sample(
+    counts: Counts, rows: Sequence[RawRow], sample: Mapping[str, Any], image: StandardImage, ontology: Ontology
+) -> None:
+    """Add one sample to the counts that the report shows."""
+    counts["sources"][sample["source"]] += 1
+    counts["origins"][rows[0]["origin"] or sample["source"]] += 1
+    counts["formats"][image.original.format] += 1
+    counts["sizes"][_size_class(image)] += 1
+    counts["skin_types"][str(sample["skin_type"] or "unknown")] += 1
+    counts["captions"].update(caption["aspect"] for caption in sample["captions"])
+    for caption in sample["captions"]:
+        words = min(len(caption["text"].split()), WORDS_LIMIT)
+        counts[f"words_{caption['aspect']}"][str(words // WORDS_STEP * WORDS_STEP)] += 1
+    counts["concepts"].update(sample["concepts"])
+    counts["labels"].update(sample["labels"])
+    counts["levels"].update(f"{ontology.level(label)}" for label in sample["labels"])
+    body_site = (sample["meta"] or {}).get("body_site")
+    counts["body_sites"].update(site.strip() for site in (body_site or "").split(",") if site.strip())
+    for row in rows:
+        if row["labels"]:
+            resolution = resolve_labels(row, ontology)
+            counts["rows"]["labelled"] += 1
+            counts["rows"]["resolved"] += bool(resolution.labels)
+            counts["unresolved"].update(resolution.unresolved)
+
+
+def _size_class(image: StandardImage) -> str:
+    """Class of the original's shorter side."""
+    shorter = min(image.original.width, image.original.height)
+    for edge in (128, 256, 512, 1024, 2048):
+        if shorter < edge:
+            return f"< {edge} px"
+    return "2048 px and more"

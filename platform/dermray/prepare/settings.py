@@ -1,0 +1,93 @@
+"""The keys of `jobs/prepare.py`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from dermray import storage
+from dermray.config import ClusterConfig, Config, TrackingConfig
+from dermray.images import DEFAULT_MAX_PIXELS, PILLOW_MAX_PIXELS
+from dermray.prepare.sources import READERS
+from dermray.prepare.sources.rows import Columns
+
+SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]*")
+TRAIN = "train"
+
+
+class PrepareConfig(Config):
+    """Everything that decides what a prepared corpus holds, and how the work is spread."""
+
+    source: str = Field(description=f"layout of the input: {', '.join(sorted(READERS))}")
+    input: str = Field(description="folder or URI with the table and the images")
+    output: str = Field(description="folder or URI of the prepared corpus")
+    table: str | None = Field(None, description="table under input; empty: the source's own name")
+    columns: Columns = Columns()
+    split: str | dict[str, float] = Field(
+        {"val": 0.1}, description="one name for every sample, or fractions (split.val=0.1), the rest being train"
+    )
+    max_dropped_fraction: float = Field(0.01, ge=0, le=1, description="more dropped rows than this stop the run")
+    seed: int = Field(0, ge=0, description="decides splits and order")
+    limit: int | None = Field(None, ge=1, description="take the first rows of the table only, for a trial")
+
+    image_size: int = Field(256, ge=16, le=4096, description="pixels of the shorter side; never enlarged")
+    jpeg_quality: int = Field(90, ge=1, le=100, description="of the stored JPEGs")
+    max_pixels: int = Field(
+        DEFAULT_MAX_PIXELS, ge=1, le=PILLOW_MAX_PIXELS, description="larger images are dropped unread"
+    )
+    max_image_bytes: int = Field(256 << 20, ge=1, description="larger files are dropped unread")
+    min_side: int = Field(32, ge=1, description="images with a shorter side below this are dropped")
+    follow_links: bool = Field(False, description="true: symbolic links may lead out of input")
+
+    rows_per_shard: int = Field(512, ge=1, description="samples of a Parquet file, and of a Ray task")
+    row_group_size: int = Field(128, ge=1, description="samples of a Parquet row group: what training reads at once")
+    cpus_per_task: float = Field(1.0, gt=0, description="logical CPUs that a task reserves")
+    max_tasks: int | None = Field(None, ge=1, description="tasks at the same time; empty: as many as fit the cluster")
+    num_fetch_threads: int = Field(8, ge=1, le=256, description="reads at the same time in a task")
+
+    run_name: str | None = Field(None, description="name of the MLflow run")
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("source")
+    @classmethod
+    def _known_source(cls, name: str) -> str:
+        if name not in READERS:
+            raise ValueError(f"no source is named {name!r}; there are: {', '.join(sorted(READERS))}")
+        return name
+
+    @field_validator("input", "output")
+    @classmethod
+    def _absolute(cls, uri: str) -> str:
+        return storage.normalise(uri)
+
+    @field_validator("split")
+    @classmethod
+    def _valid_split(cls, split: str | dict[str, float]) -> str | dict[str, float]:
+        fractions = {split: 1.0} if isinstance(split, str) else split
+        for name, fraction in fractions.items():
+            if not SPLIT_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is not a split name: lower-case letters, digits and _ only")
+            if not 0 <= fraction <= 1:
+                raise ValueError(f"the fraction of {name!r} must lie between 0 and 1, got {fraction}")
+        if isinstance(split, dict) and (TRAIN in split or sum(split.values()) > 1):
+            raise ValueError(f"give fractions of the other splits, at most 1 in all; {TRAIN} is what they leave")
+        return split
+
+    @model_validator(mode="after")
+    def _apart(self) -> PrepareConfig:
+        if self.input == self.output:
+            raise ValueError("output: must be another folder than input, whose files it would replace")
+        return self
+
+    def transform(self) -> dict[str, Any]:
+        """The keys that decide what a shard's bytes are, given its rows."""
+        names = {"image_size", "jpeg_quality", "max_pixels", "max_image_bytes", "min_side", "follow_links"}
+        return self.model_dump(mode="json", include=names | {"row_group_size"})
+
+    def content(self) -> dict[str, Any]:
+        """The keys that decide what the corpus holds, for its provenance: not where it is or how it is made."""
+        how = {"output", "cpus_per_task", "max_tasks", "num_fetch_threads", "run_name", "cluster", "tracking"}
+        return self.model_dump(mode="json", exclude=how | {"max_dropped_fraction"})

@@ -1,0 +1,87 @@
+"""PAD-UFES-20 (Pacheco et al., 2020, doi 10.17632/zr7vgbcyr2.1): `metadata.csv` and smartphone photographs.
+
+The six diagnostic codes become the names of the published zero-shot benchmark. The set has no captions, so each
+image gets the published sentence over its diagnosis. Images of one patient are a group.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dermray.corpus.captions import ontology_caption
+from dermray.corpus.ontology import Ontology
+from dermray.prepare.sources.rows import (
+    RawRows,
+    SourceRequest,
+    assemble,
+    extras,
+    leftover,
+    listed,
+    map_values,
+    meta,
+    path,
+    raw_captions,
+    skin_types,
+    text,
+    years,
+)
+from dermray.prepare.sources.tables import read_table
+
+TABLE_NAME = "metadata.csv"
+REQUIRED = ("img_id", "patient_id", "lesion_id", "diagnostic", "fitspatrick", "region", "age", "gender")
+DIAGNOSES = {
+    "NEV": "nevus",
+    "BCC": "basal cell carcinoma",
+    "ACK": "actinic keratosis",
+    "SEK": "seborrheic keratosis",
+    "SCC": "squamous cell carcinoma",
+    "MEL": "melanoma",
+}
+SYMPTOMS = ("itch", "grew", "hurt", "changed", "bleed", "elevation")
+
+
+def read(request: SourceRequest) -> RawRows:
+    """Read `metadata.csv`; images are named by its `filename` column, or else lie as `images/{img_id}`.
+
+    Raises:
+        CorpusError: the table or one of its columns is missing.
+    """
+    cells = read_table(request, TABLE_NAME)
+    cells.require(*REQUIRED)
+    num_rows = len(cells.rows)
+    images = cells["filename"] if "filename" in cells else pc.binary_join_element_wise("images", cells["img_id"], "/")
+    labels = map_values(text(cells["diagnostic"]), lambda code: DIAGNOSES.get(code.upper(), code), pa.string())
+    patients = text(cells["patient_id"])
+    symptoms = [name for name in SYMPTOMS if name in cells]
+    used = {*REQUIRED, *symptoms, "filename", "mask"}
+    table = assemble(
+        row=cells.rows,
+        source="pad_ufes_20",
+        source_id=cells["img_id"],
+        image=path(images),
+        captions=raw_captions(map_values(labels, lambda label: ontology_caption([label]), pa.string())),
+        labels=listed(labels, separator=None),
+        skin_type=skin_types(cells["fitspatrick"]),
+        group=patients,
+        meta=meta(
+            num_rows,
+            age=years(cells["age"]),
+            sex=text(cells["gender"], lower=True),
+            body_site=text(cells["region"], lower=True),
+            symptoms=_symptoms({name: cells[name] for name in symptoms}, num_rows),
+            patient_id=patients,
+            lesion_id=text(cells["lesion_id"]),
+            extra=extras(leftover(cells.table, used)) or pa.nulls(num_rows, pa.string()),
+        ),
+    )
+    return RawRows(table, cells.dropped, Ontology.flat(DIAGNOSES.values()))
+
+
+def _symptoms(answers: dict[str, pa.Array], num_rows: int) -> pa.Array:
+    """Names of the questions answered "True", separated by commas; null where there is none."""
+    named = [["" for _ in range(num_rows)]]
+    for name, column in answers.items():
+        named.append([name if answer.lower() == "true" else "" for answer in column.to_pylist()])
+    rows = (", ".join(filter(None, row)) for row in zip(*named, strict=True))
+    return pa.array([row or None for row in rows], pa.string())

@@ -1,0 +1,233 @@
+"""What every source reader returns: raw rows in one Arrow schema, and the column operations to get there.
+
+A reader says where things are in its table; what a caption, a label or a group is, is the same for all from here on.
+Everything works on whole Arrow columns: a table has a million rows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from dermray.config import Config
+from dermray.corpus.ontology import Ontology
+from dermray.corpus.schema import CAPTION, META
+
+RAW = pa.schema(
+    [
+        # Number of the row in its table, the first row after the header being 1.
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("source_id", pa.string(), nullable=False),
+        # Path of the image under the input root; null where the table gives none.
+        pa.field("image", pa.string()),
+        pa.field("captions", pa.list_(CAPTION), nullable=False),
+        # Disease labels as written; one text may list several, separated by commas.
+        pa.field("labels", pa.list_(pa.string()), nullable=False),
+        # Published path of the diagnosis, coarse to fine, separated by commas.
+        pa.field("hierarchy", pa.string()),
+        pa.field("concepts", pa.list_(pa.string()), nullable=False),
+        pa.field("skin_type", pa.int8()),
+        # Samples of one group (patient, lesion, video, …) never part over splits.
+        pa.field("group", pa.string()),
+        # A split that the source itself prescribes.
+        pa.field("split", pa.string()),
+        # Where the source found the image (forum, textbook, …), for the report.
+        pa.field("origin", pa.string()),
+        pa.field("meta", META),
+    ]
+)
+
+PLACEHOLDER = re.compile(
+    r"(no (\w+ )*(information|concepts)|no definitive diagnosis|none|nan|null|n/?a|unk|unknown|-)?", re.I
+)
+ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5, "vi": 6}
+
+
+class Columns(Config):
+    """Column names of a `csv` table. A column named here must exist; a default name is used where it exists."""
+
+    image: str = Field("image", description="path of the image under input")
+    caption: str | None = Field("caption", description="caption; empty: made from the label")
+    label: str | list[str] | None = Field("label", description="disease label, or a list of such columns")
+    label_separator: str | None = Field(None, description="what separates several labels in a cell; empty: nothing")
+    concepts: str | None = Field("concepts", description="visible features, separated by commas")
+    skin_type: str | None = Field("skin_type", description="Fitzpatrick type: 1-6 or I-VI")
+    group: str | list[str] | None = Field("group", description="what must not part over splits: patient, lesion, …")
+    split: str | None = Field("split", description="split that the row must be in")
+    source: str | None = Field("source", description="name of the data set a row is from")
+    source_id: str | None = Field("source_id", description="id of the row in its data set; else the image path")
+    age: str | None = Field("age", description="age in years")
+    sex: str | None = Field("sex", description="sex or gender")
+    body_site: str | None = Field("body_site", description="where on the body")
+    symptoms: str | None = Field("symptoms", description="symptoms")
+    patient_id: str | None = Field("patient_id", description="patient; groups the rows where group is absent")
+    lesion_id: str | None = Field("lesion_id", description="lesion; groups the rows where group and patient are absent")
+
+
+DEFAULT_COLUMNS = Columns()
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """What a reader is asked for."""
+
+    input: str
+    table: str | None = None
+    columns: Columns = DEFAULT_COLUMNS
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class DroppedRow:
+    """A row that is not in the prepared corpus, and why. `reason` is a short stable word."""
+
+    row: int
+    source_id: str
+    image: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """What a reader returns: rows of schema RAW, rows it could not read, and the disease tree if there is one."""
+
+    table: pa.Table
+    dropped: tuple[DroppedRow, ...] = ()
+    ontology: Ontology | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the source's table, readable or not."""
+        return self.table.num_rows + len(self.dropped)
+
+
+def assemble(**columns: Any) -> pa.Table:
+    """A table of schema RAW from its columns (arrays, or one string for all rows); absent ones are null or empty."""
+    num_rows = len(columns["row"])
+    arrays = []
+    for described in RAW:
+        value = columns.pop(described.name, None)
+        if value is None and pa.types.is_list(described.type):
+            value = pa.array([[]] * num_rows, described.type)
+        elif value is None:
+            value = pa.nulls(num_rows, described.type)
+        elif isinstance(value, str):
+            value = pa.repeat(pa.scalar(value, described.type), num_rows)
+        arrays.append(value.cast(described.type) if value.type != described.type else value)
+    if columns:
+        raise TypeError(f"no such raw columns: {sorted(columns)}")
+    return pa.Table.from_arrays(arrays, schema=RAW)
+
+
+def meta(num_rows: int, **fields: pa.Array) -> pa.Array:
+    """The `meta` struct column from its fields; absent ones are null."""
+    arrays = [
+        fields[part.name].cast(part.type) if part.name in fields else pa.nulls(num_rows, part.type) for part in META
+    ]
+    return pa.StructArray.from_arrays(arrays, fields=list(META))
+
+
+def text(column: pa.Array, *, lower: bool = False) -> pa.Array:
+    """Runs of white space become one space; blank cells and placeholders ("No age information", …) become null."""
+
+    def clean(cell: str) -> str | None:
+        collapsed = " ".join(cell.split())
+        if PLACEHOLDER.fullmatch(collapsed):
+            return None
+        return collapsed.lower() if lower else collapsed
+
+    return map_values(column, clean, pa.string())
+
+
+def path(column: pa.Array) -> pa.Array:
+    """Image paths as they are, but blank ones null: spaces inside a file name are part of it."""
+    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), pa.scalar(None, pa.string()), column)
+
+
+def listed(column: pa.Array, separator: str | None = ",") -> pa.Array:
+    """Cells split at a separator, parts stripped, each once; null becomes the empty list."""
+
+    def split(cell: str) -> list[str]:
+        parts = cell.split(separator) if separator else [cell]
+        return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+
+    split_column = map_values(column, split, pa.list_(pa.string()))
+    return pc.fill_null(split_column, pa.scalar([], pa.list_(pa.string()))) if split_column.null_count else split_column
+
+
+def joined_lists(columns: Sequence[pa.Array]) -> pa.Array:
+    """Several list columns end to end, row by row."""
+    if len(columns) == 1:
+        return columns[0]
+    rows = zip(*(column.to_pylist() for column in columns), strict=True)
+    return pa.array([[part for parts in row for part in parts] for row in rows], pa.list_(pa.string()))
+
+
+def raw_captions(column: pa.Array) -> pa.Array:
+    """A caption column as `captions`: one of aspect `raw` a row, none where it is null."""
+    present = pc.cast(pc.is_valid(column), pa.int32())
+    offsets = pa.concat_arrays([pa.array([0], pa.int32()), pc.cumulative_sum(present)])
+    texts = column.drop_null()
+    aspects = pa.repeat(pa.scalar("raw"), len(texts))
+    return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays([aspects, texts], fields=list(CAPTION)))
+
+
+def years(column: pa.Array) -> pa.Array:
+    """Ages in years ("45", "45.0", "45 years") as float32; others are null."""
+
+    def parse(cell: str) -> float | None:
+        match = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)\s*(?:y|yr|yrs|years?)?(?:\s*old)?", cell.strip(), re.I)
+        return float(match[1]) if match and float(match[1]) <= 130 else None
+
+    return map_values(column, parse, pa.float32())
+
+
+def skin_types(column: pa.Array) -> pa.Array:
+    """Fitzpatrick types ("2", "2.0", "II") as int8 1-6; others are null."""
+
+    def parse(cell: str) -> int | None:
+        word = cell.strip().lower().removeprefix("type").strip()
+        number = ROMAN.get(word) or (int(float(word)) if re.fullmatch(r"[1-6](\.0+)?", word) else None)
+        return number
+
+    return map_values(column, parse, pa.int8())
+
+
+def first_of(*columns: pa.Array | None) -> pa.Array | None:
+    """The first present value of each row."""
+    present = [column for column in columns if column is not None]
+    return pc.coalesce(*present) if present else None
+
+
+def extras(columns: Mapping[str, pa.Array]) -> pa.Array | None:
+    """Columns without a field of their own as one JSON object a row; null where all are empty."""
+    if not columns:
+        return None
+    names = list(columns)
+    rows = zip(*(columns[name].to_pylist() for name in names), strict=True)
+    texts = []
+    for values in rows:
+        kept = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        texts.append(json.dumps(kept, ensure_ascii=False) if kept else None)
+    return pa.array(texts, pa.string())
+
+
+def map_values(column: pa.Array, function: Callable[[str], Any], result_type: pa.DataType) -> pa.Array:
+    """Apply a function to each distinct string once; null stays null."""
+    encoded = column.dictionary_encode()
+    values = pa.array([function(value) for value in encoded.dictionary.to_pylist()], result_type)
+    return values.take(encoded.indices)
+
+
+def leftover(table: pa.Table, used: Collection[str | None]) -> dict[str, pa.Array]:
+    """Columns of a table that no field has used, cleaned."""
+    return {name: text(table[name].combine_chunks()) for name in table.column_names if name not in used}

@@ -1,0 +1,186 @@
+"""Prepare end to end on the session's Ray cluster: every bad kind of row, resumption, the ceiling, no change."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from dermray import images
+from dermray.config import parse
+from dermray.corpus.manifest import Manifest
+from dermray.corpus.ontology import Ontology
+from dermray.corpus.schema import SAMPLE
+from dermray.corpus.synthetic import write_corpus
+from dermray.errors import CorpusError, StorageError
+from dermray.prepare.pipeline import PrepareResult, prepare
+from dermray.prepare.settings import PrepareConfig
+from tests import raw_corpus
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+NUM_GOOD = 40
+
+
+def run(raw: Path, output: Path, **options: Any) -> PrepareResult:
+    overrides = [f"{key}={value}" for key, value in ({"source": "csv", "rows_per_shard": 8} | options).items()]
+    return prepare(parse(PrepareConfig, [f"input={raw}", f"output={output}", *overrides]))
+
+
+def samples(output: Path) -> list[dict[str, Any]]:
+    manifest = Manifest.load(str(output))
+    return [row for shard in manifest.shards for row in pq.read_table(output / shard.path).to_pylist()]
+
+
+def content(output: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(output)): file.read_bytes() for file in output.rglob("*") if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    folder = tmp_path_factory.mktemp("with-bad-rows") / "raw"
+    return folder, raw_corpus.write(folder, num_good=NUM_GOOD, bad=True)
+
+
+@pytest.fixture(scope="module")
+def prepared(
+    corpus: tuple[Path, dict[str, str]], tmp_path_factory: pytest.TempPathFactory, ray_cluster: None
+) -> tuple[Path, PrepareResult]:
+    output = tmp_path_factory.mktemp("prepared") / "corpus"
+    return output, run(corpus[0], output, max_dropped_fraction=0.5)
+
+
+def test_every_bad_row_is_dropped_with_its_own_reason(
+    corpus: tuple[Path, dict[str, str]], prepared: tuple[Path, PrepareResult]
+) -> None:
+    _, reasons = corpus
+    output, result = prepared
+    dropped = pq.read_table(output / "report" / "dropped.parquet").to_pylist()
+    assert {row["source_id"]: row["reason"] for row in dropped if row["source_id"]} == reasons
+    assert [row["reason"] for row in dropped if not row["source_id"]] == ["malformed_row"]
+    assert all(row["detail"] for row in dropped)
+    assert result.stats["dropped"] == dict(Counter(row["reason"] for row in dropped).most_common())
+    assert {"missing_file", "truncated", "zero_byte", "not_an_image", "too_many_pixels", "empty_caption"} <= set(
+        result.stats["dropped"]
+    )
+    assert "path_outside_root" in result.stats["dropped"]
+
+
+def test_bad_rows_cost_nothing_else(prepared: tuple[Path, PrepareResult]) -> None:
+    output, result = prepared
+    found = samples(output)
+    assert sorted(row["source_id"] for row in found) == [f"good-{number:03d}" for number in range(NUM_GOOD)]
+    assert result.manifest.num_samples == result.stats["samples"] == NUM_GOOD
+    assert result.stats["rows"]["in"] == result.stats["rows"]["in_samples"] + result.stats["rows"]["dropped"]
+    assert result.stats["captions"] == {"raw": NUM_GOOD + NUM_GOOD // 5, "ontology": NUM_GOOD, "concept": 0}
+    for row in found:
+        number = int(row["source_id"].removeprefix("good-"))
+        original = images.decode(raw_corpus.photograph(number)).astype(int)
+        assert abs(images.decode(row["image"]).astype(int) - original).mean() < 4
+        assert row["captions"][0] == {"aspect": "raw", "text": f"caption {number}"}
+
+
+def test_shards_ontology_and_manifest_agree(prepared: tuple[Path, PrepareResult]) -> None:
+    output, result = prepared
+    manifest = Manifest.load(str(output))
+    assert manifest == result.manifest
+    assert set(Ontology.load(str(output))) == set(raw_corpus.LABELS)
+    assert {file.name for file in (output / "data").iterdir()} == {Path(shard.path).name for shard in manifest.shards}
+    patients: dict[str, set[str]] = {}
+    for shard in manifest.shards:
+        table = pq.read_table(output / shard.path)
+        assert table.schema.equals(SAMPLE)
+        assert set(table["split"].to_pylist()) == {shard.split}
+        assert table.num_rows == shard.num_samples <= 8
+        for row in table.select(["meta", "split"]).to_pylist():
+            patients.setdefault(row["meta"]["patient_id"], set()).add(row["split"])
+    assert all(len(splits) == 1 for splits in patients.values())
+    assert manifest.splits.keys() == {"train", "val"}
+
+
+def test_unchanged_input_is_a_no_op(corpus: tuple[Path, dict[str, str]], prepared: tuple[Path, PrepareResult]) -> None:
+    output, first = prepared
+    before = {file: file.stat().st_mtime_ns for file in output.rglob("*") if file.is_file()}
+    again = run(corpus[0], output, max_dropped_fraction=0.5)
+    assert again.unchanged
+    assert again.num_shards_made == 0
+    assert again.manifest == first.manifest
+    assert {file: file.stat().st_mtime_ns for file in output.rglob("*") if file.is_file()} == before
+
+
+def test_half_done_work_is_finished_to_the_same_bytes(
+    corpus: tuple[Path, dict[str, str]], prepared: tuple[Path, PrepareResult], tmp_path: Path
+) -> None:
+    """What a crash leaves: some shards with records, one without, a part file, no manifest."""
+    output, first = prepared
+    run(corpus[0], tmp_path / "corpus", max_dropped_fraction=0.5)
+    assert content(tmp_path / "corpus") == content(output)
+    records = sorted((tmp_path / "corpus" / "records").iterdir())
+    for record in records[::2]:
+        record.unlink()
+    (tmp_path / "corpus" / "data" / f"{records[1].stem}.parquet").unlink()
+    (tmp_path / "corpus" / "data" / ".train-00000-x.parquet.1-2.part").write_bytes(b"half")
+    (tmp_path / "corpus" / "manifest.json").unlink()
+    again = run(corpus[0], tmp_path / "corpus", max_dropped_fraction=0.5)
+    assert again.num_shards_made == len(records[::2]) + 1
+    assert again.num_shards_found == len(records) - again.num_shards_made
+    assert content(tmp_path / "corpus") == content(output)
+    assert again.manifest.digest == first.manifest.digest
+
+
+def test_other_settings_replace_the_corpus_and_clear_up(
+    corpus: tuple[Path, dict[str, str]], prepared: tuple[Path, PrepareResult], tmp_path: Path
+) -> None:
+    first = run(corpus[0], tmp_path / "corpus", max_dropped_fraction=0.9, split="test", limit=20)
+    assert first.manifest.splits.keys() == {"test"}
+    run(corpus[0], tmp_path / "corpus", max_dropped_fraction=0.5)
+    assert content(tmp_path / "corpus") == content(prepared[0])
+
+
+def test_too_many_bad_rows_stop_the_run(corpus: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    with pytest.raises(
+        CorpusError, match=r"stopped: .* rows are unusable so far \(.*max_dropped_fraction=0.01"
+    ) as caught:
+        run(corpus[0], tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
+    listed = tmp_path / "report" / "dropped-when-stopped.parquet"
+    assert str(listed) in str(caught.value)
+    assert pq.read_table(listed).num_rows >= 1
+    assert run(corpus[0], tmp_path, max_dropped_fraction=0.5).manifest.num_samples == NUM_GOOD
+    assert not listed.exists()
+
+
+def test_bad_images_count_towards_the_ceiling_too(tmp_path: Path) -> None:
+    raw_corpus.write(tmp_path / "raw", num_good=10)
+    for number in range(5):
+        (tmp_path / "raw" / "images" / f"{number:03d}.jpg").write_bytes(b"")
+    with pytest.raises(CorpusError, match="zero_byte"):
+        run(tmp_path / "raw", tmp_path / "out", max_dropped_fraction=0.2)
+    assert run(tmp_path / "raw", tmp_path / "out", max_dropped_fraction=0.9).manifest.num_samples == 5
+    for number in range(10):
+        (tmp_path / "raw" / "images" / f"{number:03d}.jpg").write_bytes(b"")
+    with pytest.raises(CorpusError, match=r"no image of .* is usable"):
+        run(tmp_path / "raw", tmp_path / "none", max_dropped_fraction=1)
+    assert not (tmp_path / "none" / "manifest.json").exists()
+
+
+def test_an_output_that_cannot_be_written_is_one_clear_error(
+    corpus: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "data").write_text("a file where a folder should be", encoding="utf-8")
+    with pytest.raises(StorageError, match=r"shard \w+-\d+: .*run the same command again"):
+        run(corpus[0], tmp_path, max_dropped_fraction=0.5)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_synthetic_corpus_takes_the_road_of_derm1m(tmp_path: Path) -> None:
+    write_corpus(str(tmp_path / "raw"), num_images=48, seed=3)
+    result = run(tmp_path / "raw", tmp_path / "out", source="derm1m", split="{val: 0.2, test: 0.2}", rows_per_shard=32)
+    assert result.manifest.num_samples == 48
+    assert result.stats["rows"]["dropped"] == 0
+    assert result.stats["rows_resolved"] == result.stats["rows_labelled"] > 0
+    assert result.stats["captions"]["concept"] > 0
+    assert (tmp_path / "out" / "report" / "report.html").stat().st_size > 20_000

@@ -1,0 +1,194 @@
+"""The plan: which rows become which sample, split, shard and place."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dermray.errors import CorpusError
+from dermray.prepare.plan import Plan, leaves_root, plan_shards
+from dermray.prepare.sources.rows import RAW, DroppedRow, RawRows
+
+
+def raw_row(number: int, **fields: Any) -> dict[str, Any]:
+    return {
+        "row": number,
+        "source": "csv",
+        "source_id": f"id{number}",
+        "image": f"{number}.jpg",
+        "captions": [{"aspect": "raw", "text": "a caption"}],
+        "labels": [],
+        "concepts": [],
+    } | fields
+
+
+def raw_rows(*rows: dict[str, Any], dropped: tuple[DroppedRow, ...] = ()) -> RawRows:
+    return RawRows(pa.Table.from_pylist(list(rows), schema=RAW), dropped)
+
+
+def plan(raw: RawRows, **options: Any) -> Plan:
+    return plan_shards(raw, **({"split": {"val": 0.3}, "seed": 0, "rows_per_shard": 4} | options))
+
+
+def split_of(made: Plan) -> dict[str, str]:
+    return {image: spec.split for spec in made.shards for image in spec.rows["image"].to_pylist()}
+
+
+def test_rows_of_one_image_stay_together_in_table_order() -> None:
+    raw = raw_rows(*(raw_row(number, image=f"{number % 3}.jpg") for number in range(1, 10)))
+    made = plan(raw, split="train", rows_per_shard=2)
+    assert made.num_images == 3
+    assert [len(set(spec.rows["image"].to_pylist())) for spec in made.shards] == [2, 1]
+    for spec in made.shards:
+        numbers = defaultdict(list)
+        for row in spec.rows.to_pylist():
+            numbers[row["image"]].append(row["row"])
+        assert all(found == sorted(found) and len(found) == 3 for found in numbers.values())
+
+
+def test_bad_rows_are_dropped_by_reason_and_cost_nothing_else() -> None:
+    already = DroppedRow(7, "", "", "malformed_row", "")
+    made = plan(
+        raw_rows(
+            raw_row(1),
+            raw_row(2, image=None),
+            raw_row(3, image="/etc/passwd"),
+            raw_row(4, image="a/../../b.jpg"),
+            raw_row(5, captions=[]),
+            raw_row(6, image="a/../1.jpg"),
+            dropped=(already,),
+        ),
+        split="train",
+    )
+    assert [(row.row, row.reason) for row in made.dropped] == [
+        (2, "no_image_path"),
+        (3, "path_outside_root"),
+        (4, "path_outside_root"),
+        (5, "empty_caption"),
+        (7, "malformed_row"),
+    ]
+    assert made.num_rows == 7
+    assert made.num_images == 1
+    assert made.shards[0].rows["row"].to_pylist() == [1, 6]
+    assert made.shards[0].rows["image"].to_pylist() == ["1.jpg", "1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("path", "leaves"),
+    [
+        ("a.jpg", False),
+        ("a b/ü,.jpg", False),
+        ("a/../b.jpg", False),
+        ("..a/b..jpg", False),
+        ("..", True),
+        ("../a.jpg", True),
+        ("a/../../b.jpg", True),
+        ("/a.jpg", True),
+        ("//host/a.jpg", True),
+        ("s3://bucket/a.jpg", True),
+        ("file:///etc/passwd", True),
+        ("a\0.jpg", True),
+    ],
+)
+def test_leaves_root(path: str, leaves: bool) -> None:
+    assert leaves_root(path) is leaves
+
+
+def test_a_single_name_puts_everything_there() -> None:
+    made = plan(raw_rows(*(raw_row(number, split="val") for number in range(9))), split="test")
+    assert set(split_of(made).values()) == {"test"}
+
+
+def test_prescribed_splits_hold_and_take_their_group_along() -> None:
+    made = plan(
+        raw_rows(
+            raw_row(1, split="Test", group="p"),
+            raw_row(2, group="p"),
+            raw_row(3, split="train", group="q"),
+            raw_row(4, group="q"),
+        ),
+        split={"val": 1.0},
+    )
+    assert split_of(made) == {"1.jpg": "test", "2.jpg": "test", "3.jpg": "train", "4.jpg": "train"}
+
+
+def test_a_prescribed_split_that_cannot_be_a_name() -> None:
+    with pytest.raises(CorpusError, match=r"prescribes the split 'a/b'"):
+        plan(raw_rows(raw_row(1, split="a/b")))
+
+
+def test_fractions_are_met_and_stay_when_rows_are_added() -> None:
+    rows = [raw_row(number) for number in range(4000)]
+    made = plan(raw_rows(*rows[:3000]), split={"val": 0.1, "test": 0.2}, rows_per_shard=500)
+    counts = defaultdict(int)
+    for split in split_of(made).values():
+        counts[split] += 1
+    assert counts["val"] == pytest.approx(300, abs=60)
+    assert counts["test"] == pytest.approx(600, abs=80)
+    more = split_of(plan(raw_rows(*rows), split={"val": 0.1, "test": 0.2}, rows_per_shard=500))
+    assert {image: more[image] for image in split_of(made)} == split_of(made)
+
+
+def test_the_seed_changes_splits_and_order() -> None:
+    raw = raw_rows(*(raw_row(number) for number in range(200)))
+    first, second = plan(raw, seed=0), plan(raw, seed=1)
+    assert split_of(first) != split_of(second)
+    assert first.shards[0].rows["row"].to_pylist() != sorted(first.shards[0].rows["row"].to_pylist())
+
+
+def test_nothing_is_left() -> None:
+    made = plan(raw_rows(raw_row(1, captions=[])))
+    assert made.shards == ()
+    assert len(made.dropped) == 1
+
+
+tables = st.lists(
+    st.tuples(st.integers(0, 12), st.one_of(st.none(), st.integers(0, 5)), st.booleans()), min_size=1, max_size=40
+)
+
+
+@given(tables, st.integers(0, 3), st.integers(1, 7))
+def test_plan_is_whole_and_never_parts_a_group(
+    drawn: list[tuple[int, int | None, bool]], seed: int, rows_per_shard: int
+) -> None:
+    rows = [
+        raw_row(
+            number,
+            image=f"{image}.jpg",
+            group=None if group is None else f"g{group}",
+            captions=[{"aspect": "raw", "text": "x"}] if captioned else [],
+        )
+        for number, (image, group, captioned) in enumerate(drawn)
+    ]
+    made = plan(raw_rows(*rows), split={"val": 0.4, "test": 0.2}, seed=seed, rows_per_shard=rows_per_shard)
+    planned = [row for spec in made.shards for row in spec.rows["row"].to_pylist()]
+    assert sorted(planned + [row.row for row in made.dropped]) == list(range(len(rows)))
+    splits = split_of(made)
+    groups: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row["captions"] and row["group"]:
+            groups[row["group"]].add(splits[row["image"]])
+    assert all(len(found) == 1 for found in groups.values())
+    for spec in made.shards:
+        assert 1 <= len(set(spec.rows["image"].to_pylist())) <= rows_per_shard
+    images = [image for spec in made.shards for image in dict.fromkeys(spec.rows["image"].to_pylist())]
+    assert len(images) == len(set(images)) == made.num_images
+
+
+@given(tables, st.randoms(use_true_random=False))
+def test_order_of_the_table_does_not_matter(drawn: list[tuple[int, int | None, bool]], random: Any) -> None:
+    rows = [
+        raw_row(number, image=f"{image}.jpg", group=None if group is None else f"g{group}")
+        for number, (image, group, _) in enumerate(drawn)
+    ]
+    shuffled = random.sample(rows, len(rows))
+
+    def images(made: Plan) -> list[tuple[str, list[str]]]:
+        return [(spec.name, list(dict.fromkeys(spec.rows["image"].to_pylist()))) for spec in made.shards]
+
+    assert images(plan(raw_rows(*rows))) == images(plan(raw_rows(*shuffled)))

@@ -1,0 +1,235 @@
+"""Making shards and reports without Ray: bytes, records, resumption."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from dermray import images
+from dermray.config import parse
+from dermray.corpus.manifest import Manifest
+from dermray.corpus.ontology import Ontology
+from dermray.corpus.schema import SAMPLE, sample_id
+from dermray.errors import StorageError
+from dermray.prepare import report
+from dermray.prepare.plan import Plan, plan_shards
+from dermray.prepare.samples import resolve_labels
+from dermray.prepare.settings import PrepareConfig
+from dermray.prepare.shard import ShardMaker, ShardRecord, made_by
+from dermray.prepare.sources import READERS, SourceRequest
+from tests import raw_corpus
+
+TREE = Ontology(
+    {"root": ["inflammatory", "melanoma"], "inflammatory": ["psoriasis", "eczema"], "eczema": ["hand eczema"]}
+)
+
+
+def settings(raw: Path, output: Path, **options: Any) -> PrepareConfig:
+    overrides = [f"{key}={value}" for key, value in options.items()]
+    return parse(PrepareConfig, ["source=csv", f"input={raw}", f"output={output}", "split=train", *overrides])
+
+
+def planned(config: PrepareConfig) -> Plan:
+    raw = READERS["csv"](SourceRequest(config.input))
+    return plan_shards(raw, split=config.split, seed=config.seed, rows_per_shard=config.rows_per_shard)
+
+
+def make(config: PrepareConfig) -> tuple[list[ShardRecord], list[bool]]:
+    maker = ShardMaker(config, TREE)
+    made = [maker.make(spec, lambda count: None) for spec in planned(config).shards]
+    return [record for record, _ in made], [fresh for _, fresh in made]
+
+
+def committed(records: list[ShardRecord]) -> Manifest:
+    shards = tuple(record.shard for record in records if record.shard)
+    return Manifest(shards=shards, provenance={"made_by": made_by()})
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus") / "raw"
+    raw_corpus.write(folder, num_good=12, bad=True)
+    return folder
+
+
+def test_shard_is_a_parquet_file_of_the_schema(raw: Path, tmp_path: Path) -> None:
+    config = settings(raw, tmp_path, image_size=64, row_group_size=5)
+    (record,), _ = make(config)
+    assert record.shard is not None
+    file = pq.ParquetFile(tmp_path / record.shard.path)
+    assert file.schema_arrow.equals(SAMPLE, check_metadata=True)
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    assert tuple(group.num_rows for group in groups) == record.shard.row_groups == (5, 5, 2)
+    codecs = {groups[0].column(n).path_in_schema: groups[0].column(n).compression for n in range(groups[0].num_columns)}
+    assert codecs.pop("image") == "UNCOMPRESSED"
+    assert set(codecs.values()) == {"ZSTD"}
+    for sample in file.read().to_pylist():
+        assert sample["sample_id"] == sample_id("csv", sample["image"])
+        assert images.inspect(sample["image"]) == ("JPEG", sample["width"], sample["height"])
+        assert min(sample["width"], sample["height"]) == 64
+
+
+def test_samples_hold_the_union_of_their_rows(raw: Path, tmp_path: Path) -> None:
+    (record,), _ = make(settings(raw, tmp_path))
+    assert record.shard is not None
+    rows = {row["source_id"]: row for row in pq.read_table(tmp_path / record.shard.path).to_pylist()}
+    assert sorted(rows) == [f"good-{number:03d}" for number in range(12)]
+    assert rows["good-010"]["captions"] == [
+        {"aspect": "raw", "text": "caption 10"},
+        {"aspect": "ontology", "text": "This is a skin photo diagnosed as inflammatory, psoriasis."},
+        {"aspect": "raw", "text": "another caption 10"},
+    ]
+    assert rows["good-010"]["labels"] == ["psoriasis"]
+    assert rows["good-010"]["skin_type"] == 2
+    assert rows["good-010"]["meta"]["patient_id"] == "patient 5"
+
+
+def test_record_counts_every_row(raw: Path, tmp_path: Path) -> None:
+    (record,), _ = make(settings(raw, tmp_path))
+    assert record.num_rows == len(record.dropped) + 12 + 3
+    assert record.counts["captions"] == {"ontology": 12, "raw": 15}
+    assert record.counts["rows"] == {"labelled": 15, "resolved": 15}
+    assert record.counts["formats"] == {"JPEG": 12}
+    assert ShardRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
+
+
+def test_a_finished_shard_is_not_made_again(raw: Path, tmp_path: Path) -> None:
+    config = settings(raw, tmp_path, rows_per_shard=5)
+    first, fresh = make(config)
+    assert all(fresh)
+    made_at = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "data").iterdir()}
+    again, fresh = make(config)
+    assert not any(fresh)
+    assert again == first
+    assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "data").iterdir()} == made_at
+
+
+def test_bytes_depend_on_content_alone(raw: Path, tmp_path: Path) -> None:
+    first, _ = make(settings(raw, tmp_path / "a", num_fetch_threads=1))
+    second, _ = make(settings(raw, tmp_path / "b", num_fetch_threads=16))
+    assert first == second
+    assert first[0].shard is not None
+    path = first[0].shard.path
+    assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
+
+
+@pytest.mark.parametrize("option", [{"jpeg_quality": 70}, {"image_size": 64}, {"row_group_size": 3}, {"min_side": 40}])
+def test_other_settings_are_another_shard(raw: Path, tmp_path: Path, option: dict[str, int]) -> None:
+    base, _ = make(settings(raw, tmp_path))
+    other, fresh = make(settings(raw, tmp_path, **option))
+    assert fresh == [True]
+    assert base[0].key != other[0].key
+
+
+def test_damage_after_the_fact_is_noticed(tmp_path: Path) -> None:
+    raw_corpus.write(tmp_path / "raw", num_good=4)
+    config = settings(tmp_path / "raw", tmp_path / "out")
+    (record,), _ = make(config)
+    assert record.shard is not None
+    shard = tmp_path / "out" / record.shard.path
+    whole = shard.read_bytes()
+    for damage in (lambda: shard.write_bytes(whole[:-10]), shard.unlink):
+        damage()
+        assert make(config) == ([record], [True])
+        assert shard.read_bytes() == whole
+    (tmp_path / "raw" / "images" / "001.jpg").write_bytes(raw_corpus.photograph(77))
+    (changed,), fresh = make(config)
+    assert fresh == [True]
+    assert changed.sample_ids != record.sample_ids
+
+
+def test_a_file_that_turns_up_later_is_taken(tmp_path: Path) -> None:
+    raw_corpus.write(tmp_path / "raw", num_good=4)
+    image = tmp_path / "raw" / "images" / "002.jpg"
+    content = image.read_bytes()
+    image.unlink()
+    config = settings(tmp_path / "raw", tmp_path / "out")
+    (lacking,), _ = make(config)
+    assert [row.reason for row in lacking.dropped] == ["missing_file"]
+    image.write_bytes(content)
+    (complete,), _ = make(config)
+    assert complete.dropped == ()
+    assert complete.shard is not None
+    assert complete.shard.num_samples == 4
+
+
+def test_links_may_be_followed_when_asked(raw: Path, tmp_path: Path) -> None:
+    refused, _ = make(settings(raw, tmp_path))
+    followed, _ = make(settings(raw, tmp_path, follow_links=True))
+
+    def names(records: list[ShardRecord]) -> set[str]:
+        return {row.source_id for row in records[0].dropped}
+
+    assert names(refused) - names(followed) == {"bad-link"}
+
+
+def test_a_full_disk_publishes_nothing(raw: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "out"
+    blocked.mkdir()
+    (blocked / "data").write_text("a file where the folder should be", encoding="utf-8")
+    with pytest.raises((OSError, StorageError)):
+        make(settings(raw, blocked))
+    assert not (blocked / "records").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "hierarchy", "found", "unresolved"),
+    [
+        (["psoriasis"], None, ("psoriasis",), ()),
+        (["psoriasis, eczema"], None, ("psoriasis", "eczema"), ()),
+        (["eczema", "hand eczema"], None, ("hand eczema",), ()),
+        (["pompholyx"], "inflammatory, eczema, pompholyx", ("eczema",), ("pompholyx",)),
+        (["pompholyx"], None, (), ("pompholyx",)),
+        ([], "inflammatory, eczema", (), ()),
+    ],
+)
+def test_labels_of_a_row(
+    labels: list[str], hierarchy: str | None, found: tuple[str, ...], unresolved: tuple[str, ...]
+) -> None:
+    assert resolve_labels({"labels": labels, "hierarchy": hierarchy}, TREE) == (found, unresolved)
+
+
+def test_report_is_a_function_of_the_result(raw: Path, tmp_path: Path) -> None:
+    config = settings(raw, tmp_path, rows_per_shard=5)
+    records, _ = make(config)
+    manifest = committed(records)
+    plan = planned(config)
+    stats = report.summarise(plan, records, manifest, TREE)
+    assert stats["rows"]["in"] == stats["rows"]["in_samples"] + stats["rows"]["dropped"]
+    assert stats["levels"][1] == {"level": 2, "nodes": 2, "seen": 2, "labels": 8}
+    assert stats["captions"] == {"raw": 15, "ontology": 12, "concept": 0}
+    report.write(config, plan, records, manifest, stats)
+    first = {file: (tmp_path / file).read_bytes() for file in (report.REPORT, report.STATS, report.DROPPED)}
+    report.write(config, plan, list(records), manifest, stats)
+    assert first == {file: (tmp_path / file).read_bytes() for file in first}
+    page = first[report.REPORT].decode()
+    for expected in ("too_many_pixels", "data:image/jpeg;base64,", "psoriasis", "report/dropped.parquet"):
+        assert expected in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_report_escapes_what_the_table_says(tmp_path: Path) -> None:
+    raw_corpus.write(tmp_path / "raw", num_good=3)
+    table = tmp_path / "raw" / "metadata.csv"
+    table.write_text(
+        table.read_text(encoding="utf-8").replace("caption 1", "<script>alert(1)</script>"), encoding="utf-8"
+    )
+    config = settings(tmp_path / "raw", tmp_path / "out")
+    records, _ = make(config)
+    manifest = committed(records)
+    plan = planned(config)
+    report.write(config, plan, records, manifest, report.summarise(plan, records, manifest, TREE))
+    page = (tmp_path / "out" / report.REPORT).read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+
+
+def test_lost_rows_are_a_bug_that_shows(raw: Path, tmp_path: Path) -> None:
+    config = settings(raw, tmp_path, rows_per_shard=5)
+    records, _ = make(config)
+    with pytest.raises(AssertionError, match="rows in"):
+        report.summarise(planned(config), records[1:], Manifest(shards=()), TREE)
