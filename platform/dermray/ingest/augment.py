@@ -1,0 +1,80 @@
+"""What a training sample goes through after decoding, seeded by sample so that no worker or order matters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+
+from dermray.corpus.schema import CaptionAspect
+
+CROP_ATTEMPTS = 10
+ASPECT_RATIO = (3 / 4, 4 / 3)
+
+
+def generator(seed: int, epoch: int, sample: int) -> np.random.Generator:
+    """The random numbers of one sample in one epoch."""
+    return np.random.default_rng([seed, epoch, sample])
+
+
+def crop_box(
+    random: np.random.Generator, height: int, width: int, scale: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """Box of a random resized crop: `(top, left, height, width)` in pixels.
+
+    Area share uniform in `scale`, aspect ratio log-uniform in [3/4, 4/3], ten attempts, then the largest central box
+    of an admissible ratio (the published recipe, as in torchvision).
+    """
+    log_low, log_high = math.log(ASPECT_RATIO[0]), math.log(ASPECT_RATIO[1])
+    for _ in range(CROP_ATTEMPTS):
+        area = height * width * random.uniform(*scale)
+        ratio = math.exp(random.uniform(log_low, log_high))
+        box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(random.integers(0, height - box_height + 1))
+            left = int(random.integers(0, width - box_width + 1))
+            return top, left, box_height, box_width
+    ratio = min(max(width / height, ASPECT_RATIO[0]), ASPECT_RATIO[1])
+    box_width = min(width, round(height * ratio))
+    box_height = min(height, round(width / ratio))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def crop_and_resize(
+    image: np.ndarray,
+    random: np.random.Generator,
+    *,
+    size: int,
+    scale: tuple[float, float],
+    horizontal_flip: float,
+) -> np.ndarray:
+    """uint8 `[H, W, 3]` → uint8 `[size, size, 3]`: random resized crop, then mirrored with a probability."""
+    top, left, height, width = crop_box(random, image.shape[0], image.shape[1], scale)
+    box = image[top : top + height, left : left + width]
+    shrinks = height >= size and width >= size
+    resized = cv2.resize(box, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    if horizontal_flip and random.random() < horizontal_flip:
+        resized = resized[:, ::-1]
+    return np.ascontiguousarray(resized)
+
+
+def choose_caption(
+    captions: Sequence[Mapping[str, str]], weights: Mapping[CaptionAspect, float], random: np.random.Generator
+) -> str:
+    """Draw one caption by the weight of its aspect, among the aspects that the sample has.
+
+    A sample with none of the weighted aspects gives its first caption. Captions of one aspect share its weight.
+    """
+    by_aspect: dict[str, float] = dict(weights.items())
+    share = [
+        by_aspect.get(caption["aspect"], 0.0) / sum(c["aspect"] == caption["aspect"] for c in captions)
+        for caption in captions
+    ]
+    total = sum(share)
+    if total == 0:
+        return captions[0]["text"]
+    point = random.random() * total
+    chosen = int(np.searchsorted(np.cumsum(share), point, side="right"))
+    return captions[min(chosen, len(captions) - 1)]["text"]

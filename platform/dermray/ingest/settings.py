@@ -1,0 +1,35 @@
+"""Keys of the data section of a training run."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from dermray.config import Config
+from dermray.corpus.schema import CaptionAspect
+
+
+class DataConfig(Config):
+    """How prepared samples become training batches."""
+
+    split: str = Field("train", description="split of the corpus to train on")
+    captions: dict[CaptionAspect, float] = Field(
+        {"raw": 1.0},
+        description="weight of each caption aspect (raw, ontology, concept) when one is drawn per sample and step",
+    )
+    crop_scale: tuple[float, float] = Field(
+        (0.4, 1.0), description="area share of the random resized crop, low and high"
+    )
+    horizontal_flip: float = Field(0.0, ge=0, le=1, description="probability of mirroring an image")
+    cpus_per_task: float = Field(
+        0.25, gt=0, description="logical CPUs that Ray reserves for one decoding task; fractions keep cores busy"
+    )
+    tasks_per_worker: int = Field(2, ge=1, description="decoding tasks that run at once for one training worker")
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale: needs 0 < low <= high <= 1, got {list(self.crop_scale)}")
+        if not self.captions or min(self.captions.values()) < 0 or sum(self.captions.values()) <= 0:
+            raise ValueError("captions: needs at least one aspect with a positive weight and none below zero")
+        return self
