@@ -1,0 +1,48 @@
+"""Score a model on a prepared corpus: `python jobs/evaluate.py model=URI corpus=URI output=URI`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from dermray import entry, storage
+from dermray.config import load
+from dermray.evaluate.settings import EvaluateConfig
+
+DESCRIPTION = "Zero-shot classification and retrieval with intervals; writes report.json and report.html."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and run."""
+    return run(load(EvaluateConfig, argv, prog="jobs/evaluate.py", description=DESCRIPTION))
+
+
+def run(config: EvaluateConfig) -> int:
+    """Evaluate under an MLflow run, save the report, print the headline."""
+    from dermray import cluster, tracking
+    from dermray.corpus.manifest import Manifest
+    from dermray.evaluate import suite
+    from dermray.evaluate.report import HTML_NAME
+
+    model = tracking.resolve_model(config.model, config.tracking)
+    suite.check_inputs(config, model_uri=model.folder_uri)
+    cluster.connect(config.cluster)
+    name = config.run_name or f"evaluate {model.name} on {storage.name_of(config.corpus)}"
+    with tracking.run(config.tracking, kind="evaluate", name=name, resolved=config) as current:
+        current.log_corpus(config.corpus, Manifest.load(config.corpus), context="evaluation")
+        report = suite.evaluate(config, model_uri=model.folder_uri, say=_say)
+        report.save(config.output)
+        current.log_metrics(report.metrics())
+        current.log_folder(config.output, "report")
+    for line in report.headline():
+        _say(line)
+    _say(f"report: {storage.join(storage.normalise(config.output), HTML_NAME)}")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(entry.run_job(main))

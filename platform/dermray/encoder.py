@@ -1,0 +1,215 @@
+"""The one way from image bytes and texts to unit vectors: evaluation, batch embedding and serving all use it.
+
+Images go through `dermray.images.decode` and then the model's own validation transform, so preprocessing
+equals the published one: shorter side to the model's size (bicubic, antialiased), centre crop, mean and
+standard deviation of the model's configuration. Texts go through the model's own tokeniser.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from os import PathLike, cpu_count
+from typing import Any, Literal, TypeVar, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from open_clip.model import get_model_preprocess_cfg
+from PIL import Image
+from torch import nn
+
+from dermray import images, models, storage
+from dermray.errors import ModelError
+
+Precision = Literal["fp32", "bf16"]
+ItemT = TypeVar("ItemT")
+
+# What happens to bytes before the model's own transform; part of the preprocessing digest.
+DECODE_RULES = {
+    "orientation": "exif",
+    "alpha": "over white",
+    "colour": "rgb uint8",
+    "profile": "to sRGB",
+    "animation": "first frame",
+}
+MAX_DECODE_THREADS = 16
+_HASH_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """What made a vector: enough to decide whether two vectors may be compared."""
+
+    name: str
+    embedding_dim: int
+    image_size: int
+    context_length: int
+    # SHA-256 of the weights file, or of names and values of all tensors where a model has no folder.
+    model_digest: str
+    # SHA-256 of the canonical JSON of the model's preprocessing and of `DECODE_RULES`.
+    preprocessing_digest: str
+    parameters: int
+
+
+class Encoder:
+    """A model with its transform and tokeniser, ready to embed. Thread-safe; equal input, equal vectors."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        image_transform: models.factory.ImageTransform,
+        tokenizer: models.factory.Tokenizer,
+        *,
+        name: str,
+        model_digest: str | None = None,
+        device: str | None = None,
+        precision: Precision = "fp32",
+    ) -> None:
+        """Wrap a loaded model; use `Encoder.load` to get one from a folder or a name.
+
+        Args:
+            model: an open_clip model: `encode_image`, `encode_text`, `logit_scale`.
+            image_transform: PIL image to float32 `[3, S, S]`.
+            tokenizer: N texts to int64 `[N, L]`.
+            name: what to call it in reports.
+            model_digest: SHA-256 of its weights file; without it the tensors are hashed.
+            device: `cpu`, `cuda`, `cuda:1`; empty: a GPU if there is one.
+            precision: `bf16` runs the towers under autocast; vectors are float32 all the same.
+
+        Raises:
+            ModelError: an unknown precision.
+        """
+        if precision not in get_args(Precision):
+            raise ModelError(f"precision {precision!r} is unknown: give one of {', '.join(get_args(Precision))}")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        digest = model_digest or _state_digest(model)
+        self._model = model.to(self.device).eval()
+        self._transform = image_transform
+        self._tokenizer = tokenizer
+        self._precision = precision
+        # Fast tokenisers of `transformers` refuse to be borrowed by two threads at once.
+        self._tokenizer_lock = threading.Lock()
+        preprocessing = get_model_preprocess_cfg(model)
+        side = preprocessing["size"]
+        self.logit_scale = float(model.logit_scale.exp().item())  # type: ignore[operator]
+        self.info = EncoderInfo(
+            name=name,
+            embedding_dim=self.encode_texts([""]).shape[1],
+            image_size=int(side if isinstance(side, int) else side[0]),
+            context_length=int(tokenizer([""]).shape[1]),
+            model_digest=digest,
+            preprocessing_digest=_canonical_digest({"decode": DECODE_RULES, "transform": preprocessing}),
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+        )
+
+    @classmethod
+    def load(cls, uri: str | PathLike[str], *, device: str | None = None, precision: Precision = "fp32") -> Encoder:
+        """Load a model folder (path, URI or `local-dir:`), or a model by its open_clip name.
+
+        Raises:
+            ModelError: unknown name, missing or malformed files, or an unknown precision.
+        """
+        name = str(uri)
+        folder = name.removeprefix(models.factory.LOCAL_PREFIX)
+        if not storage.exists(storage.join(folder, models.WEIGHTS_NAME)):
+            model, transform, tokenizer = models.create(name)
+            return cls(model, transform, tokenizer, name=name, device=device, precision=precision)
+        # A remote folder comes down once for both the weights and their digest.
+        with storage.local_folder(folder) as path:
+            model, transform, tokenizer = models.create(str(path))
+            digest = _file_digest(str(path / models.WEIGHTS_NAME))
+        label = storage.name_of(folder)
+        return cls(model, transform, tokenizer, name=label, model_digest=digest, device=device, precision=precision)
+
+    def preprocess(self, data: bytes) -> np.ndarray:
+        """Encoded image to the model's input, float32 `[3, S, S]`.
+
+        Raises:
+            ImageError: the bytes are not an acceptable image.
+        """
+        pixels = images.decode(data)
+        return self._transform(Image.fromarray(pixels)).numpy()
+
+    @torch.inference_mode()
+    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """Preprocessed images, float32 `[N, 3, S, S]`, to unit vectors, float32 `[N, D]`, in one pass."""
+        if len(pixels) == 0:
+            return np.zeros((0, self.info.embedding_dim), dtype=np.float32)
+        batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
+        with self._autocast():
+            features = self._model.encode_image(batch)  # type: ignore[operator]
+        return _unit(features)
+
+    def encode_images(self, images: Sequence[bytes], *, batch_size: int = 64) -> np.ndarray:
+        """Encoded images to unit vectors, float32 `[N, D]`, in their order.
+
+        Raises:
+            ImageError: one of them is not an acceptable image; nothing is returned then.
+        """
+        vectors = [np.zeros((0, self.info.embedding_dim), dtype=np.float32)]
+        vectors.extend(self.encode_pixels(np.stack(batch)) for batch in self._decoded(images, batch_size))
+        return np.concatenate(vectors)
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
+        """Texts to unit vectors, float32 `[N, D]`; longer ones are cut at the model's context length."""
+        if not texts:
+            return np.zeros((0, self.info.embedding_dim), dtype=np.float32)
+        vectors = []
+        for batch in _batches(texts, batch_size):
+            with self._tokenizer_lock:
+                tokens = self._tokenizer(list(batch))
+            with self._autocast():
+                features = self._model.encode_text(tokens.to(self.device))  # type: ignore[operator]
+            vectors.append(_unit(features))
+        return np.concatenate(vectors)
+
+    def _decoded(self, data: Sequence[bytes], batch_size: int) -> Iterator[list[np.ndarray]]:
+        """Batches of preprocessed images; the next one is decoded while the caller computes with this one."""
+        # On the CPU the towers use every core themselves; beside a GPU the cores are free to decode.
+        num_threads = 1 if self.device.type == "cpu" else min(MAX_DECODE_THREADS, cpu_count() or 1)
+        with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
+            ahead: list[Future[np.ndarray]] = []
+            for batch in _batches(data, batch_size):
+                submitted = [pool.submit(self.preprocess, one) for one in batch]
+                if ahead:
+                    yield [future.result() for future in ahead]
+                ahead = submitted
+            if ahead:
+                yield [future.result() for future in ahead]
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16")
+
+
+def _batches(items: Sequence[ItemT], batch_size: int) -> Iterator[Sequence[ItemT]]:
+    return (items[start : start + batch_size] for start in range(0, len(items), batch_size))
+
+
+def _unit(features: torch.Tensor) -> np.ndarray:
+    return F.normalize(features.float(), dim=-1).cpu().numpy()
+
+
+def _canonical_digest(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _file_digest(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _state_digest(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{key} {tuple(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

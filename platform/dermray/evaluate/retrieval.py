@@ -1,0 +1,227 @@
+"""Image-to-text and text-to-image retrieval: one caption per image, pair `i` belongs together.
+
+The rank of a pair is the number of candidates that score higher than the true partner (0-based). `R@k` is the share
+of ranks below k, `mean_rank` the mean plus one, `median_rank` the median rounded down plus one. Candidates whose score
+equals the partner's (identical captions do) stand in random order: every figure is its expectation over those orders,
+so that a model which gives one vector to everything scores chance. Published code leaves ties to its sort.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from dermray.errors import EvaluationError
+from dermray.evaluate.bootstrap import Metric, resample_weights, with_interval
+from dermray.evaluate.samples import Samples
+from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.tasks import Context, TaskResult
+
+DEFAULT_KS = (1, 5, 10, 50, 100, 200)
+DIRECTIONS = ("image_to_text", "text_to_image")
+# Scores are float64 products of float32 features: equal pairs differ by rounding below this, others hardly ever do.
+TIE_TOLERANCE = 1e-12
+# Scores held at a time (float64: 256 MiB), whatever the number of pairs.
+_BLOCK_SCORES = 1 << 25
+NUM_EXAMPLES = 6
+NUM_NEAREST = 5
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """For each query of one direction, int64 `[N]`: candidates that score higher, and others that score the same."""
+
+    higher: np.ndarray
+    tied: np.ndarray
+
+    def expected(self) -> np.ndarray:
+        """0-based rank of the true partner, ties counted half, float64 `[N]`."""
+        return self.higher + self.tied / 2.0
+
+    def hits(self, k: int) -> np.ndarray:
+        """Chance that the true partner is among the first k, float64 `[N]`; 0 or 1 where nothing ties."""
+        return np.clip((k - self.higher) / (self.tied + 1.0), 0.0, 1.0)
+
+
+def retrieval_metrics(image_features: Any, text_features: Any, ks: Sequence[int] = DEFAULT_KS) -> dict[str, float]:
+    """Recall at k, mean and median rank in both directions.
+
+    Args:
+        image_features: `[N, D]`, numpy or torch, L2-normalised; row i belongs to row i of the texts.
+        text_features: `[N, D]`.
+        ks: numbers of candidates to look at.
+
+    Returns:
+        `image_to_text_R@1`, …, `image_to_text_mean_rank`, `image_to_text_median_rank`, and the same for
+        `text_to_image`.
+
+    Raises:
+        EvaluationError: shapes that do not fit, no pairs, or features that are not finite.
+    """
+    return {
+        name: metric.value
+        for direction, ranks in zip(DIRECTIONS, pair_ranks(image_features, text_features), strict=True)
+        for name, metric in score_ranks(ranks, direction, ks, bootstrap=0, seed=0).items()
+    }
+
+
+def score_ranks(ranks: Ranks, direction: str, ks: Sequence[int], *, bootstrap: int, seed: int) -> dict[str, Metric]:
+    """Metrics of one direction with 95 % intervals over resampled queries; the candidates stay as they are.
+
+    Args:
+        ranks: of the queries.
+        direction: prefix of the names.
+        ks: numbers of candidates to look at.
+        bootstrap: resamples behind the intervals; 0 leaves them out.
+        seed: of the bootstrap.
+    """
+    rank = ranks.expected()
+    names = [f"{direction}_R@{k}" for k in ks] + [f"{direction}_mean_rank"]
+    columns = np.column_stack([*(ranks.hits(k) for k in ks), rank + 1.0])
+    one_stratum = np.zeros(len(rank), dtype=np.int64)
+    order = np.argsort(rank, kind="stable")
+    means, medians = [np.empty((len(names), 0))], [np.empty(0)]
+    for weights in resample_weights(one_stratum, bootstrap, seed):
+        means.append((columns.T @ weights) / len(rank))
+        medians.append(_weighted_medians(rank[order], weights[order]))
+    resampled = np.concatenate(means, axis=1)
+    scores = {
+        name: with_interval(float(value), resampled[row])
+        for row, (name, value) in enumerate(zip(names, columns.mean(axis=0), strict=True))
+    }
+    median = math.floor(np.median(rank)) + 1.0
+    return scores | {f"{direction}_median_rank": with_interval(median, np.concatenate(medians))}
+
+
+def pair_ranks(image_features: Any, text_features: Any) -> tuple[Ranks, Ranks]:
+    """Ranks of the true partners, image-to-text and text-to-image, block by block on the features' device.
+
+    Arguments and errors as `retrieval_metrics`. Memory: the features in float64 and one block of scores.
+    """
+    images, texts = _checked(image_features, text_features)
+    num_pairs = len(images)
+    own = torch.einsum("nd,nd->n", images, texts)
+    above, not_below = own + TIE_TOLERANCE, own - TIE_TOLERANCE
+    to_text = torch.zeros((2, num_pairs), dtype=torch.int64, device=images.device)
+    to_image = torch.zeros_like(to_text)
+    rows = max(1, _BLOCK_SCORES // num_pairs)
+    for start in range(0, num_pairs, rows):
+        block = slice(start, start + rows)
+        scores = images[block] @ texts.T
+        to_text[0, block] = (scores > above[block, None]).sum(dim=1)
+        to_text[1, block] = (scores >= not_below[block, None]).sum(dim=1)
+        to_image[0] += (scores > above).sum(dim=0)
+        to_image[1] += (scores >= not_below).sum(dim=0)
+    return _ranks(to_text), _ranks(to_image)
+
+
+def _ranks(counts: torch.Tensor) -> Ranks:
+    higher, not_lower = counts.cpu().numpy()
+    # The partner itself is among those that are not lower.
+    return Ranks(higher=higher, tied=not_lower - higher - 1)
+
+
+def _weighted_medians(ascending: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Median rank (rounded down, plus one) of each resample, from sorted ranks `[N]` and weights `[N, R]`."""
+    drawn = np.cumsum(weights, axis=0, dtype=np.float64)
+    total = len(ascending)
+    lower = ascending[(drawn > (total - 1) // 2).argmax(axis=0)]
+    upper = ascending[(drawn > total // 2).argmax(axis=0)]
+    return np.floor((lower + upper) / 2.0) + 1.0
+
+
+def _checked(image_features: Any, text_features: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    images, texts = torch.as_tensor(image_features), torch.as_tensor(text_features)
+    if images.ndim != 2 or images.shape != texts.shape:
+        raise EvaluationError(
+            "retrieval needs image and text features of one shape [N, D], "
+            f"not {list(images.shape)} and {list(texts.shape)}"
+        )
+    if len(images) == 0:
+        raise EvaluationError("retrieval needs at least one pair of image and text")
+    for kind, features in (("image", images), ("text", texts)):
+        finite = torch.isfinite(features).all(dim=1)
+        if not finite.all():
+            row = int(torch.nonzero(~finite)[0])
+            raise EvaluationError(
+                f"the {kind} feature of pair {row} is not finite; look for NaN in the model's weights"
+            )
+    return images.double(), texts.to(images.device).double()
+
+
+class Retrieval:
+    """Finds an image's raw caption among all captions, and a caption's image among all images."""
+
+    def texts(self, samples: Samples, config: EvaluateConfig) -> list[str]:
+        """The raw captions."""
+        return [caption for caption in samples.captions if caption is not None]
+
+    def run(self, context: Context) -> TaskResult:
+        """Score every sample that has a raw caption and an image."""
+        samples, features, config = context.samples, context.features, context.config
+        captioned = np.array([caption is not None for caption in samples.captions])
+        kept = np.flatnonzero(captioned & features.usable)
+        if len(kept) == 0:
+            raise EvaluationError(
+                f"no sample of the split {samples.split!r} has both a raw caption and a readable image"
+            )
+        captions = [samples.captions[index] or "" for index in kept]
+        images, texts = features.images[kept], features.of_texts(captions)
+        scores: dict[str, Metric] = {}
+        for direction, ranks in zip(DIRECTIONS, pair_ranks(images, texts), strict=True):
+            scores |= score_ranks(ranks, direction, DEFAULT_KS, bootstrap=config.bootstrap, seed=config.seed)
+        return TaskResult(
+            metrics=scores,
+            num_samples=len(kept),
+            excluded={
+                "without a raw caption": int((~captioned).sum()),
+                "image not readable": int((captioned & ~features.usable).sum()),
+            },
+            details={
+                "ks": list(DEFAULT_KS),
+                "chance": {f"R@{k}": min(1.0, k / len(kept)) for k in DEFAULT_KS},
+                "num_distinct_captions": len(set(captions)),
+                "ties": "expected value over random order of equal scores",
+                "examples": _examples(samples, kept, images, texts, captions, config.seed),
+            },
+        )
+
+
+def _examples(
+    samples: Samples,
+    kept: np.ndarray,
+    images: np.ndarray,
+    texts: np.ndarray,
+    captions: list[str],
+    seed: int,
+) -> list[dict[str, Any]]:
+    """A few queries drawn at random, with the captions nearest to the image and the images nearest to the caption."""
+    queries = np.random.default_rng(seed).permutation(len(kept))[:NUM_EXAMPLES]
+    first = {caption: row for row, caption in reversed(list(enumerate(captions)))}
+    distinct = np.array(sorted(first.values()))
+    examples = []
+    for query in sorted(int(one) for one in queries):
+        to_text = texts[distinct] @ images[query]
+        to_image = images @ texts[query]
+        nearest_texts = distinct[np.argsort(-to_text, kind="stable")[:NUM_NEAREST]]
+        nearest_images = np.argsort(-to_image, kind="stable")[:NUM_NEAREST]
+        examples.append(
+            {
+                "index": int(kept[query]),
+                "sample_id": samples.ids[kept[query]],
+                "caption": captions[query],
+                "captions": [
+                    {"text": captions[row], "is_own": captions[row] == captions[query]} for row in nearest_texts
+                ],
+                "images": [
+                    {"index": int(kept[row]), "is_own": bool(captions[row] == captions[query])}
+                    for row in nearest_images
+                ],
+            }
+        )
+    return examples

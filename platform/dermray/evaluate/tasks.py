@@ -1,0 +1,54 @@
+"""The contract of an evaluation task: which texts it needs encoded, and a result from features.
+
+A task lives in one file of this folder and is listed in `dermray.evaluate.suite.TASKS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from dermray.evaluate.bootstrap import Metric
+from dermray.evaluate.features import Features
+from dermray.evaluate.samples import Samples
+from dermray.evaluate.settings import EvaluateConfig
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a task works on."""
+
+    config: EvaluateConfig
+    samples: Samples
+    features: Features
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a task found.
+
+    Attributes:
+        metrics: name → score with its interval.
+        num_samples: samples behind the scores.
+        excluded: samples left out, by reason.
+        details: JSON-serialisable content of the task's section in `report.json`.
+    """
+
+    metrics: dict[str, Metric]
+    num_samples: int
+    excluded: dict[str, int]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """One way to score a model."""
+
+    def texts(self, samples: Samples, config: EvaluateConfig) -> list[str]:
+        """Texts whose vectors `run` will ask for."""
+
+    def run(self, context: Context) -> TaskResult:
+        """Score the features.
+
+        Raises:
+            EvaluationError: the samples do not allow a score; the message says why.
+        """

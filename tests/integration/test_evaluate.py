@@ -1,0 +1,107 @@
+"""The evaluation job end to end on Ray: a tiny random model on a small prepared corpus."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from dermray.errors import CorpusError, ModelError
+from dermray.evaluate import features, suite
+from dermray.evaluate.samples import Samples
+from dermray.evaluate.settings import EvaluateConfig
+from jobs import evaluate as job
+from tests.corpora import write_model, write_prepared_corpus
+
+pytestmark = pytest.mark.ray
+
+BROKEN = [5, 17]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    model = write_model(folder / "model")
+    write_prepared_corpus(folder / "corpus", {"train": 16, "val": 44}, broken=BROKEN, unlabelled=[2])
+    return {"model": str(model), "corpus": str(folder / "corpus")}
+
+
+@pytest.fixture(scope="module")
+def reports(ray_cluster, inputs):
+    """The same evaluation on one actor and on two, with other batch sizes."""
+    settings = [{"num_actors": 1, "batch_size": 64}, {"num_actors": 2, "batch_size": 3}]
+    return [suite.evaluate(EvaluateConfig(output="unused", bootstrap=100, **inputs, **one)) for one in settings]
+
+
+def test_same_numbers_whatever_actors_and_batch_size(reports):
+    one, two = (report.metrics() for report in reports)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert two[name] == pytest.approx(value, abs=1e-5), name
+    assert [report.document["engine"]["num_actors"] for report in reports] == [1, 2]
+
+
+def test_broken_images_are_counted_and_left_out(reports):
+    document = reports[0].document
+    assert document["engine"]["failed_images"] == {"not_an_image": len(BROKEN)}
+    zero_shot, retrieval = document["tasks"]["zero_shot"], document["tasks"]["retrieval"]
+    assert zero_shot["num_samples"] == 44 - len(BROKEN) - 1
+    assert zero_shot["excluded"] == {"without a label": 1, "image not readable": len(BROKEN)}
+    assert retrieval["num_samples"] == 44 - len(BROKEN)
+    assert retrieval["num_distinct_captions"] < retrieval["num_samples"]
+
+
+def test_features_equal_the_encoder_in_process(ray_cluster, inputs):
+    from dermray.encoder import Encoder
+
+    samples = Samples.load(inputs["corpus"], "val")
+    texts = ["a red patch", "a brown patch", "a red patch"]
+    found = features.compute(samples, texts, model_uri=inputs["model"], num_actors=2)
+    encoder = Encoder.load(inputs["model"], device="cpu")
+    readable = [index for index in range(len(samples)) if index not in BROKEN]
+    images = samples.read_images(readable)
+    np.testing.assert_array_equal(np.flatnonzero(found.usable), readable)
+    np.testing.assert_allclose(
+        found.images[readable], encoder.encode_images([images[index] for index in readable]), atol=1e-5
+    )
+    np.testing.assert_allclose(found.of_texts(texts), encoder.encode_texts(texts), atol=1e-5)
+    assert found.info == encoder.info
+
+
+def test_job_writes_the_report(ray_cluster, inputs, tmp_path, capsys):
+    arguments = [f"{key}={value}" for key, value in inputs.items()]
+    settings = ["bootstrap=20", "num_actors=1", "tracking.enabled=false", "max_samples=30"]
+    assert job.main([*arguments, f"output={tmp_path / 'out'}", *settings]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"zero_shot \(27 samples\): accuracy \d", printed)
+    document = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert document["corpus"]["num_samples"] == 30
+    assert document["config"]["bootstrap"] == 20
+    assert "<!doctype html>" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_missing_split_and_model_are_said_before_any_work(inputs, tmp_path):
+    with pytest.raises(CorpusError, match=r"no split 'test'; it has: train \(16\), val \(44\)"):
+        suite.check_inputs(EvaluateConfig(output="o", split="test", **inputs))
+    with pytest.raises(ModelError):
+        suite.check_inputs(EvaluateConfig(output="o", **{**inputs, "model": str(tmp_path)}))
+
+
+def test_damage_found_by_an_actor_comes_back_as_our_error(ray_cluster, inputs, tmp_path):
+    model = write_model(tmp_path / "model")
+    weights = model / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot load the model"):
+        suite.evaluate(EvaluateConfig(output="o", num_actors=1, **{**inputs, "model": str(model)}))
+
+
+def test_a_lost_shard_is_named(ray_cluster, inputs, tmp_path):
+    write_prepared_corpus(tmp_path / "corpus", {"val": 16})
+    config = EvaluateConfig(output="o", num_actors=1, **{**inputs, "corpus": str(tmp_path / "corpus")})
+    samples = Samples.load(config.corpus, "val")
+    (shard,) = (tmp_path / "corpus" / "data").glob("*.parquet")
+    shard.unlink()
+    with pytest.raises(CorpusError, match=r"val-00000\.parquet, which the manifest lists"):
+        features.compute(samples, [], model_uri=inputs["model"], num_actors=1)

@@ -1,0 +1,183 @@
+"""The zero-shot task: classes from labels, names from synonyms, exclusions counted."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dermray.config import parse
+from dermray.encoder import EncoderInfo
+from dermray.errors import ConfigError, CorpusError, EvaluationError
+from dermray.evaluate.features import Features
+from dermray.evaluate.report import build
+from dermray.evaluate.retrieval import Retrieval
+from dermray.evaluate.samples import Samples
+from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.tasks import Context
+from dermray.evaluate.zero_shot import TEMPLATES, ZeroShot, classifier_weights, fill
+from tests.corpora import CONDITIONS, write_prepared_corpus
+
+INFO = EncoderInfo("tiny", 4, 32, 24, "a" * 64, "b" * 64, 1000)
+
+
+def features(samples: Samples, images: np.ndarray, texts: dict[str, np.ndarray], broken: list[int]) -> Features:
+    usable = np.ones(len(samples), dtype=bool)
+    usable[broken] = False
+    return Features(
+        info=INFO,
+        images=images.astype(np.float32),
+        usable=usable,
+        failures={"not_an_image": len(broken)} if broken else {},
+        duration_s=1.0,
+        num_actors=1,
+        _texts=np.stack(list(texts.values())).astype(np.float32),
+        _text_rows={text: row for row, text in enumerate(texts)},
+    )
+
+
+def one_hot_of(text: str) -> np.ndarray:
+    """The axis of the condition that a prompt or caption names."""
+    return np.eye(4)[next(row for row, name in enumerate(CONDITIONS) if name.partition(",")[0] in text)]
+
+
+@pytest.fixture
+def context(tmp_path):
+    """A model that is always right, on a split with one unlabelled and one unreadable sample."""
+    write_prepared_corpus(tmp_path / "corpus", {"val": 40}, unlabelled=[3], broken=[6], without_raw=[8, 9])
+    config = EvaluateConfig(model="m", corpus=str(tmp_path / "corpus"), output="o", bootstrap=50)
+    samples = Samples.load(config.corpus, "val")
+    texts = {text: one_hot_of(text) for task in (ZeroShot(), Retrieval()) for text in task.texts(samples, config)}
+    images = np.eye(4)[[index % 4 for index in range(40)]]
+    images[6] = 0
+    return Context(config, samples, features(samples, images, texts, broken=[6]))
+
+
+def test_prompts_use_the_first_synonym(context):
+    prompts = ZeroShot().texts(context.samples, context.config)
+    assert len(prompts) == 4 * len(TEMPLATES)
+    assert "A skin image of eczema." in prompts
+    assert not any("dermatitis" in prompt for prompt in prompts)
+
+
+def test_perfect_model(context):
+    result = ZeroShot().run(context)
+    assert result.num_samples == 38
+    assert result.excluded == {"without a label": 1, "image not readable": 1}
+    assert all(metric.value == pytest.approx(1.0) for metric in result.metrics.values())
+    assert result.details["chance"] == 0.25
+    assert [row["label"] for row in result.details["classes"]] == list(CONDITIONS)
+    assert np.trace(result.details["confusion"]) == 38
+    assert {one["guesses"][0]["name"] for one in result.details["examples"]["right"]} == {
+        name.partition(",")[0] for name in CONDITIONS
+    }
+    assert result.details["examples"]["wrong"] == []
+    json.dumps(result.details, allow_nan=False)
+
+
+def test_mistakes_are_shown_most_confident_first(context):
+    images = context.features.images
+    images[[0, 4]] = images[1]
+    images[12] = images[12] * 0.6 + images[13] * 0.8
+    result = ZeroShot().run(context)
+    wrong = result.details["examples"]["wrong"]
+    assert [one["index"] for one in wrong] == [0, 4]
+    assert wrong[0]["name"] == "eczema"
+    assert wrong[0]["guesses"][0] == {"name": "psoriasis", "probability": pytest.approx(1.0)}
+    assert result.metrics["accuracy"].value == pytest.approx(35 / 38)
+
+
+def test_most_specific_label_counts(context):
+    context.samples.labels[0] = ["inflammatory", "psoriasis", "eczema, dermatitis"]
+    result = ZeroShot().run(context)
+    assert result.details["num_samples_with_several_labels"] == 1
+    assert result.details["confusion"][1][0] == 1
+
+
+def test_nothing_to_score_is_said(context):
+    for labels in context.samples.labels:
+        labels.clear()
+    with pytest.raises(EvaluationError, match="no sample of the split 'val' has a label"):
+        ZeroShot().run(context)
+
+
+def test_retrieval_task_counts_what_it_leaves_out(context):
+    result = Retrieval().run(context)
+    assert result.num_samples == 37
+    assert result.excluded == {"without a raw caption": 2, "image not readable": 1}
+    # Ten images share each condition's vector, so the own caption stands anywhere among nine or ten that tie.
+    assert result.metrics["image_to_text_R@1"].value == pytest.approx(4 / 37)
+    assert result.metrics["image_to_text_R@10"].value == pytest.approx(1.0)
+    assert all(one["captions"][0]["is_own"] in (True, False) for one in result.details["examples"])
+    json.dumps(result.details, allow_nan=False)
+
+
+def test_report_document_and_page(context, tmp_path):
+    results = {"zero_shot": ZeroShot().run(context), "retrieval": Retrieval().run(context)}
+    report = build(context, results, model_uri="models/tiny", duration_s=2.0)
+    report.save(str(tmp_path / "out"))
+    document = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert document["schema_version"] == 1
+    assert document["corpus"]["digest"] == context.samples.corpus_digest
+    assert document["model"]["model_digest"] == INFO.model_digest
+    assert document["engine"]["failed_images"] == {"not_an_image": 1}
+    page = (tmp_path / "out" / "report.html").read_text()
+    for needle in (INFO.model_digest, INFO.preprocessing_digest, context.samples.corpus_digest, TEMPLATES[3]):
+        assert needle in page
+    assert "data:image/jpeg;base64," in page
+    assert "not_an_image" in page
+    metrics = report.metrics()
+    assert metrics["zero_shot/accuracy"] == 1.0
+    assert {"retrieval/image_to_text_R_at_1", "zero_shot/accuracy_low", "zero_shot/accuracy_high"} <= set(metrics)
+    assert report.headline()[0] == (
+        "zero_shot (38 samples): accuracy 100.0 % [100.0, 100.0], top5_accuracy 100.0 % [100.0, 100.0], "
+        "macro_auroc 100.0 % [100.0, 100.0]"
+    )
+
+
+def test_classifier_weights_are_unit_vectors_of_the_means():
+    features = torch.nn.functional.normalize(torch.randn(5, 3, 7, generator=torch.manual_seed(0)), dim=-1)
+    weights = classifier_weights(features)
+    torch.testing.assert_close(weights.norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(weights[2], features[2].sum(dim=0) / features[2].sum(dim=0).norm())
+
+
+@pytest.mark.parametrize(
+    ("names", "templates", "message"),
+    [
+        ([], TEMPLATES, "at least one class"),
+        (["acne", "nevus", "acne"], TEMPLATES, "'acne' is given more than once"),
+        (["acne", " "], TEMPLATES, "empty"),
+        (["acne"], ["a skin image"], "has no {}"),
+    ],
+)
+def test_bad_classes_are_named(names, templates, message):
+    with pytest.raises(EvaluationError, match=message):
+        fill(names, templates)
+
+
+def test_braces_in_a_class_name_stay(tmp_path):
+    assert fill(["type {0}"], ["a {}"]) == ["a type {0}"]
+
+
+def test_missing_split_lists_those_there_are(tmp_path):
+    write_prepared_corpus(tmp_path / "corpus", {"train": 8, "holdout": 4})
+    with pytest.raises(CorpusError, match=r"no split 'val'; it has: train \(8\), holdout \(4\)"):
+        Samples.load(str(tmp_path / "corpus"), "val")
+
+
+def test_first_samples_only(tmp_path):
+    write_prepared_corpus(tmp_path / "corpus", {"val": 40}, row_group_size=8)
+    samples = Samples.load(str(tmp_path / "corpus"), "val", max_samples=19)
+    assert len(samples) == 19
+    assert [group.num_rows for group in samples.row_groups] == [8, 8, 3]
+    everything = Samples.load(str(tmp_path / "corpus"), "val")
+    assert everything.ids[:19] == samples.ids
+    assert everything.read_images([39, 0, 17])[17] == samples.read_images([17])[17]
+
+
+def test_template_without_a_place_is_a_config_error():
+    with pytest.raises(ConfigError, match=r"templates: the template 'skin' has no \{\}"):
+        parse(EvaluateConfig, ["model=m", "corpus=c", "output=o", "templates=[skin]"])
