@@ -26,6 +26,8 @@ def connect(config: ClusterConfig) -> None:
         os.environ.setdefault(key, value)
     if ray.is_initialized():
         return
+    # Ray warns that an own cluster asks for its token, which is what we want.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     address = config.address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": config.log_to_driver, "logging_level": logging.WARNING}
     if address:

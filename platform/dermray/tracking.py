@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ MODELS_PREFIX = "models:/"
 MAX_PARAM_CHARS = 6000
 PARAMS_PER_CALL = 100
 CHAMPION = "champion"
+# The UI then opens on training runs instead of on traces.
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +180,13 @@ def _resume(mlflow_client: MlflowClient, state_uri: str | None) -> Run | None:
 def _create(
     mlflow_client: MlflowClient, config: TrackingConfig, kind: str, name: str, resolved: Any, parent_id: str | None
 ) -> Run:
-    tags = {"dermray.kind": kind, "dermray.version": __version__, **_code_tags()}
+    tags = {
+        "dermray.kind": kind,
+        "dermray.version": __version__,
+        "mlflow.source.name": Path(sys.argv[0]).name,
+        "mlflow.source.type": "JOB",
+        **_code_tags(),
+    }
     if parent_id is not None:
         tags["mlflow.parentRunId"] = parent_id
     experiment_id = _experiment_id(mlflow_client, config)
@@ -199,7 +208,7 @@ def _experiment_id(mlflow_client: MlflowClient, config: TrackingConfig) -> str:
     if uri.startswith("sqlite:///"):
         location = (Path(uri.removeprefix("sqlite:///")).parent / DEFAULT_ARTIFACTS).absolute().as_uri()
     try:
-        return mlflow_client.create_experiment(config.experiment, artifact_location=location)
+        return mlflow_client.create_experiment(config.experiment, artifact_location=location, tags=EXPERIMENT_TAGS)
     except MlflowException:
         # Another process created it in between.
         experiment = mlflow_client.get_experiment_by_name(config.experiment)

@@ -60,9 +60,7 @@ def test_boxes_are_spread_over_the_image() -> None:
 def test_the_crop_has_the_size_asked_for_and_keeps_flat_colours(shape: tuple[int, int]) -> None:
     image = np.full((*shape, 3), (10, 120, 240), np.uint8)
     for flip in (0.0, 1.0):
-        done = augment.crop_and_resize(
-            image, np.random.default_rng(1), size=32, scale=(0.2, 1.0), horizontal_flip=flip
-        )
+        done = augment.crop_and_resize(image, np.random.default_rng(1), size=32, scale=(0.2, 1.0), horizontal_flip=flip)
         assert done.shape == (32, 32, 3)
         assert done.dtype == np.uint8
         assert done.flags.c_contiguous
@@ -99,9 +97,7 @@ def test_a_sample_is_treated_the_same_whoever_does_it_and_otherwise_in_another_e
 def test_captions_are_drawn_by_the_weight_of_their_aspect() -> None:
     offered = captions("raw", "ontology", "raw", "concept", "raw")
     weights = {"raw": 3.0, "ontology": 1.0}
-    drawn = Counter(
-        augment.choose_caption(offered, weights, augment.generator(0, 0, sample)) for sample in range(4000)
-    )
+    drawn = Counter(augment.choose_caption(offered, weights, augment.generator(0, 0, sample)) for sample in range(4000))
     assert "concept 3" not in drawn
     assert drawn["ontology 1"] == pytest.approx(1000, abs=120)
     for number in (0, 2, 4):

@@ -45,7 +45,9 @@ def test_equals_the_plain_reference(case: tuple[int, int, int, float]) -> None:
     seed, num, width, scale = case
     image, text = features(seed, num, width)
     expected = reference(image.numpy(), text.numpy(), scale)
-    assert ClipLoss()(image, text, torch.tensor(scale, dtype=torch.float64)).item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    assert ClipLoss()(image, text, torch.tensor(scale, dtype=torch.float64)).item() == pytest.approx(
+        expected, rel=1e-9, abs=1e-9
+    )
     single = ClipLoss()(image.float(), text.float(), torch.tensor(scale, dtype=torch.float32))
     assert single.item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
 

@@ -70,7 +70,9 @@ def test_a_split_keeps_the_order_of_its_shards() -> None:
         original.select("test")
 
 
-@given(st.lists(st.tuples(st.sampled_from(["train", "val", "test"]), st.lists(st.integers(1, 9), min_size=1)), min_size=1))
+@given(
+    st.lists(st.tuples(st.sampled_from(["train", "val", "test"]), st.lists(st.integers(1, 9), min_size=1)), min_size=1)
+)
 def test_splits_part_the_samples(content: list[tuple[str, list[int]]]) -> None:
     shards = [
         shard(number, split, num_samples=sum(groups), row_groups=tuple(groups))

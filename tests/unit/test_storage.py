@@ -127,9 +127,14 @@ def test_staged_publishes_at_the_end_and_never_after_an_error(base: str) -> None
         path.write_bytes(b"first")
         assert not storage.exists(uri)
     assert storage.read_bytes(uri) == b"first"
-    with pytest.raises(RuntimeError, match="on purpose"), storage.staged(uri) as path:
-        path.write_bytes(b"second, unfinished")
-        raise RuntimeError("on purpose")
+
+    def write_and_break() -> None:
+        with storage.staged(uri) as path:
+            path.write_bytes(b"second, unfinished")
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        write_and_break()
     assert storage.read_bytes(uri) == b"first"
     assert storage.list_files(base) == [uri]
 
@@ -190,9 +195,7 @@ def test_names_of_local_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         TimeoutError(),
     ],
 )
-def test_transient_errors_are_tried_again_with_growing_pauses(
-    error: OSError, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_transient_errors_are_tried_again_with_growing_pauses(error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)
     outcomes: list[OSError | None] = [error] * (storage.MAX_ATTEMPTS - 1) + [None]

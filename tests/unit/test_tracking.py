@@ -193,9 +193,7 @@ def test_switched_off_it_takes_everything_and_leaves_nothing(tmp_path: Path, mon
         current.log_folder(str(tmp_path), "x")
         current.set_tags({"a": "b"})
         with pytest.raises(TrackingError, match=r"tracking\.enabled=true"):
-            tracking.register(
-                current, name="m", model_uri=str(tmp_path), metric="a.b", value=1.0, corpus_digest="c"
-            )
+            tracking.register(current, name="m", model_uri=str(tmp_path), metric="a.b", value=1.0, corpus_digest="c")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -209,7 +207,13 @@ def test_where_runs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def register(
-    config: TrackingConfig, folder: Path, value: float, *, name: str, digest: str = "c1", metric: str = "zero_shot.accuracy"
+    config: TrackingConfig,
+    folder: Path,
+    value: float,
+    *,
+    name: str,
+    digest: str = "c1",
+    metric: str = "zero_shot.accuracy",
 ) -> tracking.Registration:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(f"{value}")
@@ -265,9 +269,7 @@ def test_a_registered_model_is_found_by_alias_and_by_version(
 @pytest.mark.parametrize(
     "uri", ["models:/found@nobody", "models:/found/99", "models:/absent@champion", "models:/absent/1", "models:/found"]
 )
-def test_what_the_registry_does_not_have_is_one_clear_line(
-    config: TrackingConfig, tmp_path: Path, uri: str
-) -> None:
+def test_what_the_registry_does_not_have_is_one_clear_line(config: TrackingConfig, tmp_path: Path, uri: str) -> None:
     register(config, tmp_path / "m", 0.25, name="found")
     with pytest.raises(TrackingError, match="the registry has no .*register one with") as caught:
         tracking.resolve_model(uri, config)

@@ -8,7 +8,8 @@ several paths.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -206,7 +207,7 @@ class Ontology:
     def synonyms(self, name: str) -> list[str]:
         """The names that a node's name holds, the first being the one to show."""
         self._require(name)
-        return list(dict.fromkeys(part.strip() for part in name.split(",") if part.strip())) or [name]
+        return _synonyms(name)
 
     def resolve(self, text: str) -> str | None:
         """The node that a text names, or None.
@@ -328,3 +329,17 @@ def _name_some(names: list[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:3])
     rest = f" and {len(names) - 3} more are" if len(names) > 3 else (" is" if len(names) == 1 else " are")
     return f"{shown}{rest}"
+
+
+def display_names(nodes: Sequence[str]) -> tuple[str, ...]:
+    """What to call nodes in prompts, reports and answers.
+
+    A node's name lists synonyms after commas; the first is taken, and the whole name where two would share it.
+    """
+    firsts = [_synonyms(node)[0] for node in nodes]
+    times = Counter(firsts)
+    return tuple(first if times[first] == 1 else node for first, node in zip(firsts, nodes, strict=True))
+
+
+def _synonyms(name: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in name.split(",") if part.strip())) or [name]

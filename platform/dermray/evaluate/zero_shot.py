@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from dermray.corpus.ontology import display_names
 from dermray.errors import EvaluationError
 from dermray.evaluate import metrics
 from dermray.evaluate.samples import Samples
@@ -91,7 +92,7 @@ class ZeroShot:
 
     def texts(self, samples: Samples, config: EvaluateConfig) -> list[str]:
         """The prompts of all classes."""
-        return fill(_display_names(samples, _classes(samples)), config.templates or TEMPLATES)
+        return fill(display_names(_classes(samples)), config.templates or TEMPLATES)
 
     def run(self, context: Context) -> TaskResult:
         """Score every sample that has a label and an image; see `docs/evaluation.md` for the metrics."""
@@ -102,7 +103,7 @@ class ZeroShot:
         if len(kept) == 0:
             raise EvaluationError(f"no sample of the split {samples.split!r} has both a label and a readable image")
         templates = config.templates or TEMPLATES
-        names = _display_names(samples, classes)
+        names = display_names(classes)
         weights = classifier_weights(_by_class(features.of_texts(fill(names, templates)), len(classes)))
         scores = probabilities(torch.from_numpy(features.images[kept]), weights).numpy()
         truth = labels[kept]
@@ -134,7 +135,7 @@ def class_targets(samples: Samples) -> tuple[list[str], np.ndarray]:
         EvaluationError: no sample has a label.
     """
     classes = _classes(samples)
-    return _display_names(samples, classes), _targets(samples, classes)
+    return list(display_names(classes)), _targets(samples, classes)
 
 
 def _targets(samples: Samples, classes: Sequence[str]) -> np.ndarray:
@@ -154,13 +155,6 @@ def _classes(samples: Samples) -> list[str]:
 def _best_label(samples: Samples, labels: Sequence[str]) -> str | None:
     """The most specific label: the deepest in the ontology, of equals the first."""
     return max(labels, key=samples.ontology.level, default=None)
-
-
-def _display_names(samples: Samples, classes: Sequence[str]) -> list[str]:
-    """The first synonym of each class; where two classes would share one, their full names."""
-    names = [samples.ontology.synonyms(label)[0] for label in classes]
-    times = Counter(names)
-    return [name if times[name] == 1 else label for name, label in zip(names, classes, strict=True)]
 
 
 def _by_class(vectors: np.ndarray, num_classes: int) -> torch.Tensor:

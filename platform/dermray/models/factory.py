@@ -19,13 +19,11 @@ import torch
 from open_clip.model import get_model_preprocess_cfg
 from torch import nn
 
-from dermray import storage
 from dermray.errors import ModelError
+from dermray.model_uri import HUB_PREFIX, LOCAL_PREFIX, folder_uri
 from dermray.models import folder
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
-LOCAL_PREFIX = "local-dir:"
-HUB_PREFIX = "hf-hub:"
 
 ImageTransform = Callable[[Any], torch.Tensor]
 Tokenizer = Callable[[list[str]], torch.Tensor]
@@ -46,7 +44,7 @@ def create(name_or_uri: str, pretrained: str | None = None) -> tuple[nn.Module, 
         ModelError: unknown name, missing or malformed files, or weights that do not fit the architecture.
     """
     _register_own_configs()
-    uri = _folder_uri(name_or_uri)
+    uri = folder_uri(name_or_uri)
     if uri is not None:
         with folder.opened(uri) as path:
             return _create(f"{LOCAL_PREFIX}{path}", None, shown_as=uri)
@@ -62,7 +60,7 @@ def architecture(name_or_uri: str) -> dict[str, Any]:
         ModelError: as in `create`.
     """
     _register_own_configs()
-    uri = _folder_uri(name_or_uri)
+    uri = folder_uri(name_or_uri)
     if uri is not None:
         return folder.read_config(uri)["model_cfg"]
     if name_or_uri.startswith(HUB_PREFIX):
@@ -73,7 +71,7 @@ def architecture(name_or_uri: str) -> dict[str, Any]:
 
 def located(name_or_uri: str) -> str:
     """A folder's URI made absolute, for processes that run elsewhere; a name stays as it is."""
-    return _folder_uri(name_or_uri) or name_or_uri
+    return folder_uri(name_or_uri) or name_or_uri
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def tokenizer(name_or_uri: str) -> Tokenizer:
         ModelError: as in `create`.
     """
     _register_own_configs()
-    uri = _folder_uri(name_or_uri)
+    uri = folder_uri(name_or_uri)
     if uri is None:
         if not name_or_uri.startswith(HUB_PREFIX):
             _require_known(name_or_uri)
@@ -129,17 +127,6 @@ def _create(name: str, pretrained: str | None, *, shown_as: str) -> tuple[nn.Mod
             "model's folder elsewhere and give its path"
         ) from error
     return model.eval(), image_transform, tokenizer
-
-
-def _folder_uri(name_or_uri: str) -> str | None:
-    if name_or_uri.startswith(LOCAL_PREFIX):
-        return storage.normalise(name_or_uri.removeprefix(LOCAL_PREFIX))
-    if name_or_uri.startswith(HUB_PREFIX):
-        return None
-    looks_like_uri = "://" in name_or_uri or name_or_uri.startswith((".", "/", "~"))
-    if looks_like_uri or ("/" in name_or_uri) or Path(name_or_uri).is_dir():
-        return storage.normalise(name_or_uri)
-    return None
 
 
 def _require_known(name: str) -> None:

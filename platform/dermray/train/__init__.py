@@ -1,0 +1,1 @@
+"""Pretraining: the loop, its optimiser and schedule, checkpoints, and the Ray Train glue."""

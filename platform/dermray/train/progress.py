@@ -1,0 +1,102 @@
+"""What a running training says: records travel from rank 0 to the driver, which prints them and logs them."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import ray
+from ray.actor import ActorHandle
+
+POLL_INTERVAL_S = 0.5
+SHOWN_SCORES = ("accuracy", "R_at_10")
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """Figures of one logged step."""
+
+    step: int
+    num_steps: int
+    metrics: dict[str, float]
+
+
+@ray.remote(num_cpus=0)
+class ProgressChannel:
+    """A mailbox between the workers and the driver, so that no rank talks to MLflow."""
+
+    def __init__(self) -> None:
+        self._records: list[StepRecord] = []
+
+    def push(self, record: StepRecord) -> None:
+        """Rank 0 hands in a record."""
+        self._records.append(record)
+
+    def drain(self) -> list[StepRecord]:
+        """The driver takes what has come since it last asked."""
+        records, self._records = self._records, []
+        return records
+
+
+class ProgressListener:
+    """Drains a channel in a thread of the driver and calls `on_record` for each record, in order."""
+
+    def __init__(self, on_record: Callable[[StepRecord], None]) -> None:
+        self.channel: ActorHandle = ProgressChannel.remote()  # type: ignore[attr-defined]
+        self._on_record = on_record
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="training-progress", daemon=True)
+
+    def __enter__(self) -> ProgressListener:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=30)
+        ray.kill(self.channel)
+
+    def _run(self) -> None:
+        while True:
+            stopping = self._stop.is_set()
+            for record in ray.get(self.channel.drain.remote()):
+                self._on_record(record)
+            if stopping:
+                return
+            self._stop.wait(POLL_INTERVAL_S)
+
+
+class ProgressPrinter:
+    """Prints one line a record: loss, samples/s, share of time spent waiting for data and ETA, or held-out scores."""
+
+    def __init__(self, print_line: Callable[[str], None] | None = None) -> None:
+        self._print = print_line or functools.partial(print, flush=True)
+        self._begun: tuple[float, int] | None = None
+
+    def __call__(self, record: StepRecord) -> None:
+        """Print a record."""
+        now = time.monotonic()
+        if self._begun is None:
+            self._begun = (now, record.step)
+        metrics = record.metrics
+        if "loss" in metrics:
+            figures = (
+                f"loss {metrics['loss']:.4f}  {metrics['samples_per_s']:,.0f} samples/s  "
+                f"data wait {metrics['data_wait_share']:.0%}  ETA {self._eta(record, now)}"
+            )
+        else:
+            shown = [key for key in metrics if key.endswith(SHOWN_SCORES)]
+            figures = "  ".join(f"{key.removeprefix('validation_')} {metrics[key]:.3f}" for key in shown)
+        self._print(f"step {record.step:>6}/{record.num_steps}  {figures}")
+
+    def _eta(self, record: StepRecord, now: float) -> str:
+        assert self._begun is not None
+        since, first_step = self._begun
+        done = record.step - first_step
+        if done <= 0:
+            return "-"
+        seconds = round((now - since) / done * (record.num_steps - record.step))
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

@@ -1,0 +1,87 @@
+"""Keys of a pretraining run: one typed tree, of which every recipe in `jobs/configs/` is an instance."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field
+
+from dermray.config import ClusterConfig, Config, TrackingConfig
+from dermray.ingest.settings import DataConfig
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class TrainConfig(Config):
+    """The loop."""
+
+    epochs: float = Field(30, gt=0, description="passes over the split; a fraction cuts the last one")
+    global_batch_size: int = Field(4096, ge=1, description="samples of one optimiser step over all workers")
+    precision: Precision = Field("auto", description="auto: bf16 autocast on GPU, fp32 on CPU")
+    grad_clip_norm: float | None = Field(None, gt=0, description="clip the global gradient norm; empty: no clipping")
+    log_every_steps: int = Field(10, ge=1, description="cadence of the progress line and of MLflow metrics")
+    checkpoint_every_steps: int = Field(200, ge=1, description="cadence of checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="how many of the last checkpoints stay")
+    max_failures: int = Field(3, ge=-1, description="restarts after a lost worker or node; -1: without limit")
+    collective_timeout_s: int = Field(600, ge=10, description="a collective that takes longer fails the attempt")
+
+
+class OptimConfig(Config):
+    """AdamW with open_clip's parameter groups; linear warm-up, then cosine to zero."""
+
+    lr: float = Field(1e-4, gt=0, description="peak learning rate")
+    weight_decay: float = Field(0.1, ge=0, description="of matrices; biases, norms and logit_scale are exempt")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW beta1")
+    beta2: float = Field(0.98, ge=0, lt=1, description="AdamW beta2")
+    eps: float = Field(1e-6, gt=0, description="AdamW epsilon")
+    warmup_steps: int = Field(1000, ge=0, description="steps of linear warm-up")
+
+
+class ValidationConfig(Config):
+    """Scores on held-out samples during training."""
+
+    every_steps: int | None = Field(None, ge=1, description="cadence; empty: no validation while training")
+    split: str = Field("val", description="split of the corpus to score on")
+    max_samples: int = Field(512, ge=1, description="score the first so many samples of the split")
+
+
+class PretrainConfig(Config):
+    """Everything `jobs/pretrain.py` can be told."""
+
+    corpus: str = Field(description="URI of a prepared corpus")
+    output: str = Field(description="URI for checkpoints and the model folder; the same URI again resumes")
+    model: str = Field("ViT-B-16", description="open_clip architecture, one of ours, or a model folder to start from")
+    pretrained: str | None = Field(None, description="open_clip weights tag or checkpoint path to start from")
+    run_name: str | None = Field(None, description="name of the run in MLflow; empty: from model and output")
+    seed: int = Field(0, ge=0, description="of initial weights, order and augmentation")
+    num_workers: int = Field(1, ge=1, description="training workers (data-parallel ranks)")
+    use_gpu: bool | None = Field(None, description="empty: if the cluster has GPUs")
+    cpus_per_worker: float | None = Field(
+        None, gt=0, description="logical CPUs a worker reserves; empty: 1 with a GPU, else half of the cluster shared"
+    )
+    train: TrainConfig = TrainConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    validation: ValidationConfig = ValidationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    def trajectory(self) -> dict[str, Any]:
+        """The keys that decide which weights come out; a resumed run must agree on all of them."""
+        data = self.data.model_dump(mode="json", exclude={"cpus_per_task", "tasks_per_worker"})
+        return {
+            "model": self.model,
+            "pretrained": self.pretrained,
+            "seed": self.seed,
+            "train.epochs": self.train.epochs,
+            "train.global_batch_size": self.train.global_batch_size,
+            "train.precision": self.train.precision,
+            "train.grad_clip_norm": self.train.grad_clip_norm,
+            **{f"data.{key}": value for key, value in data.items()},
+            **{f"optim.{key}": value for key, value in self.optim.model_dump(mode="json").items()},
+        }
+
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """Optimiser steps of the whole run, at least one."""
+        return max(1, math.floor(self.train.epochs * steps_per_epoch))

@@ -1,0 +1,146 @@
+"""What every request passes before and after its route: size and time limits, headers, metrics, the last resort."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dermray.serving import ServedModel
+from serve.errors import Refusal, respond, too_large
+from serve.metrics import Metrics
+from serve.settings import LimitsConfig
+
+logger = logging.getLogger("dermray.serve")
+
+# The page and the reference load nothing from elsewhere; previews of a chosen file are blob: URLs.
+CONTENT_SECURITY_POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' blob: data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    ]
+)
+SECURITY_HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(self), geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+def model_headers(model: ServedModel) -> dict[str, str]:
+    """The identity of the model as response headers; a name outside ASCII is percent-encoded."""
+    headers = {
+        "X-DermRay-Model": quote(model.name, safe=" /@:._-+"),
+        "X-DermRay-Model-Version": model.version,
+        "X-DermRay-Model-Alias": model.alias and quote(model.alias, safe="._-"),
+        "X-DermRay-Model-Digest": model.digest,
+        "X-DermRay-Preprocessing-Digest": model.preprocessing_digest,
+    }
+    return {name: value for name, value in headers.items() if value is not None}
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """One request on its way: how much of it has come, and what has been answered."""
+
+    limit_bytes: int
+    receive: Receive
+    send: Send
+    extra_headers: Iterable[tuple[bytes, bytes]]
+    received_bytes: int = 0
+    status: int | None = None
+    started_s: float = field(default_factory=time.perf_counter)
+
+    async def receive_counted(self) -> Message:
+        message = await self.receive()
+        if message["type"] == "http.request":
+            self.received_bytes += len(message.get("body", b""))
+            if self.received_bytes > self.limit_bytes:
+                raise body_too_large(self.limit_bytes)
+        return message
+
+    async def send_with_headers(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            present = {name.lower() for name, _ in message["headers"]}
+            added = [(name, value) for name, value in self.extra_headers if name not in present]
+            message = {**message, "headers": [*message["headers"], *added]}
+        await self.send(message)
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self.started_s
+
+
+def body_too_large(limit_bytes: int) -> Refusal:
+    """The 413 of a request's body."""
+    return too_large("the request body is too large", f"{limit_bytes / 2**20:.0f} MB")
+
+
+class Admission:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, *, model: ServedModel, limits: LimitsConfig, metrics: Metrics) -> None:
+        self._app = app
+        self._limits = limits
+        self._metrics = metrics
+        self._headers = [
+            (name.lower().encode("latin-1"), value.encode("latin-1"))
+            for name, value in (SECURITY_HEADERS | model_headers(model)).items()
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; anything but HTTP passes through."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(self._limits.body_bytes, receive, send, self._headers)
+        with self._metrics.in_progress.track_inprogress():
+            await self._answer(scope, exchange)
+        route = getattr(scope.get("route"), "path", "other")
+        status = exchange.status or 499
+        self._metrics.observe_request(route, status, exchange.elapsed_s)
+        if status >= 400:
+            code = scope.get("state", {}).get("error_code", "unmatched")
+            self._metrics.observe_failure(route, code)
+
+    async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
+        try:
+            self._check_announced_size(scope)
+            async with asyncio.timeout(self._limits.request_timeout_s):
+                await self._app(scope, exchange.receive_counted, exchange.send_with_headers)
+        except Refusal as refusal:
+            await self._refuse(scope, exchange, refusal)
+        except TimeoutError:
+            message = f"no answer within {self._limits.request_timeout_s:g} s"
+            await self._refuse(scope, exchange, Refusal(504, message, code="deadline_exceeded", retry=True))
+        except Exception:
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            message = "the server failed on this request; its log says why"
+            await self._refuse(scope, exchange, Refusal(500, message, code="internal_error"))
+
+    def _check_announced_size(self, scope: Scope) -> None:
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdecimal() and int(announced) > self._limits.body_bytes:
+            raise body_too_large(self._limits.body_bytes)
+
+    async def _refuse(self, scope: Scope, exchange: _Exchange, refusal: Refusal) -> None:
+        scope.setdefault("state", {})["error_code"] = refusal.code
+        if exchange.status is None:
+            await respond(refusal)(scope, exchange.receive, exchange.send_with_headers)

@@ -1,0 +1,74 @@
+"""What the routes need of a model, whoever provides it: the protocol, its questions and its answers.
+
+The provider in production is a handle on encoder replicas (`serve.replica.ReplicaBackend`); contract tests use one
+that needs no weights. Nothing here knows of HTTP, Ray or torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from dermray.serving import RankedClass, ServedModel
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """One image that cannot be used: its position in the request, `ImageError`'s reason and message."""
+
+    index: int
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where a request's time went: the longest of its items at each stage, and the batches its items rode in."""
+
+    decode_s: float = 0.0
+    queue_s: float = 0.0
+    forward_s: float = 0.0
+    classifier_s: float = 0.0
+    batch_sizes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Vectors of a request, float32 `[I, D]` and `[T, D]`, L2-normalised; or the images that stopped it."""
+
+    images: np.ndarray
+    texts: np.ndarray
+    timing: Timing
+    rejections: tuple[Rejection, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """The ranking of one image, most probable class first; or why the image was rejected."""
+
+    ranking: tuple[RankedClass, ...]
+    timing: Timing
+    rejection: Rejection | None = None
+
+
+class Backend(Protocol):
+    """A served model. Every method may raise `serve.errors.Refusal` (429, 503) when it cannot answer now."""
+
+    @property
+    def model(self) -> ServedModel:
+        """The identity that every answer carries."""
+
+    async def embed(self, images: Sequence[bytes], texts: Sequence[str]) -> Embedded:
+        """Vectors of encoded images and of texts. Unusable images are reported, and nothing is embedded then."""
+
+    async def classify(self, image: bytes, labels: Sequence[str], templates: Sequence[str] | None) -> Classified:
+        """Rank `labels` for one encoded image by the text classifier that `templates` make of them.
+
+        Without templates the published ones are used.
+        """
+
+    async def probe(self) -> None:
+        """Return when the model has just answered a question of our own; raise otherwise."""

@@ -1,0 +1,176 @@
+"""From a request's fields to what the backend is asked: data URIs, class lists, limits. No Ray, no torch."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dermray.corpus.ontology import Ontology, display_names
+from serve.errors import Refusal, too_large
+from serve.schemas import ClassifyRequest, EmbeddingsRequest
+from serve.settings import LimitsConfig
+
+IMAGE_PREFIX = "data:image/"
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The inputs of an embeddings request by kind; `order` holds (is image, position in its kind) per input."""
+
+    images: list[bytes]
+    texts: list[str]
+    order: list[tuple[bool, int]]
+
+
+def decode_data_uri(text: str, param: str) -> bytes:
+    """The bytes of `data:image/…;base64,…`. What they hold is the decoder's business.
+
+    Raises:
+        Refusal: 400 when it is a link, another kind of data URI, or not base64.
+    """
+    head, comma, payload = text.partition(",")
+    if text[:8].lower().startswith(("http://", "https://", "file://", "s3://")):
+        raise Refusal(
+            400, f"{param}: links are not fetched; send the image as data:image/…;base64,…", code="url", param=param
+        )
+    if not comma or not head.lower().startswith(IMAGE_PREFIX) or not head.lower().endswith(";base64"):
+        raise Refusal(400, f"{param}: an image is sent as data:image/…;base64,…", code="invalid_data_uri", param=param)
+    try:
+        return base64.b64decode(payload, validate=True)
+    except (binascii.Error, ValueError):
+        raise Refusal(
+            400, f"{param}: what follows base64, is not valid base64", code="invalid_base64", param=param
+        ) from None
+
+
+def split_inputs(request: EmbeddingsRequest, limits: LimitsConfig) -> Inputs:
+    """Tell images from texts and check each.
+
+    Raises:
+        Refusal: 400 or 413, naming the input at fault.
+    """
+    values = [request.input] if isinstance(request.input, str) else request.input
+    if not values:
+        raise Refusal(400, "input: send at least one text or image", code="empty_input", param="input")
+    if len(values) > limits.items:
+        raise too_large(f"input: {len(values)} items in one request", f"{limits.items} items")
+    inputs = Inputs([], [], [])
+    for index, value in enumerate(values):
+        param = "input" if isinstance(request.input, str) else f"input.{index}"
+        is_image = request.modality == "image" or (
+            request.modality is None and value[: len(IMAGE_PREFIX)].lower() == IMAGE_PREFIX
+        )
+        if is_image:
+            inputs.order.append((True, len(inputs.images)))
+            inputs.images.append(decode_data_uri(value, param))
+        else:
+            check_text(value, param, limits)
+            inputs.order.append((False, len(inputs.texts)))
+            inputs.texts.append(value)
+    return inputs
+
+
+def check_text(text: str, param: str, limits: LimitsConfig) -> None:
+    """A text that says something and is not too long.
+
+    Raises:
+        Refusal: 400.
+    """
+    if not text.strip():
+        raise Refusal(400, f"{param}: the text is empty", code="empty_input", param=param)
+    if len(text) > limits.text_chars:
+        message = f"{param}: {len(text):,} characters; the limit is {limits.text_chars:,}"
+        raise Refusal(400, message, code="text_too_long", param=param)
+    if not is_unicode(text):
+        message = f"{param}: the text has half a surrogate pair; send whole Unicode characters"
+        raise Refusal(400, message, code="invalid_text", param=param)
+
+
+def is_unicode(text: str) -> bool:
+    """False for a text that JSON escapes can make and UTF-8 cannot hold."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def choose_labels(
+    request: ClassifyRequest, own_classes: Sequence[str], ontology: Ontology | None, limits: LimitsConfig
+) -> tuple[str, ...]:
+    """The classes to rank: those given, the leaves below an ontology node, or the model's own.
+
+    Raises:
+        Refusal: 400 when there are none, too many, a blank or a repeated one, or an unknown node.
+    """
+    if request.labels is not None and request.ontology is not None:
+        raise Refusal(400, "send labels or ontology, not both", code="conflict", param="ontology")
+    if request.labels is not None:
+        return _check_labels(request.labels, limits)
+    if request.ontology is not None:
+        return _leaves_below(request.ontology, ontology, limits)
+    if not own_classes:
+        raise Refusal(400, "this model has no class list of its own: send labels", code="no_labels", param="labels")
+    return tuple(own_classes)
+
+
+def check_templates(given: Sequence[str] | None, limits: LimitsConfig) -> tuple[str, ...] | None:
+    """The prompt templates of a request; None leaves the choice to the model.
+
+    Raises:
+        Refusal: 400 when one has no place for the class, or there are none or too many.
+    """
+    if given is None:
+        return None
+    if not given or len(given) > limits.templates:
+        message = f"templates: send 1 to {limits.templates}, got {len(given)}"
+        raise Refusal(400, message, code="invalid_templates", param="templates")
+    for index, template in enumerate(given):
+        param = f"templates.{index}"
+        check_text(template, param, limits)
+        if template.count("{}") != 1 or template.replace("{}", "").count("{") + template.replace("{}", "").count("}"):
+            message = f"{param}: write {{}} exactly once, where the class goes, and no other brace"
+            raise Refusal(400, message, code="invalid_templates", param=param)
+    return tuple(given)
+
+
+def encode_vector(vector: np.ndarray, encoding_format: str) -> list[float] | str:
+    """A vector as JSON numbers, or as the base64 of its little-endian float32 bytes."""
+    if encoding_format == "base64":
+        return base64.b64encode(np.ascontiguousarray(vector, dtype="<f4").tobytes()).decode("ascii")
+    return [float(value) for value in vector]
+
+
+def _check_labels(labels: Sequence[str], limits: LimitsConfig) -> tuple[str, ...]:
+    if not labels:
+        raise Refusal(400, "labels: send at least one class", code="no_labels", param="labels")
+    _check_count(len(labels), "labels", limits)
+    names = [label.strip() for label in labels]
+    for index, name in enumerate(names):
+        check_text(name, f"labels.{index}", limits)
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if name in seen:
+            message = f"labels.{index}: {name[:80]!r} is listed twice"
+            raise Refusal(400, message, code="duplicate_label", param=f"labels.{index}")
+        seen.add(name)
+    return tuple(names)
+
+
+def _leaves_below(text: str, ontology: Ontology | None, limits: LimitsConfig) -> tuple[str, ...]:
+    if ontology is None:
+        raise Refusal(400, "no ontology is served here: send labels", code="no_ontology", param="ontology")
+    node = ontology.resolve(text)
+    if node is None:
+        message = f"ontology: {text[:80]!r} is not a node of the served ontology"
+        raise Refusal(400, message, code="unknown_node", param="ontology")
+    leaves = set(ontology.leaves())
+    below = [name for name in (node, *ontology.descendants(node)) if name in leaves]
+    _check_count(len(below), "ontology", limits)
+    return display_names(below)
+
+
+def _check_count(count: int, param: str, limits: LimitsConfig) -> None:
+    if count > limits.labels:
+        message = f"{param}: {count:,} classes; the limit is {limits.labels:,}"
+        raise Refusal(400, message, code="too_many_labels", param=param)

@@ -1,0 +1,80 @@
+"""Every key that `serve run serve.app:build key=value …` and the `args` of `serve/config.yaml` accept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import click
+import yaml
+from pydantic import Field
+
+from dermray import config
+from dermray.config import Config, TrackingConfig
+from dermray.errors import ConfigError
+
+
+class LimitsConfig(Config):
+    """What one request may ask for; beyond it the answer is 400, 413, 429 or 504, never a crash."""
+
+    body_bytes: int = Field(20 * 2**20, ge=1024, description="largest request body, in bytes (413)")
+    pixels: int = Field(50_000_000, ge=1, description="largest image, width x height from its header (400)")
+    items: int = Field(32, ge=1, description="most inputs of one embeddings request (413)")
+    labels: int = Field(1000, ge=1, description="most candidate classes of one classify request (400)")
+    templates: int = Field(32, ge=1, description="most prompt templates of one classify request (400)")
+    text_chars: int = Field(8192, ge=1, description="longest text, label or template, in characters (400)")
+    queued_requests: int = Field(256, ge=1, description="requests that may wait for the encoders (429)")
+    request_timeout_s: float = Field(60.0, gt=0, description="time one request may take, in seconds (504)")
+
+
+class ServeConfig(Config):
+    """The served model, the encoders' replicas and batches, and the limits of a request."""
+
+    model: str = Field(
+        description="model folder (path or URI), local-dir:PATH, models:/NAME@ALIAS, models:/NAME/VERSION, "
+        "or an open_clip architecture"
+    )
+    name: str | None = Field(None, description="name to serve it under; empty: the registry's or the folder's")
+    device: str | None = Field(None, description="cpu, cuda, …; empty: a GPU where there is one")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the forward pass")
+    labels: tuple[str, ...] | None = Field(
+        None, description="classes to rank when a request names none; empty: the model's own list"
+    )
+    ontology: str | None = Field(None, description="ontology.json; empty: the model folder's own, if any")
+    max_batch_size: int = Field(32, ge=1, description="most images (or texts) of one forward pass")
+    batch_wait_ms: float = Field(5.0, ge=0, description="how long a batch waits to fill, in milliseconds")
+    num_replicas: int = Field(1, ge=1, description="encoder replicas")
+    num_cpus: float = Field(1.0, gt=0, description="CPUs of one encoder replica")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs of one encoder replica")
+    decode_threads: int = Field(2, ge=1, description="threads that decode images in one encoder replica")
+    classifier_cache: int = Field(64, ge=1, description="text classifiers that one replica keeps")
+    limits: LimitsConfig = LimitsConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+class ServeArgumentError(ConfigError, click.ClickException):
+    """A bad argument: `serve run` prints it as one line; `serve status` shows it for a deployed config."""
+
+    def __init__(self, message: str) -> None:
+        click.ClickException.__init__(self, f"serve.app: {message}")
+
+    def __reduce__(self) -> tuple[type[ServeArgumentError], tuple[str]]:
+        return type(self), (self.message.removeprefix("serve.app: "),)
+
+
+def parse_arguments(arguments: Mapping[str, Any]) -> ServeConfig:
+    """Validate what Ray Serve hands to the builder: `key=value` texts, or the YAML values of `args`.
+
+    Raises:
+        ServeArgumentError: an unknown key, a wrong value or no model, in one line that names the key.
+    """
+    overrides = [f"{key}={_as_text(value)}" for key, value in arguments.items()]
+    try:
+        return config.parse(ServeConfig, overrides)
+    except ConfigError as error:
+        # A builder has no command line of its own to ask for help.
+        raise ServeArgumentError(str(error).replace("--help lists", "docs/serving.md lists")) from None
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).strip()

@@ -1,0 +1,177 @@
+"""Pretraining under SIGKILL: of a worker, and of the whole driver. The weights come out as if nothing had happened.
+
+A test waits for a state of the output (a checkpoint is there) and kills then; it proves that the kill struck a run
+under way, or it fails.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from mlflow import MlflowClient
+
+from dermray import entry, tracking
+from dermray.config import TrackingConfig
+from dermray.train import checkpoint
+from dermray.train.progress import StepRecord
+from jobs import pretrain as pretrain_job
+from tests import pretraining
+from tests.conftest import ROOT
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+DEADLINE_S = 120
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.getbasetemp()
+
+
+def wait_for(condition: Callable[[], bool], what: str, *, interval_s: float = 0.005) -> None:
+    """Poll closely, so that what is waited for is acted upon while it is true."""
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {DEADLINE_S} s for {what}")
+        time.sleep(interval_s)
+
+
+def training_workers() -> list[psutil.Process]:
+    """The processes of Ray Train's workers among the descendants of this cluster's raylet."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def committed_steps(output: Path) -> list[int]:
+    try:
+        return [info.step for info in checkpoint.committed(str(output))]
+    except FileNotFoundError:
+        return []
+
+
+def finished(output: Path) -> bool:
+    return (output / "summary.json").exists()
+
+
+class Killer(threading.Thread):
+    """Kills one of two workers as soon as the first checkpoint is committed."""
+
+    def __init__(self, output: Path) -> None:
+        super().__init__(daemon=True)
+        self.output = output
+        self.killed: int | None = None
+        self.steps_at_kill: list[int] = []
+        self.finished_at_kill = True
+
+    def run(self) -> None:
+        wait_for(lambda: len(training_workers()) == 2, "two training workers", interval_s=0.2)
+        victim = max(training_workers(), key=lambda process: process.create_time())
+        wait_for(lambda: bool(committed_steps(self.output)), "the first checkpoint")
+        victim.kill()
+        self.steps_at_kill, self.finished_at_kill = committed_steps(self.output), finished(self.output)
+        victim.wait(30)
+        self.killed = victim.pid
+
+
+def test_a_killed_worker_changes_nothing(root: Path, tmp_path: Path) -> None:
+    """SIGKILL of one of two workers mid-epoch: the group starts over from the checkpoint, bit for bit."""
+    output = tmp_path / "output"
+    wait_for(lambda: not training_workers(), "the end of earlier tests' workers", interval_s=0.2)
+    killer = Killer(output)
+    killer.start()
+    result, records = pretraining.run(pretraining.configured(root, output, "num_workers=2"))
+    killer.join(1)
+    assert killer.killed is not None, "no worker was killed"
+    assert not psutil.pid_exists(killer.killed)
+    assert not killer.finished_at_kill
+    assert 0 < killer.steps_at_kill[-1] < pretraining.NUM_STEPS
+
+    _, undisturbed, expected = pretraining.undisturbed(root, 2)
+    assert result.weights_sha256 == undisturbed.weights_sha256
+    steps = [record.step for record in records]
+    jumps = [(earlier, later) for earlier, later in pairwise(steps) if later != earlier + 1]
+    assert all(later <= earlier for earlier, later in jumps), "a step is missing"
+    assert len(jumps) <= 1
+    assert set(steps) == set(range(1, pretraining.NUM_STEPS + 1))
+    losses = {record.step: record.metrics["loss"] for record in expected}
+    assert all(record.metrics["loss"] == losses[record.step] for record in records), "repeated steps repeat figures"
+
+
+def test_a_killed_driver_started_again_ends_in_the_same_weights_and_the_same_run(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SIGKILL of the job's whole process group, then the same command at once, while Ray still buries the dead."""
+    output = tmp_path / "output"
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    command = [
+        sys.executable,
+        str(ROOT / "jobs" / "pretrain.py"),
+        f"corpus={pretraining.corpus(root)}",
+        f"output={output}",
+        f"model={pretraining.model(root)}",
+        f"tracking.uri={store}",
+        *pretraining.OVERRIDES,
+    ]
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    with (tmp_path / "first.log").open("w") as log:
+        first = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True)
+    try:
+        wait_for(lambda: bool(committed_steps(output)) or first.poll() is not None, "the first checkpoint")
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+    assert first.wait(30) == -signal.SIGKILL, (tmp_path / "first.log").read_text()
+    assert not finished(output), "the kill came too late to prove anything"
+    assert committed_steps(output)[-1] < pretraining.NUM_STEPS
+
+    second = subprocess.run(
+        command, env=environment, capture_output=True, text=True, cwd=tmp_path, timeout=DEADLINE_S, check=False
+    )
+    assert second.returncode == 0, second.stderr
+    assert "resumed at step" in second.stdout
+    _, undisturbed, expected = pretraining.undisturbed(root, 1)
+    assert undisturbed.weights_sha256[:12] in second.stdout
+
+    arguments = command[2:]
+    assert pretrain_job.main(arguments) == 0
+    assert f"finished {pretraining.NUM_STEPS} steps" in capsys.readouterr().out
+    assert entry.run_job(lambda: pretrain_job.main([*arguments, "optim.lr=1"])) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert "optim.lr was 0.001, now 1.0" in message
+    assert message.count("\n") == 1
+    assert_one_complete_run(store, output, undisturbed.weights_sha256, expected)
+
+
+def assert_one_complete_run(store: str, output: Path, weights_sha256: str, expected: list[StepRecord]) -> None:
+    config = TrackingConfig(uri=store)
+    client: MlflowClient = tracking.client(config)
+    experiment = client.get_experiment_by_name(config.experiment)
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_id in (output / "mlflow.json").read_text()
+    assert run.info.status == "FINISHED", "neither a repeated nor a refused call marks a finished run"
+    assert run.data.tags["weights_sha256"] == weights_sha256
+    assert len(run.inputs.dataset_inputs) == 1
+    logged = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "loss")]
+    steps = [step for step, _ in logged]
+    assert steps == sorted(set(steps)), "a step was logged twice"
+    assert steps[-1] == pretraining.NUM_STEPS
+    losses = {record.step: record.metrics["loss"] for record in expected}
+    assert all(value == losses[step] for step, value in logged)

@@ -1,0 +1,147 @@
+"""The loader carries out the plan: same samples and same pixels for every world size and from any step on."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray.data
+import torch
+
+from dermray import models
+from dermray.corpus.manifest import Manifest
+from dermray.errors import CorpusError, PlanError
+from dermray.ingest import loader as loader_module
+from dermray.ingest.loader import Batch, Loader
+from dermray.ingest.plan import EpochPlan
+from dermray.ingest.settings import DataConfig
+from tests import pretraining
+from tests.corpora import write_prepared_corpus
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+SEED = 3
+STEPS_PER_EPOCH = 5
+NUM_STEPS = 2 * STEPS_PER_EPOCH
+SETTINGS = DataConfig(captions={"raw": 1.0, "ontology": 1.0}, crop_scale=(0.3, 1.0), horizontal_flip=0.5)
+
+
+def make_loader(root: Path, rank: int, world_size: int, *, corpus: Path | None = None) -> Loader:
+    corpus = corpus or pretraining.corpus(root)
+    return Loader(
+        corpus=str(corpus),
+        manifest=Manifest.load(str(corpus)).select("train"),
+        settings=SETTINGS,
+        image_size=24,
+        tokenizer=functools.partial(models.tokenizer, str(pretraining.model(root))),
+        seed=SEED,
+        global_batch_size=pretraining.GLOBAL_BATCH_SIZE,
+        rank=rank,
+        world_size=world_size,
+        num_steps=NUM_STEPS,
+    )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.getbasetemp()
+
+
+@pytest.fixture(scope="module")
+def alone(root: Path, ray_cluster: None) -> list[Batch]:
+    return list(make_loader(root, 0, 1).batches())
+
+
+def plan_of(root: Path, step: int) -> np.ndarray:
+    manifest = Manifest.load(str(pretraining.corpus(root))).select("train")
+    epoch, step_in_epoch = divmod(step, STEPS_PER_EPOCH)
+    plan = EpochPlan(manifest, seed=SEED, epoch=epoch, global_batch_size=pretraining.GLOBAL_BATCH_SIZE)
+    assert len(plan) == STEPS_PER_EPOCH
+    return plan.batch(step_in_epoch)
+
+
+def assert_same(left: Batch, right: Batch) -> None:
+    assert left.step == right.step
+    np.testing.assert_array_equal(left.samples, right.samples)
+    assert torch.equal(left.pixels, right.pixels)
+    assert torch.equal(left.tokens, right.tokens)
+
+
+def test_batches_are_those_of_the_plan(root: Path, alone: list[Batch]) -> None:
+    assert [batch.step for batch in alone] == list(range(NUM_STEPS))
+    for batch in alone:
+        np.testing.assert_array_equal(batch.samples, plan_of(root, batch.step))
+        assert batch.pixels.shape == (pretraining.GLOBAL_BATCH_SIZE, 3, 24, 24)
+        assert batch.pixels.dtype == torch.uint8
+        assert batch.tokens.shape == (pretraining.GLOBAL_BATCH_SIZE, 24)
+        assert batch.tokens.dtype == torch.int64
+
+
+def test_an_epoch_has_every_sample_once_and_the_next_treats_it_otherwise(alone: list[Batch]) -> None:
+    seen: list[dict[int, torch.Tensor]] = [{}, {}]
+    for batch in alone:
+        for sample, pixels in zip(batch.samples.tolist(), batch.pixels, strict=True):
+            assert sample not in seen[batch.step // STEPS_PER_EPOCH]
+            seen[batch.step // STEPS_PER_EPOCH][sample] = pixels
+    assert set(seen[0]) == set(seen[1]) == set(range(pretraining.NUM_SAMPLES))
+    changed = sum(not torch.equal(seen[0][sample], seen[1][sample]) for sample in seen[0])
+    assert changed == pretraining.NUM_SAMPLES
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_together_see_the_same_samples_pixels_and_tokens(root: Path, alone: list[Batch], world_size: int) -> None:
+    ranks = [list(make_loader(root, rank, world_size).batches()) for rank in range(world_size)]
+    for step, parts in enumerate(zip(*ranks, strict=True)):
+        together = Batch(
+            step=parts[0].step,
+            samples=np.concatenate([part.samples for part in parts]),
+            pixels=torch.cat([part.pixels for part in parts]),
+            tokens=torch.cat([part.tokens for part in parts]),
+        )
+        assert_same(together, alone[step])
+
+
+@pytest.mark.parametrize(("start_step", "windows_per_leg"), [(3, 2048), (6, 1)])
+def test_resumed_anywhere_it_yields_the_tail(
+    root: Path, alone: list[Batch], start_step: int, windows_per_leg: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mid-epoch; once in a single pipeline over the epoch's end, once with a pipeline for every epoch."""
+    monkeypatch.setattr(loader_module, "WINDOWS_PER_LEG", windows_per_leg)
+    tail = list(make_loader(root, 0, 1).batches(start_step))
+    assert len(tail) == NUM_STEPS - start_step
+    for resumed, original in zip(tail, alone[start_step:], strict=True):
+        assert_same(resumed, original)
+
+
+def test_nothing_is_read_for_steps_that_are_not_run(root: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "small-groups"
+    write_prepared_corpus(corpus, {"train": pretraining.NUM_SAMPLES}, row_group_size=2)
+    loader = make_loader(root, 0, 1, corpus=corpus)
+    whole, cut = ([row for window in loader._windows(0, end) for row in window["rows"]] for end in (5, 1))
+    assert sorted(whole) == list(range(pretraining.NUM_SAMPLES))
+    assert pretraining.GLOBAL_BATCH_SIZE <= len(cut) <= 4 * pretraining.GLOBAL_BATCH_SIZE
+    loader.num_steps = 1
+    assert [batch.step for batch in loader.batches()] == [0]
+    assert list(loader.batches(1)) == []
+
+
+def test_a_world_that_the_plan_does_not_admit_is_refused_before_any_work(root: Path) -> None:
+    with pytest.raises(PlanError, match="admit 1, 2, 4, 8 workers"):
+        make_loader(root, 0, 3)
+
+
+def test_a_damaged_image_is_named(root: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "damaged"
+    manifest = write_prepared_corpus(corpus, {"train": 32}, broken=[5])
+    assert manifest.num_samples == 32
+    with pytest.raises(CorpusError, match="the image of sample [0-9a-f]{32} is damaged .*prepare the corpus again$"):
+        list(make_loader(root, 0, 1, corpus=corpus).batches())
+
+
+def test_other_pipelines_of_the_process_keep_their_settings(alone: list[Batch]) -> None:
+    """The loader's limit of half a CPU, left in the process, would starve every later Ray Data pipeline."""
+    options = ray.data.DataContext.get_current().execution_options
+    assert options.resource_limits.cpu in (None, float("inf"))
+    assert not options.preserve_order

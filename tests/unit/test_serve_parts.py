@@ -1,0 +1,218 @@
+"""The parts of serving that need neither HTTP nor Ray: arguments, the model's identity, classifiers, rankings."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dermray.corpus.ontology import display_names
+from dermray.errors import ConfigError, ModelError
+from dermray.serving import ClassifierCache, locate, rank
+from serve.app import find_model
+from serve.errors import Refusal
+from serve.payload import decode_data_uri, encode_vector
+from serve.settings import ServeArgumentError, ServeConfig, parse_arguments
+
+
+def folder_with(tmp_path, **provenance):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {}, "preprocess_cfg": {}}))
+    if provenance:
+        (folder / "dermray.json").write_text(json.dumps(provenance))
+    return folder
+
+
+def test_arguments_of_the_command_line_and_of_yaml_are_the_same():
+    line = parse_arguments({"model": "ViT-B-32", "max_batch_size": "8", "limits.items": "4", "labels": "[a, b]"})
+    yaml = parse_arguments({"model": "ViT-B-32", "max_batch_size": 8, "limits": {"items": 4}, "labels": ["a", "b"]})
+    assert line == yaml
+    assert line.limits.items == 4
+    assert line.labels == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({}, "model is required"),
+        ({"model": "x", "max_batch": "8"}, "unknown key 'max_batch'"),
+        ({"model": "x", "max_batch_size": "many"}, "max_batch_size"),
+        ({"model": "x", "num_replicas": 0}, "num_replicas"),
+        ({"model": "x", "precision": "int4"}, "precision"),
+    ],
+)
+def test_bad_arguments_are_one_line_that_names_the_key(arguments, named):
+    with pytest.raises(ServeArgumentError) as caught:
+        parse_arguments(arguments)
+    error = caught.value
+    assert named in str(error)
+    assert "\n" not in str(error)
+    # `serve run` prints a ClickException as one line and exits with its code.
+    assert isinstance(error, click.ClickException)
+    assert isinstance(error, ConfigError)
+    assert error.exit_code == 2
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_a_folder_tells_its_classes_and_ontology(tmp_path):
+    folder = folder_with(tmp_path, classes=["b", "a"])
+    (folder / "ontology.json").write_text("{}")
+    source = locate(f"local-dir:{folder}")
+    assert (source.uri, source.name, source.classes) == (str(folder), "model", ("b", "a"))
+    assert source.ontology_uri == f"{folder}/ontology.json"
+    assert locate(str(folder), name="n", version="2", alias="champion").version == "2"
+
+
+def test_classes_that_are_nodes_are_called_by_their_first_synonym():
+    nodes = ["melanoma, malignant melanoma", "wart, common", "wart, flat", "acne"]
+    assert display_names(nodes) == ("melanoma", "wart, common", "wart, flat", "acne")
+
+
+def test_a_plain_open_clip_folder_has_no_classes(tmp_path):
+    source = locate(str(folder_with(tmp_path)))
+    assert (source.classes, source.ontology_uri) == ((), None)
+
+
+def test_an_architecture_is_a_name():
+    assert locate("ViT-B-32").uri == "ViT-B-32"
+    assert locate("hf-hub:some/model").uri == "hf-hub:some/model"
+    with pytest.raises(ModelError, match="did you mean"):
+        locate("ViT-B-3")
+
+
+def test_a_folder_without_a_model_is_refused_by_name(tmp_path):
+    with pytest.raises(ModelError, match="is not a model folder"):
+        locate(str(tmp_path))
+    with pytest.raises(ModelError, match="classes must be a list"):
+        locate(str(folder_with(tmp_path, classes="melanoma")))
+
+
+def test_given_labels_and_ontology_replace_the_models_own(tmp_path):
+    folder = folder_with(tmp_path, classes=["a"])
+    ontology = tmp_path / "tree.json"
+    ontology.write_text("{}")
+    config = ServeConfig(model=str(folder), labels=("x", "y"), ontology=str(ontology))
+    source = find_model(config)
+    assert (source.classes, source.ontology_uri) == (("x", "y"), str(ontology))
+    with pytest.raises(ConfigError, match="does not exist"):
+        find_model(ServeConfig(model=str(folder), ontology=str(tmp_path / "none.json")))
+
+
+class CountingBuild:
+    def __init__(self, value: float = 1.0) -> None:
+        self.calls = 0
+        self.value = value
+
+    def __call__(self) -> np.ndarray:
+        self.calls += 1
+        return np.full((2, 3), self.value, np.float32)
+
+
+@pytest.fixture
+def executor():
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+def test_a_classifier_is_built_once_per_model_classes_and_templates(executor):
+    cache, build = ClassifierCache(executor), CountingBuild()
+    for _ in range(3):
+        cache.submit("m", ["a", "b"], ["{}"], build).result()
+    assert build.calls == 1
+    for key in (("other", ["a", "b"], ["{}"]), ("m", ["b", "a"], ["{}"]), ("m", ["a", "b"], ["a {}"])):
+        cache.submit(*key, build).result()
+    assert build.calls == 4
+
+
+def test_requests_at_the_same_time_share_one_build(executor):
+    cache, release, calls = ClassifierCache(executor), threading.Event(), []
+
+    def build() -> np.ndarray:
+        calls.append(1)
+        release.wait(10)
+        return np.ones((1, 2), np.float32)
+
+    futures = [cache.submit("m", ["a"], ["{}"], build) for _ in range(5)]
+    release.set()
+    assert len({id(future.result()) for future in futures}) == 1
+    assert calls == [1]
+
+
+def test_the_least_recently_used_classifier_goes_first(executor):
+    cache, build = ClassifierCache(executor, capacity=2), CountingBuild()
+    for name in ("a", "b", "a", "c"):
+        cache.submit("m", [name], ["{}"], build).result()
+    assert (len(cache), build.calls) == (2, 3)
+    cache.submit("m", ["a"], ["{}"], build).result()
+    assert build.calls == 3
+    cache.submit("m", ["b"], ["{}"], build).result()
+    assert build.calls == 4
+
+
+def test_a_failed_build_is_tried_again(executor):
+    cache, attempts = ClassifierCache(executor), []
+
+    def build() -> np.ndarray:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise ModelError("out of memory")
+        return np.ones((1, 2), np.float32)
+
+    first = cache.submit("m", ["a"], ["{}"], build)
+    assert isinstance(first.exception(), ModelError)
+    assert cache.submit("m", ["a"], ["{}"], build).result().shape == (1, 2)
+
+
+@given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=40), st.floats(0.1, 100))
+def test_a_ranking_is_the_softmax_in_order(cosines, scale):
+    weights = np.array(cosines, np.float32)[:, None]
+    names = [f"c{i}" for i in range(len(cosines))]
+    ranking = rank(np.ones(1, np.float32), weights, names, scale)
+    logits = scale * np.array(cosines, np.float64)
+    expected = np.exp(logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max())
+    assert sorted(one.label for one in ranking) == sorted(names)
+    assert sum(one.probability for one in ranking) == pytest.approx(1)
+    for before, after in itertools.pairwise(ranking):
+        assert before.probability >= after.probability
+    for one in ranking:
+        index = int(one.label[1:])
+        assert one.probability == pytest.approx(expected[index], abs=1e-9)
+        assert one.logit == pytest.approx(logits[index], abs=1e-6)
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_data_uri_or_a_refusal(text):
+    for uri in (text, f"data:image/png;base64,{text}"):
+        with contextlib.suppress(Refusal):
+            assert isinstance(decode_data_uri(uri, "image"), bytes)
+
+
+def test_vectors_as_base64_are_little_endian_whatever_the_input_order():
+    vector = np.array([1.5, -2.0], ">f4")
+    assert encode_vector(vector, "base64") == encode_vector(vector.astype("<f4"), "base64")
+    assert encode_vector(vector, "float") == [1.5, -2.0]
+
+
+def test_the_deploy_config_is_one_that_ray_serve_and_the_builder_accept():
+    from ray.serve.schema import ServeDeploySchema
+
+    content = yaml.safe_load((Path(__file__).parents[2] / "serve" / "config.yaml").read_text())
+    application = ServeDeploySchema.model_validate(content).applications[0]
+    assert application.import_path == "serve.app:build"
+    assert content["http_options"]["host"] == "127.0.0.1"
+    config = parse_arguments(application.args)
+    assert config.model == "models:/dermray@champion"
+    # Serve's own deadline must not cut off the one that answers in our error shape.
+    assert content["http_options"]["request_timeout_s"] > config.limits.request_timeout_s

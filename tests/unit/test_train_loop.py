@@ -1,0 +1,255 @@
+"""The loop on a tiny model and batches in memory: resumed equals uninterrupted, cadences, and how it stops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dermray.errors import DermRayError
+from dermray.ingest.loader import Batch
+from dermray.train import checkpoint, loop
+from dermray.train.optimiser import build_optimiser
+from dermray.train.progress import StepRecord
+from dermray.train.settings import PretrainConfig
+from dermray.train.task import MAX_LOGIT_SCALE, ContrastiveTask
+
+CPU = torch.device("cpu")
+NUM_STEPS = 12
+SIDE = 6
+VOCABULARY = 11
+NO_SCORES: dict[str, float] = {}
+
+
+class TinyClip(nn.Module):
+    """The interface of open_clip's models, with a dropout that makes every step draw random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.visual = nn.Linear(3 * SIDE * SIDE, 8)
+        self.text = nn.EmbeddingBag(VOCABULARY, 8)
+        self.drop = nn.Dropout(0.2)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+
+    def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        image = nn.functional.normalize(self.drop(self.visual(pixels.flatten(1))), dim=1)
+        return image, nn.functional.normalize(self.text(tokens), dim=1), self.logit_scale.exp()
+
+
+def configured(**sections: dict[str, Any]) -> PretrainConfig:
+    train = {"global_batch_size": 8, "log_every_steps": 5, "checkpoint_every_steps": 4} | sections.pop("train", {})
+    optim = {"lr": 0.05, "warmup_steps": 3} | sections.pop("optim", {})
+    return PretrainConfig.model_validate({"corpus": "c", "output": "o", "train": train, "optim": optim, **sections})
+
+
+def make_trainer(config: PretrainConfig) -> loop.Trainer:
+    model = TinyClip().train()
+    return loop.Trainer(
+        config=config,
+        task=ContrastiveTask((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), CPU),
+        model=model,
+        wrapped=model,
+        optimiser=build_optimiser(model, config.optim, fused=False),
+        device=CPU,
+        num_steps=NUM_STEPS,
+    )
+
+
+def batches(start_step: int) -> Iterator[Batch]:
+    """What a loader would yield: every batch is a function of its step."""
+    for step in range(start_step, NUM_STEPS):
+        random = np.random.default_rng(step)
+        yield Batch(
+            step=step,
+            samples=random.integers(0, 99, 8),
+            pixels=torch.from_numpy(random.integers(0, 256, (8, 3, SIDE, SIDE), dtype=np.uint8)),
+            tokens=torch.from_numpy(random.integers(0, VOCABULARY, (8, 4))),
+        )
+
+
+class Listener:
+    """Keeps what the loop tells."""
+
+    def __init__(self, output: Path, stop_after: int | None = None) -> None:
+        self.output = str(output)
+        self.stop_after = stop_after
+        self.records: list[StepRecord] = []
+        self.checkpoints: list[int] = []
+
+    def on_checkpoint(self, trainer: loop.Trainer) -> None:
+        self.checkpoints.append(trainer.step)
+        checkpoint.save(
+            self.output,
+            trainer.step,
+            trainer.state(),
+            trajectory=trainer.config.trajectory(),
+            corpus_digest="c",
+            keep=2,
+        )
+        if trainer.step == self.stop_after:
+            raise InterruptedError
+
+    def run(self, trainer: loop.Trainer, validation: Any = lambda _: NO_SCORES) -> None:
+        loop.run(
+            trainer,
+            batches(trainer.step),
+            on_record=self.records.append,
+            on_checkpoint=self.on_checkpoint,
+            on_validation=validation,
+        )
+
+
+def assert_equal(left: Any, right: Any) -> None:
+    """Bit for bit, through dictionaries and lists."""
+    if isinstance(left, Tensor):
+        assert torch.equal(left, right)
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_equal(left[key], right[key])
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right)
+        for one, other in zip(left, right, strict=True):
+            assert_equal(one, other)
+    else:
+        assert left == right
+
+
+@pytest.mark.parametrize("stop_after", [4, 8, 12])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, stop_after: int) -> None:
+    config = configured(train={"log_every_steps": 1, "grad_clip_norm": 1.0})
+    whole = make_trainer(config)
+    whole_listener = Listener(tmp_path / "whole")
+    whole_listener.run(whole)
+
+    first = Listener(tmp_path / "parts", stop_after=stop_after)
+    with pytest.raises(InterruptedError):
+        first.run(make_trainer(config))
+    resumed = make_trainer(config)
+    torch.manual_seed(999)  # whatever another process's generator holds
+    latest = checkpoint.load_latest(str(tmp_path / "parts"), trajectory=config.trajectory(), corpus_digest="c")
+    assert latest is not None
+    resumed.restore(latest[1])
+    assert resumed.step == stop_after
+    second = Listener(tmp_path / "parts")
+    second.run(resumed)
+
+    assert_equal(whole.model.state_dict(), resumed.model.state_dict())
+    assert_equal(whole.optimiser.state_dict(), resumed.optimiser.state_dict())
+    assert [r.step for r in first.records + second.records] == list(range(1, NUM_STEPS + 1))
+    losses = [record.metrics["loss"] for record in first.records + second.records]
+    assert losses == [record.metrics["loss"] for record in whole_listener.records]
+    assert len(set(losses)) == NUM_STEPS
+    assert resumed.metrics["loss"] == losses[-1], "a run resumed at its very end still has its last figures"
+
+
+def test_seed_decides_what_a_model_draws(tmp_path: Path) -> None:
+    weights = []
+    for seed in (0, 0, 1):
+        trainer = make_trainer(configured(seed=seed))
+        Listener(tmp_path / f"{len(weights)}").run(trainer)
+        weights.append(trainer.model.visual.weight.detach().clone())
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_records_and_checkpoints_come_at_their_cadence_and_at_the_end(tmp_path: Path) -> None:
+    trainer = make_trainer(configured())
+    listener = Listener(tmp_path)
+    listener.run(trainer)
+    assert [record.step for record in listener.records] == [5, 10, 12]
+    assert listener.checkpoints == [4, 8, 12]
+    for record in listener.records:
+        assert record.num_steps == NUM_STEPS
+        assert set(record.metrics) == {"loss", "lr", "logit_scale", "samples_per_s", "step_time_s", "data_wait_share"}
+        assert all(math.isfinite(value) for value in record.metrics.values())
+        assert 0 <= record.metrics["data_wait_share"] <= 1
+    assert listener.records[0].metrics["lr"] == pytest.approx(
+        0.05 * 0.5 * (1 + math.cos(math.pi * (4 - 3) / (NUM_STEPS - 3)))
+    )
+
+
+def test_validation_has_its_own_cadence_and_its_scores_are_kept(tmp_path: Path) -> None:
+    trainer = make_trainer(configured(validation={"every_steps": 6}))
+    listener = Listener(tmp_path)
+    listener.run(trainer, validation=lambda t: {"validation_x": float(t.step)})
+    assert [r.step for r in listener.records if "validation_x" in r.metrics] == [6, 12]
+    assert trainer.metrics["validation_x"] == 12
+    assert "loss" in trainer.metrics
+
+
+def test_gradients_are_clipped_and_their_norm_is_told(tmp_path: Path) -> None:
+    trainer = make_trainer(configured(train={"grad_clip_norm": 1e-9, "log_every_steps": 1}))
+    seen: list[float] = []
+    step = trainer.optimiser.step
+
+    def watched(*args: Any) -> Any:
+        seen.append(float(torch.stack([p.grad.norm() for p in trainer.model.parameters()]).norm()))
+        return step(*args)
+
+    trainer.optimiser.step = watched  # type: ignore[method-assign]
+    listener = Listener(tmp_path)
+    listener.run(trainer)
+    assert max(seen) <= 1.01e-9
+    assert min(record.metrics["grad_norm"] for record in listener.records) > 1e-3
+
+
+def poison(trainer: loop.Trainer, at_step: int) -> None:
+    """The weights are not numbers from a step on, as after an overflow."""
+    original = trainer.task.after_step
+
+    def after_step(model: nn.Module) -> None:
+        original(model)
+        if trainer.step == at_step:
+            with torch.no_grad():
+                model.visual.weight[0, 0] = math.nan
+
+    trainer.task.after_step = after_step  # type: ignore[method-assign]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_is_never_checkpointed(tmp_path: Path) -> None:
+    """It happens between two logged steps, and a checkpoint is due before the next one."""
+    trainer = make_trainer(configured(train={"log_every_steps": 10, "checkpoint_every_steps": 4}))
+    poison(trainer, at_step=5)
+    listener = Listener(tmp_path)
+    with pytest.raises(DermRayError, match=r"the loss became nan at step 8; lower optim\.lr"):
+        listener.run(trainer)
+    assert listener.checkpoints == [4]
+
+
+@pytest.mark.parametrize(("start", "push"), [(math.log(99.9), -1), (0.001, 1)])
+def test_logit_scale_stays_between_1_and_100(tmp_path: Path, start: float, push: int) -> None:
+    trainer = make_trainer(configured(optim={"lr": 0.05, "warmup_steps": 0}))
+    with torch.no_grad():
+        trainer.model.logit_scale.fill_(start)
+    trainer.model.logit_scale.register_hook(lambda gradient: torch.full_like(gradient, push))
+    Listener(tmp_path).run(trainer)
+    expected = MAX_LOGIT_SCALE if push < 0 else 0.0
+    assert float(trainer.model.logit_scale) == pytest.approx(expected, abs=1e-6)
+    assert trainer.task.report(trainer.model)["logit_scale"] == pytest.approx(math.exp(expected), rel=1e-5)
+
+
+def test_pixels_are_normalised_as_the_tower_expects(tmp_path: Path) -> None:
+    seen: list[Tensor] = []
+    trainer = make_trainer(configured())
+    trainer.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    batch = next(batches(0))
+    trainer.train_step(batch)
+    expected = (batch.pixels.double() / 255 - 0.5) / 0.2
+    torch.testing.assert_close(seen[0].double(), expected, atol=1e-5, rtol=0)
+
+
+def test_bf16_is_used_when_asked_for(tmp_path: Path) -> None:
+    trainer = make_trainer(configured(train={"precision": "bf16"}))
+    seen: list[torch.dtype] = []
+    trainer.model.visual.register_forward_hook(lambda *call: seen.append(call[2].dtype))
+    Listener(tmp_path).run(trainer)
+    assert set(seen) == {torch.bfloat16}
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}

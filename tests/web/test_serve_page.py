@@ -1,0 +1,235 @@
+"""The web page in a real headless Chromium against a real Serve application.
+
+`DERMRAY_SCREENSHOTS=FOLDER` keeps the pictures that the tests take.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.serving import CLASSES, photograph, running, save_tiny_model
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMEDRIVER = shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.skipif(
+        not (CHROMIUM and CHROMEDRIVER), reason="needs a browser: install Debian's chromium and chromium-driver"
+    ),
+]
+WAIT_S = 20
+DESKTOP = (1180, 860)
+PHONE = (390, 844)
+
+
+@pytest.fixture(scope="module")
+def url(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = save_tiny_model(tmp_path_factory.mktemp("page") / "tiny")
+    with running(model=str(folder), device="cpu") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[webdriver.Chrome]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--hide-scrollbars"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(driver: webdriver.Chrome, url: str) -> Page:
+    return Page(driver, url)
+
+
+@pytest.fixture
+def keep(driver: webdriver.Chrome, tmp_path: Path) -> Callable[[str], Path]:
+    folder = Path(os.environ.get("DERMRAY_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def save(name: str) -> Path:
+        path = folder / f"{name}.png"
+        assert driver.save_screenshot(str(path))
+        return path
+
+    return save
+
+
+class Page:
+    """The page as a person meets it."""
+
+    def __init__(self, driver: webdriver.Chrome, url: str, size: tuple[int, int] = DESKTOP) -> None:
+        self.driver = driver
+        self.resize(size)
+        driver.get_log("browser")
+        driver.get(url)
+        self.until(lambda: len(self.chips()) == len(CLASSES))
+
+    def resize(self, size: tuple[int, int]) -> None:
+        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+    def until(self, condition: Callable[[], object]) -> None:
+        WebDriverWait(self.driver, WAIT_S).until(lambda _: condition())
+
+    def one(self, identity: str):
+        return self.driver.find_element(By.ID, identity)
+
+    def chips(self) -> list[str]:
+        return self.driver.execute_script(
+            "return [...document.querySelectorAll('#chips li span')].map((one) => one.textContent)"
+        )
+
+    def ranking(self) -> dict[str, float]:
+        # In one call: the page replaces its rows when an answer comes.
+        rows = self.driver.execute_script(
+            "return [...document.querySelectorAll('#ranking li')].map((row) =>"
+            " [row.querySelector('.label').textContent, row.querySelector('.value').textContent])"
+        )
+        return {label: float(value.removesuffix("%").removeprefix("<")) for label, value in rows}
+
+    def upload(self, path: Path, data: bytes) -> None:
+        path.write_bytes(data)
+        self.one("file").send_keys(str(path))
+
+    def idle(self) -> bool:
+        return self.one("results").get_attribute("aria-busy") == "false"
+
+    def complaints(self) -> list[str]:
+        """What the console says in red, but for the HTTP refusals that a test provokes."""
+        entries = self.driver.get_log("browser")
+        return [e["message"] for e in entries if e["level"] == "SEVERE" and "status of 400" not in e["message"]]
+
+
+def test_the_page_names_the_model_its_classes_and_its_purpose(page, keep):
+    assert page.one("model-name").text == "tiny"
+    assert page.chips() == list(CLASSES)
+    assert "not a diagnosis" in page.driver.find_element(By.CLASS_NAME, "notice").text
+    page.until(lambda: page.one("health").get_attribute("class") == "dot ready")
+    assert not page.one("again").is_enabled()
+    keep("serve_page")
+    # A violated content policy, a missing file or a script's error would stand here.
+    assert page.complaints() == []
+
+
+def test_an_upload_is_ranked(page, keep, tmp_path):
+    page.upload(tmp_path / "lesion.jpg", photograph(2, size=(400, 520)))
+    page.until(lambda: page.ranking() and page.idle())
+    ranking = page.ranking()
+    assert set(ranking) == set(CLASSES)
+    assert list(ranking.values()) == sorted(ranking.values(), reverse=True)
+    assert sum(ranking.values()) == pytest.approx(100, abs=0.5)
+    assert page.one("preview").is_displayed()
+    # Shown whole: a picture that its frame cuts would mislead.
+    assert page.one("preview").rect["height"] <= page.one("photo").rect["height"]
+    assert page.one("elapsed").text.endswith(" ms")
+    assert "Answered by tiny" in page.one("foot").text
+    assert page.one("status").get_attribute("textContent").startswith("Most probable of 5: ")
+    assert not page.one("error").is_displayed()
+    assert page.complaints() == []
+    keep("serve_page_result")
+
+
+def test_a_bad_file_is_explained_and_the_next_one_works(page, keep, tmp_path):
+    page.upload(tmp_path / "notes.jpg", b"this is text")
+    page.until(lambda: page.one("error").is_displayed() and page.idle())
+    assert page.one("error").text.startswith("This file is not an image.")
+    assert page.one("error").get_attribute("role") == "alert"
+    assert not page.one("ranking").is_displayed()
+    # Nothing to preview, so the invitation is back.
+    page.until(lambda: page.one("prompt").is_displayed() and not page.one("preview").is_displayed())
+    keep("serve_page_error")
+    page.upload(tmp_path / "lesion.png", photograph(kind="PNG"))
+    page.until(lambda: page.ranking() and page.idle())
+    assert not page.one("error").is_displayed()
+    assert page.complaints() == []
+
+
+def test_the_list_is_edited_by_keyboard_and_ranked_again(page, tmp_path):
+    page.upload(tmp_path / "lesion.jpg", photograph(1))
+    page.until(lambda: page.ranking() and page.idle())
+    page.one("condition").send_keys("rosacea, <b>wart</b>", Keys.ENTER)
+    assert page.chips()[:2] == ["rosacea", "<b>wart</b>"]
+    assert page.one("count").text == str(len(CLASSES) + 2)
+    page.driver.find_element(By.CSS_SELECTOR, "[aria-label='Remove vitiligo']").send_keys(Keys.ENTER)
+    assert "vitiligo" not in page.chips()
+    # The focus stays in the list, so that the next one can be removed too.
+    assert page.driver.switch_to.active_element.get_attribute("aria-label").startswith("Remove ")
+    assert "stale" in page.one("results").get_attribute("class")
+    page.one("again").send_keys(Keys.ENTER)
+    page.until(lambda: "rosacea" in page.ranking() and page.idle())
+    assert set(page.ranking()) == (set(CLASSES) - {"vitiligo"}) | {"rosacea", "<b>wart</b>"}
+    page.one("reset").click()
+    assert page.chips() == list(CLASSES)
+    page.one("clear").click()
+    assert page.chips() == []
+    assert not page.one("again").is_enabled()
+
+
+def test_a_long_ranking_is_shown_in_part(page, tmp_path):
+    page.one("condition").send_keys(",".join(f"condition {i}" for i in range(20)), Keys.ENTER)
+    page.upload(tmp_path / "lesion.jpg", photograph(1))
+    page.until(lambda: page.ranking() and page.idle())
+    assert len(page.ranking()) == 8
+    page.one("more").click()
+    assert len(page.ranking()) == 20 + len(CLASSES)
+
+
+def test_a_phone_needs_no_sideways_scrolling(driver, url, keep, tmp_path):
+    page = Page(driver, url, PHONE)
+    page.upload(tmp_path / "lesion.jpg", photograph(2, size=(400, 480)))
+    page.until(lambda: page.ranking() and page.idle())
+    wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert driver.execute_script(wide) == 0
+    photo, results = (page.driver.find_element(By.CSS_SELECTOR, f".{name}").rect for name in ("photo", "results"))
+    assert photo["x"] == results["x"]
+    assert photo["y"] < results["y"]
+    assert keep("serve_page_phone").stat().st_size > 10_000
+
+
+def test_dark_mode_follows_the_system(page, keep, tmp_path):
+    colour = "return getComputedStyle(document.documentElement).backgroundColor"
+    light = page.driver.execute_script(colour)
+    feature = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)
+    try:
+        assert page.driver.execute_script(colour) != light
+        page.upload(tmp_path / "lesion.jpg", photograph(2, size=(480, 400)))
+        page.until(lambda: page.ranking() and page.idle())
+        keep("serve_page_dark")
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_the_keyboard_reaches_the_photograph(page):
+    page.driver.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
+    for _ in range(4):
+        if page.driver.switch_to.active_element.get_attribute("id") == "file":
+            break
+        page.driver.switch_to.active_element.send_keys(Keys.TAB)
+    assert page.driver.switch_to.active_element.get_attribute("id") == "file"
+    outline = page.driver.execute_script("return getComputedStyle(document.getElementById('photo')).outlineStyle")
+    assert outline == "solid"
+
+
+def test_the_api_reference_is_drawn_from_the_specification(driver, url, keep):
+    driver.get_log("browser")
+    driver.get(f"{url}/docs")
+    WebDriverWait(driver, WAIT_S).until(lambda d: d.find_elements(By.CSS_SELECTOR, ".operation"))
+    paths = [one.text for one in driver.find_elements(By.CSS_SELECTOR, ".operation code")]
+    assert {"/v1/embeddings", "/v1/classify", "/v1/models", "/healthz", "/readyz", "/metrics"} <= set(paths)
+    assert [e for e in driver.get_log("browser") if e["level"] == "SEVERE"] == []
+    keep("serve_docs")
