@@ -54,7 +54,7 @@ class Demo:
         started = time.monotonic()
         self._stage("1/6 draw the corpus", "half a minute", self.synthesize)
         self._stage("2/6 prepare it with Ray Data", "half a minute", self.prepare)
-        self._stage("3/6 pretrain a tiny CLIP with Ray Train", "6 minutes", self.pretrain)
+        self._stage("3/6 pretrain a tiny CLIP with Ray Train", "5 minutes", self.pretrain)
         self._stage("4/6 evaluate on held-out images", "a minute", self.evaluate)
         self._stage("5/6 register in MLflow", "some seconds", self.register)
         self._stage("6/6 serve with Ray Serve and ask", "half a minute", self.serve)

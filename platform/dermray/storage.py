@@ -28,6 +28,8 @@ from dermray.errors import StorageError
 
 MAX_ATTEMPTS = 5
 FIRST_BACKOFF_S = 0.2
+# A full or read-only disk stays so, whatever the path in the message reads like.
+FINAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # What object stores and networks say when the same request may go through a moment later.
 TRANSIENT_MARKS = (
     "slow_down",
@@ -194,7 +196,7 @@ def _store_errors() -> tuple[type[Exception], ...]:
 
 
 def _is_transient(error: Exception) -> bool:
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) in FINAL_ERRNOS:
         return False
     if isinstance(error, TimeoutError | ConnectionError):
         return True
