@@ -1,0 +1,165 @@
+"""From a sweep's keys to its trials: each is a complete, checked pretraining before anything starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import yaml
+
+from dermray import storage
+from dermray.config import parse
+from dermray.corpus.manifest import Manifest
+from dermray.errors import ConfigError, DermRayError, PlanError
+from dermray.ingest.plan import EpochPlan
+from dermray.train.settings import PretrainConfig
+from dermray.tuning.settings import OWN_KEYS, SweepConfig
+from dermray.tuning.space import sample
+
+TRIALS = "trials"
+# The trial's own process only waits for its workers.
+TRIAL_CPUS = 0.01
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of the space.
+
+    Attributes:
+        name: `trial-000`, … in the order of the draw.
+        params: config key → value drawn.
+        recipe: the pretraining that it stands for, without what the sweep adds.
+        config: the pretraining that runs.
+        num_steps: optimiser steps of the whole training.
+    """
+
+    name: str
+    params: dict[str, Any]
+    recipe: PretrainConfig
+    config: PretrainConfig
+    num_steps: int
+
+    @property
+    def uri(self) -> str:
+        """The trial's own folder."""
+        return self.config.output
+
+    def validation_of(self, step: int) -> int:
+        """Number of the validation at `step`, from 1: what rungs are counted in."""
+        every_steps = self.config.validation.every_steps
+        assert every_steps is not None
+        return math.ceil(step / every_steps)
+
+    def samples_at(self, step: int) -> int:
+        """Training samples seen after `step` steps."""
+        return step * self.config.train.global_batch_size
+
+    def label(self) -> str:
+        """What was drawn, for humans."""
+        return " ".join(f"{key}={_show(value)}" for key, value in self.params.items())
+
+    def recipe_yaml(self) -> str:
+        """The trial as a recipe that `jobs/pretrain.py --config` accepts; corpus and output are left to the caller."""
+        left_out = {key for key in OWN_KEYS if "." not in key}
+        tree = self.recipe.model_dump(mode="json", exclude=left_out)
+        return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def plan_trials(config: SweepConfig, manifest: Manifest) -> list[Trial]:
+    """Draw and check all trials.
+
+    Raises:
+        ConfigError: the recipe, an override or a drawn value is not what pretraining takes; names the key.
+        PlanError: a batch size or number of workers does not fit the corpus; names the trial.
+    """
+    trials = []
+    for number, params in enumerate(sample(config.space, num_trials=config.num_trials, seed=config.seed)):
+        name = f"trial-{number:03d}"
+        recipe = _recipe(config, params)
+        try:
+            num_steps = _num_steps(recipe, manifest)
+        except PlanError as error:
+            raise PlanError(f"{name} ({params}): {error}") from None
+        trials.append(Trial(name, params, recipe, _runnable(config, name, recipe, num_steps), num_steps))
+    return trials
+
+
+def _recipe(config: SweepConfig, params: Mapping[str, Any]) -> PretrainConfig:
+    """The recipe with overrides and drawn values, by the same road as the command line of `jobs/pretrain.py`."""
+    keys = {**config.overrides, **params, "corpus": config.corpus, "output": config.output}
+    arguments = [f"{key}={_show(value)}" for key, value in keys.items()]
+    try:
+        return parse(PretrainConfig, ["--config", config.recipe, *arguments])
+    except ConfigError as error:
+        raise ConfigError(f"recipe {config.recipe} with overrides and space: {error}") from None
+
+
+def _runnable(config: SweepConfig, name: str, recipe: PretrainConfig, num_steps: int) -> PretrainConfig:
+    every_steps = math.ceil(num_steps / config.num_validations)
+    return recipe.model_copy(
+        update={
+            "output": storage.join(config.output, TRIALS, name),
+            "run_name": name,
+            "validation": recipe.validation.model_copy(update={"every_steps": every_steps}),
+            "cluster": config.cluster,
+            "tracking": config.tracking,
+        }
+    )
+
+
+def _num_steps(recipe: PretrainConfig, manifest: Manifest) -> int:
+    plan = EpochPlan(
+        manifest.select(recipe.data.split),
+        seed=recipe.seed,
+        epoch=0,
+        global_batch_size=recipe.train.global_batch_size,
+    )
+    plan.streams_of(0, recipe.num_workers)
+    return recipe.num_steps(len(plan))
+
+
+def share_cluster(
+    config: SweepConfig, trials: list[Trial], *, num_cpus: float, num_gpus: float
+) -> tuple[int, list[Trial]]:
+    """How many trials run at once, and the trials with so many CPUs a worker that they do not wait for each other.
+
+    A trial holds its place while it waits for its workers: two that fit only half each would wait for ever.
+
+    Raises:
+        DermRayError: the trials asked for at once do not fit the cluster.
+    """
+    most_workers = max(trial.config.num_workers for trial in trials)
+    gpus = num_gpus > 0 and any(trial.config.use_gpu is not False for trial in trials)
+    at_once = config.max_concurrent_trials or (max(1, int(num_gpus) // most_workers) if gpus else 1)
+    if gpus and at_once * most_workers > num_gpus:
+        raise DermRayError(
+            f"{at_once} trials of {most_workers} workers need {at_once * most_workers} GPUs, the cluster has "
+            f"{num_gpus:g}; lower max_concurrent_trials or overrides.num_workers"
+        )
+    shared = [_with_cpus(trial, at_once, num_cpus, gpus) for trial in trials]
+    needed = at_once * max(_cpus_of(trial.config) for trial in shared)
+    if needed > num_cpus:
+        raise DermRayError(
+            f"{at_once} trials at once need {needed:g} CPUs, the cluster has {num_cpus:g}; lower "
+            "max_concurrent_trials, overrides.cpus_per_worker or overrides.num_workers"
+        )
+    return at_once, shared
+
+
+def _with_cpus(trial: Trial, at_once: int, num_cpus: float, gpus: bool) -> Trial:
+    if trial.config.cpus_per_worker is not None:
+        return trial
+    cpus = 1.0 if gpus else round(num_cpus / 2 / at_once / trial.config.num_workers, 3)
+    return replace(trial, config=trial.config.model_copy(update={"cpus_per_worker": cpus}))
+
+
+def _cpus_of(config: PretrainConfig) -> float:
+    """CPUs without which a trial stands still: its own, its workers', and one decoding task for each of them."""
+    assert config.cpus_per_worker is not None
+    return TRIAL_CPUS + config.num_workers * (config.cpus_per_worker + config.data.cpus_per_task)
+
+
+def _show(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).strip().removesuffix("...").strip()

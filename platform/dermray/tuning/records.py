@@ -1,0 +1,149 @@
+"""What is known of each trial: drawn values, curve, how it ended. Kept in the trial's folder, so that a sweep resumes.
+
+OUTPUT/trials/trial-003/trial.json      written by the sweep's driver at every validation and at the end
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+from dermray import storage
+from dermray.errors import DermRayError
+from dermray.tuning.plan import Trial
+
+RECORD_NAME = "trial.json"
+
+
+class Status(StrEnum):
+    """Where a trial stands."""
+
+    UNFINISHED = "unfinished"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def is_final(self) -> bool:
+        """True when the same command again has nothing to train; a failed trial is tried again."""
+        return self in (Status.FINISHED, Status.STOPPED)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One validation of a trial.
+
+    Attributes:
+        validation: its number, from 1.
+        step: optimiser steps taken.
+        samples: training samples seen.
+        metrics: `validation_…` figures.
+    """
+
+    validation: int
+    step: int
+    samples: int
+    metrics: dict[str, float]
+
+
+@dataclass
+class TrialRecord:
+    """A trial so far."""
+
+    name: str
+    params: dict[str, Any]
+    status: Status = Status.UNFINISHED
+    curve: list[Point] = field(default_factory=list)
+    error: str = ""
+
+    @classmethod
+    def load(cls, trial: Trial) -> TrialRecord:
+        """The record in the trial's folder, or a fresh one.
+
+        Raises:
+            DermRayError: the folder belongs to another draw.
+        """
+        uri = storage.join(trial.uri, RECORD_NAME)
+        try:
+            document = storage.read_json(uri)
+        except FileNotFoundError:
+            return cls(trial.name, trial.params)
+        if document["params"] != trial.params:
+            raise DermRayError(
+                f"{uri} holds a trial of another sweep ({document['params']}, now {trial.params}); give a new output, "
+                "or the space and seed it began with"
+            )
+        return cls(
+            trial.name,
+            trial.params,
+            Status(document["status"]),
+            [Point(**point) for point in document["curve"]],
+            document["error"],
+        )
+
+    def save(self, trial: Trial) -> None:
+        """Publish the record in the trial's folder."""
+        storage.write_json(storage.join(trial.uri, RECORD_NAME), asdict(self))
+
+    def add(self, point: Point) -> None:
+        """Put a validation into the curve; one that was repeated after a restart replaces the earlier."""
+        kept = [other for other in self.curve if other.validation != point.validation]
+        self.curve = sorted([*kept, point], key=lambda p: p.validation)
+
+    def value(self, objective: str) -> float | None:
+        """The objective at the last validation, or None without any."""
+        return self.curve[-1].metrics[objective] if self.curve else None
+
+    @property
+    def samples_trained(self) -> int:
+        """Training samples seen up to the last validation."""
+        return self.curve[-1].samples if self.curve else 0
+
+
+def ranked(records: Sequence[TrialRecord], objective: str, mode: Literal["max", "min"]) -> list[TrialRecord]:
+    """Best first: trials that ran to their end by their last figure, then the others by how far they came."""
+    sign = -1.0 if mode == "max" else 1.0
+
+    def key(record: TrialRecord) -> tuple[bool, int, float]:
+        value = record.value(objective)
+        finished = record.status is Status.FINISHED
+        reached = 0 if finished or not record.curve else record.curve[-1].validation
+        return not finished, -reached, sign * value if value is not None else float("inf")
+
+    return sorted(records, key=key)
+
+
+def best_of(records: Sequence[TrialRecord], objective: str, mode: Literal["max", "min"]) -> TrialRecord:
+    """The best trial that ran to its end.
+
+    Raises:
+        DermRayError: none did; says what the first failure was.
+    """
+    first = ranked(records, objective, mode)[0]
+    if first.status is not Status.FINISHED:
+        reason = next((f"; {record.name}: {record.error}" for record in records if record.error), "")
+        raise DermRayError(f"no trial of the sweep ran to its end{reason}")
+    return first
+
+
+def leaderboard(records: Sequence[TrialRecord], objective: str, mode: Literal["max", "min"]) -> str:
+    """A text table, best first."""
+    rows = [("trial", "status", objective, "validations", "samples", "settings")]
+    for record in ranked(records, objective, mode):
+        value = record.value(objective)
+        rows.append(
+            (
+                record.name,
+                str(record.status),
+                "-" if value is None else f"{value:.4f}",
+                str(len(record.curve)),
+                f"{record.samples_trained:,}",
+                " ".join(f"{key}={value}" for key, value in record.params.items()),
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

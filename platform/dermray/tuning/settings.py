@@ -1,0 +1,78 @@
+"""Keys of a sweep: which recipe, what varies, how many trials, and when a trial is given up."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from dermray import storage
+from dermray.config import ClusterConfig, Config, TrackingConfig
+from dermray.tuning import space as spaces
+from dermray.tuning.space import Parameter
+
+# Set by the sweep itself, trial by trial.
+OWN_KEYS = ("corpus", "output", "run_name", "cluster", "tracking", "validation.every_steps")
+
+
+class SchedulerConfig(Config):
+    """Asynchronous successive halving (Li et al., MLSys 2020), in units of validations."""
+
+    grace_period: int = Field(1, ge=1, description="no trial is stopped before so many validations")
+    reduction_factor: float = Field(3, gt=1, description="at each rung one in so many trials goes on")
+
+
+class SweepConfig(Config):
+    """Everything `tune/sweep.py` can be told."""
+
+    recipe: str = Field(description="YAML file of the pretraining recipe that the trials vary")
+    corpus: str = Field(description="URI of a prepared corpus")
+    output: str = Field(description="URI for the trials and the best recipe; the same URI again resumes")
+    space: dict[str, Parameter] = Field(
+        min_length=1,
+        description="pretrain key: {kind: loguniform|uniform|int, low: .., high: ..} or {kind: choice, values: [..]}",
+    )
+    overrides: dict[str, Any] = Field({}, description="pretrain keys that all trials share, over the recipe's")
+    num_trials: int = Field(8, ge=1, description="trials to draw from the space")
+    num_validations: int = Field(
+        8, ge=1, description="validations of a trial that runs to its end, at equal shares of its training"
+    )
+    max_concurrent_trials: int | None = Field(
+        None, ge=1, description="trials at the same time; empty: 1 on CPUs, as many as there are cards on GPUs"
+    )
+    objective: str = Field("validation_zero_shot_accuracy", description="validation metric that decides")
+    mode: Literal["max", "min"] = Field("max", description="whether more or less of the objective is better")
+    scheduler: SchedulerConfig = SchedulerConfig()
+    seed: int = Field(0, ge=0, description="of the draw of trials; their training has the recipe's own seed")
+    run_name: str | None = Field(None, description="name of the parent run in MLflow; empty: from recipe and output")
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("corpus", "output")
+    @classmethod
+    def _absolute(cls, uri: str) -> str:
+        return storage.normalise(uri)
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _dotted(cls, tree: Any) -> Any:
+        return spaces.dotted(tree) if isinstance(tree, dict) else tree
+
+    @model_validator(mode="after")
+    def _check(self) -> SweepConfig:
+        taken = [key for key in OWN_KEYS if key in self.space or _holds(self.overrides, key)]
+        if taken:
+            raise ValueError(f"{', '.join(taken)}: the sweep sets this itself; take it out of space and overrides")
+        available = spaces.num_points(self.space)
+        if self.num_trials > available:
+            raise ValueError(f"num_trials: the space holds {available:g} different trials, not {self.num_trials}")
+        return self
+
+
+def _holds(tree: dict[str, Any], key: str) -> bool:
+    """True if a nested or dotted mapping sets `key`."""
+    if key in tree:
+        return True
+    section, _, rest = key.partition(".")
+    below = tree.get(section)
+    return bool(rest) and isinstance(below, dict) and _holds(below, rest)

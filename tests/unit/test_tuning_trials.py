@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from dermray.config import parse
+from dermray.corpus.manifest import Manifest, Shard
+from dermray.errors import ConfigError, DermRayError, PlanError
+from dermray.train.settings import PretrainConfig
+from dermray.tuning.plan import plan_trials, share_cluster
+from dermray.tuning.records import Point, Status, TrialRecord, best_of, leaderboard, ranked
+from dermray.tuning.settings import SweepConfig
+from tests.conftest import ROOT
+
+OBJECTIVE = "validation_zero_shot_accuracy"
+MANIFEST = Manifest(
+    shards=(
+        Shard(path="data/a.parquet", split="train", num_samples=640, num_bytes=1, sha256="0", row_groups=(32,) * 20),
+    )
+)
+
+
+def sweep_config(tmp_path, *arguments):
+    return parse(
+        SweepConfig,
+        [
+            "--config",
+            str(ROOT / "tune/spaces/demo.yaml"),
+            f"recipe={ROOT / 'jobs/configs/demo.yaml'}",
+            f"corpus={tmp_path / 'corpus'}",
+            f"output={tmp_path / 'sweep'}",
+            *arguments,
+        ],
+    )
+
+
+def record(name, status, *values):
+    curve = [Point(n, 10 * n, 640 * n, {OBJECTIVE: value}) for n, value in enumerate(values, 1)]
+    return TrialRecord(name, {"optim.lr": 0.1}, status, curve)
+
+
+def test_trials_are_the_recipe_with_overrides_and_drawn_values(tmp_path):
+    config = sweep_config(tmp_path, "num_trials=5", "num_validations=4", "overrides.data.captions.raw=0.25")
+    trials = plan_trials(config, MANIFEST)
+    assert [trial.name for trial in trials] == [f"trial-00{n}" for n in range(5)]
+    assert trials == plan_trials(config, MANIFEST)
+    for trial in trials:
+        batch = trial.params["train.global_batch_size"]
+        assert trial.config.optim.lr == trial.params["optim.lr"]
+        assert trial.config.train.global_batch_size == batch
+        assert trial.config.train.epochs == 4
+        assert trial.config.num_workers == 1
+        assert trial.config.model == "dermray_tiny"
+        assert trial.config.data.captions == {"raw": 0.25, "ontology": 0.5}
+        assert trial.config.output == f"{tmp_path}/sweep/trials/{trial.name}"
+        assert trial.num_steps == 4 * (640 // batch)
+        # Rungs are equal shares of a training, whatever the batch size.
+        assert trial.validation_of(trial.num_steps) <= 4
+        assert trial.config.validation.every_steps == -(-trial.num_steps // 4)
+        assert trial.samples_at(trial.num_steps) == trial.num_steps * batch
+
+
+def test_the_recipe_of_a_trial_is_what_pretrain_takes(tmp_path):
+    trial = plan_trials(sweep_config(tmp_path), MANIFEST)[2]
+    file = tmp_path / "best.yaml"
+    file.write_text(trial.recipe_yaml())
+    assert not {"corpus", "output", "run_name", "cluster", "tracking"} & yaml.safe_load(trial.recipe_yaml()).keys()
+    again = parse(PretrainConfig, ["--config", str(file), "corpus=c", "output=o"])
+    assert again.trajectory() == trial.config.trajectory()
+    demo = parse(PretrainConfig, ["--config", str(ROOT / "jobs/configs/demo.yaml"), "corpus=c", "output=o"])
+    assert again.validation == demo.validation
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["overrides.train.epoch=3"], ConfigError, r"unknown key 'train.epoch', did you mean 'train.epochs'"),
+        (["space.optim.rate={kind: uniform, low: 0.1, high: 1}"], ConfigError, "unknown key 'optim.rate'"),
+        (["space.optim.lr={kind: choice, values: [a, b]}"], ConfigError, "optim.lr"),
+        (["space.train.global_batch_size.values=[1024, 2048, 4096]"], PlanError, r"trial-000 .*fewer than one global"),
+        (["overrides.num_workers=7"], PlanError, "7 workers cannot share"),
+        (["recipe=nowhere.yaml"], ConfigError, "'nowhere.yaml' does not exist"),
+    ],
+)
+def test_bad_trials_are_refused_before_anything_starts(tmp_path, arguments, error, message):
+    with pytest.raises(error, match=message):
+        plan_trials(sweep_config(tmp_path, *arguments), MANIFEST)
+
+
+def test_cpus_are_shared_so_that_no_trial_waits_for_another(tmp_path):
+    config = sweep_config(tmp_path)
+    trials = plan_trials(config, MANIFEST)
+    at_once, shared = share_cluster(config, trials, num_cpus=4, num_gpus=0)
+    assert at_once == 1
+    assert {trial.config.cpus_per_worker for trial in shared} == {2.0}
+    config = sweep_config(tmp_path, "max_concurrent_trials=3")
+    at_once, shared = share_cluster(config, trials, num_cpus=4, num_gpus=0)
+    assert at_once == 3
+    assert {trial.config.cpus_per_worker for trial in shared} == {0.667}
+    config = sweep_config(tmp_path, "max_concurrent_trials=3", "overrides.cpus_per_worker=3")
+    trials = plan_trials(config, MANIFEST)
+    with pytest.raises(DermRayError, match=r"need 9\.78 CPUs, the cluster has 4; lower max_concurrent_trials"):
+        share_cluster(config, trials, num_cpus=4, num_gpus=0)
+
+
+def test_gpus_bound_the_trials_at_once(tmp_path):
+    config = sweep_config(tmp_path, "overrides.num_workers=2")
+    trials = plan_trials(config, MANIFEST)
+    assert share_cluster(config, trials, num_cpus=64, num_gpus=8)[0] == 4
+    config = sweep_config(tmp_path, "overrides.num_workers=2", "max_concurrent_trials=5")
+    with pytest.raises(DermRayError, match="need 10 GPUs, the cluster has 8"):
+        share_cluster(config, trials, num_cpus=64, num_gpus=8)
+
+
+def test_finished_trials_rank_before_stopped_ones():
+    found = [
+        record("early", Status.STOPPED, 0.9),
+        record("late", Status.STOPPED, 0.1, 0.2),
+        record("good", Status.FINISHED, 0.3, 0.2, 0.6),
+        record("better", Status.FINISHED, 0.1, 0.1, 0.7),
+        record("broken", Status.FAILED),
+    ]
+    assert [r.name for r in ranked(found, OBJECTIVE, "max")] == ["better", "good", "late", "early", "broken"]
+    assert best_of(found, OBJECTIVE, "max").name == "better"
+    assert best_of(found, OBJECTIVE, "min").name == "good"
+    lines = leaderboard(found, OBJECTIVE, "max").splitlines()
+    assert lines[1].split() == ["better", "finished", "0.7000", "3", "1,920", "optim.lr=0.1"]
+    assert lines[5].split()[:3] == ["broken", "failed", "-"]
+
+
+def test_without_a_finished_trial_there_is_no_best():
+    failed = record("a", Status.FAILED)
+    failed.error = "the loss became nan"
+    with pytest.raises(DermRayError, match=r"no trial .* ran to its end; a: the loss became nan"):
+        best_of([failed, record("b", Status.STOPPED, 0.5)], OBJECTIVE, "max")
+
+
+def test_a_record_survives_and_a_repeated_validation_replaces_the_earlier(tmp_path):
+    trial = plan_trials(sweep_config(tmp_path), MANIFEST)[0]
+    fresh = TrialRecord.load(trial)
+    assert fresh.status is Status.UNFINISHED
+    for value in (0.1, 0.2):
+        fresh.add(Point(1, 10, 640, {OBJECTIVE: value}))
+    fresh.add(Point(2, 20, 1280, {OBJECTIVE: 0.3}))
+    fresh.status = Status.STOPPED
+    fresh.save(trial)
+    again = TrialRecord.load(trial)
+    assert again == fresh
+    assert [point.metrics[OBJECTIVE] for point in again.curve] == [0.2, 0.3]
+    assert again.samples_trained == 1280
+    assert json.loads((tmp_path / "sweep/trials/trial-000/trial.json").read_text())["status"] == "stopped"
+    other = plan_trials(sweep_config(tmp_path, "seed=1"), MANIFEST)[0]
+    with pytest.raises(DermRayError, match="a trial of another sweep"):
+        TrialRecord.load(other)

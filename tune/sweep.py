@@ -1,0 +1,64 @@
+"""Search for a better recipe: `python tune/sweep.py --config tune/spaces/demo.yaml corpus=URI output=URI`."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from dermray import cluster, entry, storage
+from dermray.config import TrackingConfig, load
+from dermray.tuning.plan import Trial, plan_trials
+from dermray.tuning.settings import SweepConfig
+
+say = functools.partial(print, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see `--help`."""
+    config = load(
+        SweepConfig,
+        argv,
+        prog="tune/sweep.py",
+        description="Try variations of a recipe with Ray Tune, giving up poor ones early. The same command resumes.",
+    )
+    return run(config)
+
+
+def run(config: SweepConfig) -> int:
+    """Sweep under a parent MLflow run; every trial has a nested one."""
+    from dermray import tracking
+    from dermray.corpus.manifest import Manifest
+    from dermray.tuning.sweep import checked, sweep
+
+    manifest = Manifest.load(config.corpus)
+    trials = checked(plan_trials(config, manifest))
+    cluster.connect(config.cluster)
+    name = config.run_name or f"sweep {storage.name_of(config.recipe)} {storage.name_of(config.output)}"
+    state_uri = storage.join(config.output, "mlflow.json")
+    with tracking.run(config.tracking, kind="sweep", name=name, resolved=config, state_uri=state_uri) as current:
+        if not current.resumed:
+            current.log_corpus(config.corpus, manifest, context="training")
+        # Trials run in other folders, where a default of the current folder would be another store.
+        store = config.tracking.model_copy(update={"uri": tracking.tracking_uri(config.tracking)})
+        trials = [_tracked_in(trial, store) for trial in trials]
+        result = sweep(config, trials, parent_id=current.id, say=say)
+        current.log_metrics(result.metrics({trial.name: trial for trial in trials}))
+        current.set_tags({"best_trial": result.best.name})
+        for uri in (result.best_uri, result.trials_uri):
+            current.log_text(storage.read_text(uri), storage.name_of(uri))
+        current.log_text(result.leaderboard + "\n", "leaderboard.txt")
+    say(result.leaderboard)
+    say(f"best: {result.best.name} with {result.best.label()}")
+    say(f"recipe: {result.best_uri}")
+    say(f"trials: {result.trials_uri}")
+    return 0
+
+
+def _tracked_in(trial: Trial, store: TrackingConfig) -> Trial:
+    return replace(trial, config=trial.config.model_copy(update={"tracking": store}))
+
+
+if __name__ == "__main__":
+    sys.exit(entry.run_job(main))
