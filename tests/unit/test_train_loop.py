@@ -168,7 +168,7 @@ def test_records_and_checkpoints_come_at_their_cadence_and_at_the_end(tmp_path: 
     assert listener.checkpoints == [4, 8, 12]
     for record in listener.records:
         assert record.num_steps == NUM_STEPS
-        assert set(record.metrics) == {"loss", "lr", "logit_scale", "samples_per_s", "step_time_s", "data_wait_share"}
+        assert set(record.metrics) >= {"loss", "lr", "logit_scale", "samples_per_s", "step_time_s", "data_wait_share"}
         assert all(math.isfinite(value) for value in record.metrics.values())
         assert 0 <= record.metrics["data_wait_share"] <= 1
     assert listener.records[0].metrics["lr"] == pytest.approx(
@@ -232,7 +232,7 @@ def test_logit_scale_stays_between_1_and_100(tmp_path: Path, start: float, push:
     trainer.model.logit_scale.register_hook(lambda gradient: torch.full_like(gradient, push))
     Listener(tmp_path).run(trainer)
     expected = MAX_LOGIT_SCALE if push < 0 else 0.0
-    assert float(trainer.model.logit_scale) == pytest.approx(expected, abs=1e-6)
+    assert trainer.model.logit_scale.item() == pytest.approx(expected, abs=1e-6)
     assert trainer.task.report(trainer.model)["logit_scale"] == pytest.approx(math.exp(expected), rel=1e-5)
 
 
