@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,9 +10,6 @@ from dermray import cluster, entry, storage
 from dermray.config import TrackingConfig, load
 from dermray.tuning.plan import Trial, plan_trials
 from dermray.tuning.settings import SweepConfig
-
-say = functools.partial(print, flush=True)
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; see `--help`."""
@@ -54,6 +50,11 @@ def run(config: SweepConfig) -> int:
     say(f"recipe: {result.best_uri}")
     say(f"trials: {result.trials_uri}")
     return 0
+
+
+def say(line: str) -> None:
+    """Print a line at once. A function, and not a partial of `print`: Tune pickles it, and Ray replaces `print`."""
+    print(line, flush=True)
 
 
 def _tracked_in(trial: Trial, store: TrackingConfig) -> Trial:

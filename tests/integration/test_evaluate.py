@@ -103,5 +103,5 @@ def test_a_lost_shard_is_named(ray_cluster, inputs, tmp_path):
     samples = Samples.load(config.corpus, "val")
     (shard,) = (tmp_path / "corpus" / "data").glob("*.parquet")
     shard.unlink()
-    with pytest.raises(CorpusError, match=r"val-00000\.parquet, which the manifest lists"):
+    with pytest.raises(CorpusError, match=r"val-00000\.parquet is in the manifest but not there"):
         features.compute(samples, [], model_uri=inputs["model"], num_actors=1)

@@ -27,7 +27,13 @@ LEARNING_RATES = {"diverging": 1.0e30, "poor": 1.0e-7, "good": 3.0e-3}
 # Draws them in the order of TRIALS: the poor one is compared with the good one.
 SEED = 0
 RECIPE = {
-    "train": {"epochs": 50, "global_batch_size": 16, "log_every_steps": 10, "checkpoint_every_steps": 50},
+    "train": {
+        "epochs": 50,
+        "global_batch_size": 16,
+        "log_every_steps": 10,
+        "checkpoint_every_steps": 50,
+        "max_failures": 0,
+    },
     "optim": {"warmup_steps": 5, "weight_decay": 0.0},
     "validation": {"max_samples": 24},
 }

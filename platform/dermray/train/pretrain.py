@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import tempfile
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,7 @@ from dermray.train.task import ContrastiveTask
 from dermray.train.validation import Validator
 
 MODEL_FOLDER = "model"
+SCRATCH_FOLDER = "ray-train"
 SUMMARY_NAME = "summary.json"
 
 logger = logging.getLogger(__name__)
@@ -86,14 +87,18 @@ def pretrain(
     if finished is not None:
         return finished
     latest = checkpoint.committed(config.output)
-    with ProgressListener(on_record) as listener, tempfile.TemporaryDirectory(prefix="dermray-train-") as scratch:
+    # Ray Train asks for storage that every node sees, and takes up an earlier attempt where it finds its name again.
+    scratch = storage.join(config.output, SCRATCH_FOLDER)
+    filesystem, path = storage.filesystem(scratch)
+    with ProgressListener(on_record) as listener:
         trainer = TorchTrainer(
             functools.partial(_train_worker, config, provenance or {}, listener.channel),
             scaling_config=_scaling(config),
             torch_config=TorchConfig(timeout_s=config.train.collective_timeout_s),
             run_config=RunConfig(
-                name="attempt",
-                storage_path=scratch,
+                name=f"attempt-{uuid.uuid4().hex[:8]}",
+                storage_path=path,
+                storage_filesystem=filesystem,
                 failure_config=FailureConfig(max_failures=config.train.max_failures),
                 callbacks=extra_callbacks or [],
             ),
@@ -102,6 +107,8 @@ def pretrain(
             summary = trainer.fit().return_value
         except ray.train.TrainingFailedError as error:
             raise _as_own_error(error) from error
+        finally:
+            storage.remove(scratch)
     resumed_step = latest[-1].step if latest else 0
     return PretrainResult(**summary, resumed_step=resumed_step)
 
