@@ -249,6 +249,27 @@ def read_bytes(uri: str | os.PathLike[str], *, max_bytes: int | None = None) -> 
     return with_retries(read, uri)
 
 
+def read_range(uri: str | os.PathLike[str], offset: int, num_bytes: int) -> bytes:
+    """Read part of a file or object: `num_bytes` from `offset`, fewer only where the file ends before.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        StorageError: the part came short, or the store failed for good.
+    """
+    fs, path = filesystem(uri)
+
+    def read() -> bytes:
+        with fs.open_input_file(path) as file:
+            wanted = max(0, min(num_bytes, file.size() - offset))
+            file.seek(min(offset, file.size()))
+            data = file.read(wanted)
+        if len(data) != wanted:
+            raise OSError(f"incomplete read: {len(data)} of {wanted} bytes at {offset}")
+        return bytes(data)
+
+    return with_retries(read, uri)
+
+
 def read_text(uri: str | os.PathLike[str]) -> str:
     """Read a UTF-8 file (a byte order mark is dropped)."""
     try:

@@ -12,6 +12,7 @@ from dermray import storage
 from dermray.errors import StorageError
 from dermray.prepare.fetch import NO_STAMP, ImageStore, ahead
 from tests.s3 import BUCKET, FaultyProxy, faulty_s3
+from tests.unit.test_prepare_archives import write_tar, write_zip
 
 
 @pytest.fixture
@@ -80,6 +81,20 @@ def test_s3_objects_with_difficult_names(s3: FaultyProxy) -> None:
     assert images.fetch("a b/ü,#%?.jpg").data == b"content"
     assert images.fetch("a b/nothing.jpg").reason == "missing_file"
     assert images.stamp("a b").num_bytes == NO_STAMP.num_bytes
+
+
+def test_s3_members_of_archives(s3: FaultyProxy, tmp_path: Path) -> None:
+    files = {f"edu/皮肤 {number}.jpg": bytes([number]) * 900 for number in range(40)}
+    for name, write in (("a b.zip", write_zip), ("c.tar", write_tar)):
+        storage.write_bytes(f"s3://{BUCKET}/raw/{name}", write(tmp_path / name, files).read_bytes())
+        images = store(f"s3://{BUCKET}/raw")
+        s3.reset()
+        s3.inject(503, 1, method="GET", key="raw/")
+        assert {path: images.fetch(f"{name}!/{path}").data for path in files} == files
+        assert s3.fired == 1
+        # The directory once, then one range an image (each opened with a HEAD).
+        assert len([method for method, _ in s3.requests if method == "GET"]) <= len(files) + 4
+        assert images.fetch(f"{name}!/nothing.jpg").reason == "missing_file"
 
 
 @pytest.mark.parametrize("fault", [500, 503])
