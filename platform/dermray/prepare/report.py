@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from dermray import reporting, storage
 from dermray.corpus.manifest import Manifest, Shard
 from dermray.corpus.ontology import Ontology
-from dermray.corpus.schema import CAPTION_ASPECTS
+from dermray.corpus.schema import CAPTION_ASPECTS, PAIR_ASPECTS
 from dermray.prepare.plan import Plan
 from dermray.prepare.samples import WORDS_LIMIT, WORDS_STEP
 from dermray.prepare.settings import PrepareConfig
@@ -82,7 +82,7 @@ def summarise(plan: Plan, records: Sequence[ShardRecord], manifest: Manifest, on
         "shards": len(manifest.shards),
         "bytes": sum(shard.num_bytes for shard in manifest.shards),
         "captions": captions,
-        "pairs": sum(captions.values()),
+        "pairs": sum(captions[aspect] for aspect in PAIR_ASPECTS),
         "caption_words": {aspect: _words(counts[f"words_{aspect}"]) for aspect in CAPTION_ASPECTS},
         "rows_labelled": counts["rows"]["labelled"],
         "rows_resolved": counts["rows"]["resolved"],

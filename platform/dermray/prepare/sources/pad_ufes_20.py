@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from dermray.corpus.captions import ontology_caption
 from dermray.corpus.ontology import Ontology
+from dermray.corpus.schema import CaptionAspect
 from dermray.prepare.sources.rows import (
     RawRows,
     SourceRequest,
@@ -38,6 +39,7 @@ DIAGNOSES = {
     "SCC": "squamous cell carcinoma",
     "MEL": "melanoma",
 }
+CAPTIONS_FROM: dict[CaptionAspect, str] = {"raw": "the published sentence over the diagnosis"}
 SYMPTOMS = ("itch", "grew", "hurt", "changed", "bleed", "elevation")
 
 
@@ -75,7 +77,7 @@ def read(request: SourceRequest) -> RawRows:
             extra=extras(leftover(cells.table, used)) or pa.nulls(num_rows, pa.string()),
         ),
     )
-    return RawRows(table, cells.dropped, Ontology.flat(DIAGNOSES.values()))
+    return RawRows(table, cells.dropped, Ontology.flat(DIAGNOSES.values()), CAPTIONS_FROM)
 
 
 def _symptoms(answers: dict[str, pa.Array], num_rows: int) -> pa.Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ from pydantic import Field
 
 from dermray.config import Config
 from dermray.corpus.ontology import Ontology
-from dermray.corpus.schema import CAPTION, META
+from dermray.corpus.schema import CAPTION, META, CaptionAspect
 
 RAW = pa.schema(
     [
@@ -98,11 +98,15 @@ class DroppedRow:
 
 @dataclass(frozen=True)
 class RawRows:
-    """What a reader returns: rows of schema RAW, rows it could not read, and the disease tree if there is one."""
+    """What a reader returns: rows of schema RAW, rows it could not read, and the disease tree if there is one.
+
+    `captions_from` says for each caption aspect that the source brings where it is from, in words, for the provenance.
+    """
 
     table: pa.Table
     dropped: tuple[DroppedRow, ...] = ()
     ontology: Ontology | None = None
+    captions_from: Mapping[CaptionAspect, str] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
