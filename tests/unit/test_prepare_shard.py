@@ -244,7 +244,7 @@ def test_report_is_a_function_of_the_result(raw: Path, tmp_path: Path) -> None:
     plan = planned(config)
     stats = report.summarise(plan, records, manifest, TREE)
     assert stats["rows"]["in"] == stats["rows"]["in_samples"] + stats["rows"]["dropped"]
-    assert stats["levels"][1] == {"level": 2, "nodes": 2, "seen": 2, "labels": 8}
+    assert stats["levels"][1] == {"level": 2, "nodes": 2, "seen": 2, "covered": 2, "labels": 8}
     assert stats["captions"] == {"raw": 15, "ontology": 12, "concept": 0, "sub": 0}
     report.write(config, plan, records, manifest, stats)
     first = {file: (tmp_path / file).read_bytes() for file in (report.REPORT, report.STATS, report.DROPPED)}
@@ -254,6 +254,24 @@ def test_report_is_a_function_of_the_result(raw: Path, tmp_path: Path) -> None:
     for expected in ("too_many_pixels", "data:image/jpeg;base64,", "psoriasis", "report/dropped.parquet"):
         assert expected in page
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_report_lists_what_was_not_resolved_with_suggestions(tmp_path: Path) -> None:
+    raw_corpus.write(tmp_path / "raw", num_good=6)
+    table = tmp_path / "raw" / "metadata.csv"
+    table.write_text(table.read_text(encoding="utf-8").replace("psoriasis", "psoriassis"), encoding="utf-8")
+    config = settings(tmp_path / "raw", tmp_path / "out")
+    records, _ = make(config)
+    stats = report.summarise(planned(config), records, committed(records), TREE)
+    assert list(stats["unresolved_labels"]) == ["psoriassis"]
+    assert [each["name"] for each in stats["suggestions"]["psoriassis"]] == ["psoriasis"]
+    assert "psoriasis" not in stats["labels"]
+    by_level = {level["level"]: level for level in stats["levels"]}
+    assert (by_level[1]["seen"], by_level[1]["covered"]) == (1, 2)
+    report.write(config, planned(config), records, committed(records), stats)
+    page = (tmp_path / "out" / report.REPORT).read_text(encoding="utf-8")
+    assert "psoriassis" in page
+    assert "perhaps" in page
 
 
 def test_report_escapes_what_the_table_says(tmp_path: Path) -> None:

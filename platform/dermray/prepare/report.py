@@ -58,6 +58,7 @@ NUM_THUMBNAILS = 24
 NUM_EXAMPLES = 3
 NUM_TOP = 25
 NUM_SHARES = 12
+NUM_SUGGESTED = 500
 
 
 def summarise(plan: Plan, records: Sequence[ShardRecord], manifest: Manifest, ontology: Ontology) -> dict[str, Any]:
@@ -87,6 +88,7 @@ def summarise(plan: Plan, records: Sequence[ShardRecord], manifest: Manifest, on
         "rows_labelled": counts["rows"]["labelled"],
         "rows_resolved": counts["rows"]["resolved"],
         "unresolved_labels": _ranked(counts["unresolved"]),
+        "suggestions": _suggestions(_ranked(counts["unresolved"]), ontology),
         "levels": _levels(counts, ontology),
         "labels": _ranked(counts["labels"]),
         "concepts": _ranked(counts["concepts"]),
@@ -162,13 +164,30 @@ def _words(counter: Mapping[str, int]) -> dict[str, int]:
 
 
 def _levels(counts: Mapping[str, Counter[str]], ontology: Ontology) -> list[dict[str, int]]:
-    """For each level of the tree: its nodes, those that some label names, and the labels given there."""
+    """For each level of the tree: nodes, those that a label names, those with a label at or below, labels given."""
     nodes = Counter(ontology.level(name) for name in ontology)
-    seen = Counter(ontology.level(name) for name in counts["labels"])
+    named = set(counts["labels"])
+    seen = Counter(ontology.level(name) for name in named)
+    covered = Counter(ontology.level(name) for name in named.union(*(ontology.ancestors(name) for name in named)))
     return [
-        {"level": level, "nodes": nodes[level], "seen": seen[level], "labels": counts["levels"][str(level)]}
+        {
+            "level": level,
+            "nodes": nodes[level],
+            "seen": seen[level],
+            "covered": covered[level],
+            "labels": counts["levels"][str(level)],
+        }
         for level in sorted(nodes)
     ]
+
+
+def _suggestions(unresolved: Mapping[str, int], ontology: Ontology) -> dict[str, list[dict[str, Any]]]:
+    """Nodes that the most frequent unresolved texts may mean: for a person to mend table or tree by, never taken."""
+    return {
+        text: [suggestion._asdict() for suggestion in found]
+        for text in list(unresolved)[:NUM_SUGGESTED]
+        if (found := ontology.suggest(text))
+    }
 
 
 def _plots(stats: Mapping[str, Any]) -> dict[str, Any]:
