@@ -32,7 +32,7 @@ from dermray.prepare.progress import Progress
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import DATA, RECORDS, ShardMaker, ShardRecord, made_by
 from dermray.prepare.sources import READERS, RawRows, SourceRequest
-from dermray.prepare.sources.rows import DroppedRow
+from dermray.prepare.sources.rows import EXCLUDED, DroppedRow
 
 
 @dataclass(frozen=True)
@@ -210,13 +210,14 @@ class _ImageCounter:
 
 def _check_ceiling(config: PrepareConfig, plan: Plan, dropped: Sequence[DroppedRow]) -> None:
     """Stop while it is cheap when too much of the table is bad; finished shards stay for the next run."""
+    bad = [row for row in dropped if row.reason != EXCLUDED]
     allowed = config.max_dropped_fraction * plan.num_rows
-    if len(dropped) <= allowed and plan.shards:
+    if len(bad) <= allowed and plan.shards:
         return
     uri = storage.join(config.output, report.DROPPED_WHEN_STOPPED)
     report.write_dropped(uri, dropped)
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in report.reasons(dropped).items())
-    found = f"{len(dropped):,} of {plan.num_rows:,} rows are unusable so far ({reasons})"
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in report.reasons(bad).items())
+    found = f"{len(bad):,} of {plan.num_rows:,} rows are unusable so far ({reasons})"
     if not plan.shards:
         raise CorpusError(f"nothing to prepare from {config.input}: {found}; they are listed in {uri}")
     raise CorpusError(
