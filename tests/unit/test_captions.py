@@ -130,6 +130,11 @@ def test_sub_captions_are_the_first_distinct_sentences(text: str) -> None:
     assert parts == list(dict.fromkeys(sentences(text)))[:2]
 
 
+def test_sub_captions_leave_placeholders_out() -> None:
+    assert sub_captions("Red papule. None") == ["Red papule."]
+    assert sub_captions("None") == []
+
+
 def test_at_most_eight_sub_captions() -> None:
     assert sub_captions(" ".join(f"Word{number} here." for number in range(12))) == [
         f"Word{number} here." for number in range(8)

@@ -48,6 +48,8 @@ _STARTERS = _words(
     "a an the this that these those there it its he she his her they their we our in on at after before when "
     "while however both all some most many no patient patients treatment diagnosis biopsy histology"
 )
+# What tables put where there is nothing to say.
+_NOTHING = _words("none nan null n/a na unknown")
 
 
 def ontology_caption(names: Sequence[str]) -> str | None:
@@ -102,8 +104,9 @@ def _ends_sentence(before: str, mark: str | None, after: str) -> bool:
 
 
 def sub_captions(text: str, limit: int = MAX_SUB_CAPTIONS) -> list[str]:
-    """The first sentences of a raw caption, each once, at most `limit`."""
-    return list(dict.fromkeys(sentences(text)))[:limit]
+    """The first sentences of a raw caption, each once, at most `limit`; a trailing "None" says nothing."""
+    said = (sentence for sentence in sentences(text) if sentence.strip(" .").casefold() not in _NOTHING)
+    return list(dict.fromkeys(said))[:limit]
 
 
 def diagnosis_path(labels: Iterable[str], ontology: Ontology) -> list[str]:
