@@ -147,7 +147,8 @@ class _FsspecHandler(pafs.FSSpecHandler):
     def open_input_file(self, path: str) -> pa.PythonFile:
         if self.fs.info(path)["type"] != "file":
             raise FileNotFoundError(path)
-        return pa.PythonFile(self.fs.open(path, mode="rb"), mode="r")
+        # What is asked for is read; fsspec would fetch megabytes ahead of every small part.
+        return pa.PythonFile(self.fs.open(path, mode="rb", cache_type="none"), mode="r")
 
     def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
         try:

@@ -177,6 +177,13 @@ def test_methods_that_are_not_read_in_place_say_so(tmp_path: Path) -> None:
     assert "packed by method 12" in fetch(tmp_path, "a.zip!/youtube/a.jpg").detail
 
 
+def test_addresses() -> None:
+    assert archives.split_address("a/b.zip!/c d.jpg") == ("a/b.zip", "c d.jpg", None)
+    assert archives.split_address("a.TAR!12+345/c!/d.jpg") == ("a.TAR", "c!/d.jpg", (12, 345))
+    for plain in ("a.jpg", "a.zip", "a.zip/b.jpg", "a.zip!", "a.zip!/", "a!/b.jpg", "a.zip!12+345/b.jpg", ""):
+        assert archives.split_address(plain) is None
+
+
 def test_directories_are_kept_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = archives._Directories()
     monkeypatch.setattr(archives, "MAX_KEPT_ENTRIES", 9)

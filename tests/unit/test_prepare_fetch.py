@@ -83,8 +83,11 @@ def test_s3_objects_with_difficult_names(s3: FaultyProxy) -> None:
     assert images.stamp("a b").num_bytes == NO_STAMP.num_bytes
 
 
-def test_s3_members_of_archives(s3: FaultyProxy, tmp_path: Path) -> None:
-    files = {f"edu/皮肤 {number}.jpg": bytes([number]) * 900 for number in range(40)}
+@pytest.mark.parametrize("client", ["pyarrow", "s3fs"])
+def test_s3_members_of_archives(s3: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: str) -> None:
+    monkeypatch.setenv("DERMRAY_S3_CLIENT", client)
+    storage._remote_filesystem.cache_clear()
+    files = {f"edu/皮肤 {number}.jpg": bytes([number]) * 900 for number in range(12)}
     for name, write in (("a b.zip", write_zip), ("c.tar", write_tar)):
         storage.write_bytes(f"s3://{BUCKET}/raw/{name}", write(tmp_path / name, files).read_bytes())
         images = store(f"s3://{BUCKET}/raw")

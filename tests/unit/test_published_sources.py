@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 from dermray.errors import CorpusError
+from dermray.prepare import archives
+from dermray.prepare.fetch import ImageStore
 from dermray.prepare.pipeline import read as read_work
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.sources import READERS, RawRows, SourceRequest
@@ -308,7 +311,19 @@ def test_webdataset_texts(tmp_path: Path) -> None:
     )
     assert found[1]["meta"]["extra"] == '{"camera": "phone"}'
     assert captions(found[2]) == [("raw", "This is a skin photo diagnosed as psoriasis.")]
-    assert (found[5]["image"], found[6]["image"], found[6]["captions"]) == (None, "0.tar!/f.jpg", [])
+    assert (found[5]["image"], found[6]["captions"]) == (None, [])
+
+
+def test_webdataset_images_are_addressed_by_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_samples(tmp_path / "0.tar", {"../a": {"jpg": b"out"}, "b": {"jpg": b"bytes of b", "txt": b"t"}})
+    (row,) = read("webdataset", tmp_path).table.to_pylist()
+    assert re.fullmatch(r"0\.tar!\d+\+10/b\.jpg", row["image"])
+    # Nothing but this range of the archive is needed to fetch it.
+    monkeypatch.delattr(archives, "members")
+    store = ImageStore(str(tmp_path), max_bytes=100, follow_links=False)
+    assert store.fetch(row["image"]).data == b"bytes of b"
+    assert store.fetch("0.tar!99999+10/b.jpg").reason == "unreadable"
+    assert store.fetch("0.tar!0+101/b.jpg").reason == "too_many_bytes"
 
 
 def test_webdataset_archives_that_cannot_be_read_say_so(tmp_path: Path) -> None:

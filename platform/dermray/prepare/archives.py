@@ -1,8 +1,9 @@
 """Images inside .zip and .tar archives, read where they lie: nothing is unpacked.
 
 A member is addressed as `folder/archive.zip!/path/of/member.jpg`. An archive's directory is read once a process and
-kept (bounded); after that an image costs one range read, locally or on an object store. Names never touch the disk:
-a member called `../x` is simply not in the directory.
+kept (bounded); after that an image costs one range read, locally or on an object store. A tar archive has no directory
+but headers all over it, so whoever has read them passes the place on: `a.tar!OFFSET+SIZE/member.jpg`. Names never touch
+the disk: a member called `../x` is simply not in the directory.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ HEADER_SLACK = 512
 # One read of this size passes over many tar headers.
 TAR_BUFFER_BYTES = 4 << 20
 
-_ADDRESS = re.compile(r"(?P<archive>.+?\.(?:zip|tar))!/(?P<member>.+)", re.I | re.S)
+_ADDRESS = re.compile(
+    r"(?P<archive>.+?\.(?:zip|tar))!(?:(?<=\.tar!)(?P<offset>\d{1,18})\+(?P<size>\d{1,18}))?/(?P<member>.+)",
+    re.I | re.S,
+)
 
 STORED, DEFLATED = 0, 8
 PLAIN_TAR = -1
@@ -61,10 +65,11 @@ _MAX_COMMENT = 0xFFFF
 
 
 class Address(NamedTuple):
-    """Where a member is: the archive's path and the member's name inside it."""
+    """Where a member is: the archive's path, the member's name inside it, and for tar where its bytes begin and end."""
 
     archive: str
     member: str
+    place: tuple[int, int] | None = None
 
 
 class Member(NamedTuple):
@@ -81,12 +86,16 @@ class Member(NamedTuple):
 def split_address(path: str) -> Address | None:
     """The archive and member of `a.zip!/b.jpg`; None for a plain path."""
     match = _ADDRESS.fullmatch(path)
-    return Address(match["archive"], match["member"]) if match else None
+    if not match:
+        return None
+    place = (int(match["offset"]), int(match["size"])) if match["offset"] else None
+    return Address(match["archive"], match["member"], place)
 
 
-def join_address(archive: str, member: str) -> str:
+def join_address(archive: str, member: Member) -> str:
     """The path of an archive's member."""
-    return f"{archive}!/{member}"
+    place = f"{member.offset}+{member.size}" if member.method == PLAIN_TAR else ""
+    return f"{archive}!{place}/{member.name}"
 
 
 def members(uri: str) -> list[Member]:
@@ -98,10 +107,10 @@ def members(uri: str) -> list[Member]:
         StorageError: it cannot be read.
     """
     found = _zip_members(uri) if uri.lower().endswith(".zip") else _tar_members(uri)
-    return [member._replace(name=name) for member in found if (name := _inside(member.name))]
+    return [member._replace(name=name) for member in found if (name := inside(member.name))]
 
 
-def _inside(name: str) -> str | None:
+def inside(name: str) -> str | None:
     """A member's normal name; None for a folder and for what leads out of the archive."""
     normal = posixpath.normpath(name)
     outside = normal in (".", "..") or normal.startswith(("/", "../")) or "\0" in name
@@ -189,7 +198,12 @@ def _tar_members(uri: str) -> Iterator[Member]:
     with open_tar(uri) as archive:
         for info in archive:
             if info.isreg() and not info.issparse():
-                yield Member(info.name, info.offset_data, info.size, info.size, 0, PLAIN_TAR)
+                yield tar_member(info)
+
+
+def tar_member(info: tarfile.TarInfo) -> Member:
+    """A file of a tar archive that is being read."""
+    return Member(info.name, info.offset_data, info.size, info.size, 0, PLAIN_TAR)
 
 
 @contextmanager
@@ -263,6 +277,18 @@ class _Directories:
 
 
 _DIRECTORIES = _Directories()
+
+
+def find(uri: str, version: object, address: Address) -> Member | None:
+    """The member of an archive that an address means; None if the archive has none of this name.
+
+    Raises:
+        CorpusError, FileNotFoundError, StorageError: as `members`.
+    """
+    if address.place:
+        offset, size = address.place
+        return Member(address.member, offset, size, size, 0, PLAIN_TAR)
+    return directory(uri, version).find(address.member)
 
 
 def directory(uri: str, version: object) -> Directory:

@@ -12,7 +12,7 @@ import pyarrow.fs as pafs
 
 from dermray import storage
 from dermray.errors import CorpusError, StorageError
-from dermray.prepare.archives import Member, directory, read_member, split_address
+from dermray.prepare.archives import Member, find, read_member, split_address
 
 MISSING_FILE = "missing_file"
 TOO_MANY_BYTES = "too_many_bytes"
@@ -60,7 +60,7 @@ class ImageStore:
         Raises:
             StorageError: the store failed for good.
         """
-        return self._reach(path, lambda uri, stamp: NOTHING).stamp
+        return self._reach(path, lambda uri, member: NOTHING).stamp
 
     def fetch(self, path: str) -> Fetched:
         """Read one image; a file that is absent, too large or out of bounds is an answer, not an error.
@@ -85,7 +85,7 @@ class ImageStore:
             member = None
             if address:
                 archive, stamp = stamp, NO_STAMP
-                member = directory(uri, archive).find(address.member)
+                member = find(uri, archive, address)
                 if member is None:
                     return Fetched(path, stamp, None, MISSING_FILE, f"{uri} holds no {address.member}")
                 stamp = Stamp(member.size, archive.modified_ns)

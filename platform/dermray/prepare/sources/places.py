@@ -77,7 +77,7 @@ def _images(root: str, files: Iterable[str]) -> Iterable[str]:
         elif file.lower().endswith(archives.ENDINGS):
             for member in archives.members(storage.join(root, file)):
                 if member.name.lower().endswith(IMAGE_ENDINGS):
-                    yield archives.join_address(file, member.name)
+                    yield archives.join_address(file, member)
 
 
 def _nearness(path: str) -> tuple[bool, int, str]:

@@ -20,7 +20,7 @@ from dermray.corpus.captions import ontology_caption
 from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
 from dermray.corpus.schema import CAPTION, CAPTION_ASPECTS
 from dermray.errors import CorpusError
-from dermray.prepare.archives import join_address, open_tar
+from dermray.prepare.archives import inside, join_address, open_tar, tar_member
 from dermray.prepare.sources.places import IMAGE_ENDINGS
 from dermray.prepare.sources.rows import (
     DroppedRow,
@@ -64,7 +64,7 @@ def read(request: SourceRequest) -> RawRows:
             row = len(samples) + len(dropped) + 1
             if request.limit is not None and row > request.limit:
                 return _rows(request, samples, dropped)
-            sample_id = join_address(tar, key)
+            sample_id = f"{tar}!/{key}"
             try:
                 samples.append(_sample(row, tar, sample_id, files))
             except ValueError as error:
@@ -87,12 +87,13 @@ def _tars(request: SourceRequest) -> list[str]:
 
 
 def _grouped(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The samples of an archive in its order: their key, and by ending the member's name or its text."""
+    """The samples of an archive in its order: their key, and by ending the member of the image or a text."""
     key, files = "", dict[str, Any]()
     try:
         with open_tar(uri) as archive:
             for info in archive:
-                folder, _, name = info.name.removeprefix("./").rpartition("/")
+                normal = inside(info.name) or ""
+                folder, _, name = normal.rpartition("/")
                 stem, dot, ending = name.partition(".")
                 if not info.isreg() or not dot or not stem:
                     continue
@@ -106,7 +107,7 @@ def _grouped(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
                     content = archive.extractfile(info) if info.size <= MAX_TEXT_BYTES else None
                     files[ending] = content.read() if content else None
                 elif ending in IMAGE_ENDINGS:
-                    files.setdefault("image", info.name.removeprefix("./"))
+                    files.setdefault("image", tar_member(info)._replace(name=normal))
     except FileNotFoundError:
         raise CorpusError(f"{uri} does not exist: a .tar archive is expected there (see table=)") from None
     if files:
