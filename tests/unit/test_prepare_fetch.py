@@ -11,6 +11,8 @@ import pytest
 from dermray import storage
 from dermray.errors import StorageError
 from dermray.prepare.fetch import NO_STAMP, ImageStore, ahead
+from dermray.prepare.sources import READERS, SourceRequest
+from tests.raw_sources import LAYOUTS
 from tests.s3 import BUCKET, FaultyProxy, faulty_s3
 from tests.unit.test_prepare_archives import write_tar, write_zip
 
@@ -98,6 +100,23 @@ def test_s3_members_of_archives(s3: FaultyProxy, tmp_path: Path, monkeypatch: py
         # The directory once, then one range an image (each opened with a HEAD).
         assert len([method for method, _ in s3.requests if method == "GET"]) <= len(files) + 4
         assert images.fetch(f"{name}!/nothing.jpg").reason == "missing_file"
+
+
+def test_s3_release_is_read_without_unpacking(s3: FaultyProxy, tmp_path: Path) -> None:
+    LAYOUTS["derm1m"].write(tmp_path)
+    root = f"s3://{BUCKET}/derm1m v2"
+    for file in sorted(tmp_path.iterdir()):
+        if file.is_file():
+            storage.write_bytes(f"{root}/{file.name}", file.read_bytes())
+        else:
+            members = {f"{file.name}/{image.name}": image.read_bytes() for image in file.iterdir()}
+            packed = write_zip(tmp_path / f"{file.name}.zip", members)
+            storage.write_bytes(f"{root}/{packed.name}", packed.read_bytes())
+    raw = READERS["derm1m"](SourceRequest(root))
+    images = store(root, max_bytes=1 << 20)
+    for row in raw.table.to_pylist():
+        assert ".zip!/" in row["image"]
+        assert images.fetch(row["image"]).data == (tmp_path / row["source_id"]).read_bytes()
 
 
 @pytest.mark.parametrize("fault", [500, 503])
