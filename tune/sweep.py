@@ -11,6 +11,7 @@ from dermray.config import TrackingConfig, load
 from dermray.tuning.plan import Trial, plan_trials
 from dermray.tuning.settings import SweepConfig
 
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; see `--help`."""
     config = load(

@@ -75,7 +75,7 @@ def test_bad_rows_cost_nothing_else(prepared: tuple[Path, PrepareResult]) -> Non
     assert sorted(row["source_id"] for row in found) == [f"good-{number:03d}" for number in range(NUM_GOOD)]
     assert result.manifest.num_samples == result.stats["samples"] == NUM_GOOD
     assert result.stats["rows"]["in"] == result.stats["rows"]["in_samples"] + result.stats["rows"]["dropped"]
-    assert result.stats["captions"] == {"raw": NUM_GOOD + NUM_GOOD // 5, "ontology": NUM_GOOD, "concept": 0}
+    assert result.stats["captions"] == {"raw": NUM_GOOD + NUM_GOOD // 5, "ontology": NUM_GOOD, "concept": 0, "sub": 0}
     for row in found:
         number = int(row["source_id"].removeprefix("good-"))
         original = images.decode(raw_corpus.photograph(number)).astype(int)

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermray.corpus.ontology import ROOT, Ontology
@@ -102,6 +102,87 @@ def test_resolve(tree: Ontology, text: str, node: str | None) -> None:
     assert tree.resolve(text) == node
 
 
+SPELLED = {
+    "root": [
+        "Seborrheic keratosis",
+        "oedema",
+        "Naevus",
+        "Tumor, tumour of the skin",
+        "Sj\u00f6gren syndrome",
+        "a",
+        "b",
+    ],
+    "Seborrheic keratosis": ["Seborrheic keratoses"],
+    "a": ["Discoloured nail", "Photoaging", "Leukoderma", "Haemangioma"],
+    "b": ["discolored nails", "Localised scleroderma", "Lupus, erythematosus"],
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "node"),
+    [
+        ("seborrhoeic keratosis", "Seborrheic keratosis"),
+        ("Seborrheic keratoses", "Seborrheic keratoses"),
+        ("edema", "oedema"),
+        ("nevi", "Naevus"),
+        ("n\u00e6vus", "Naevus"),
+        ("tumours", "Tumor, tumour of the skin"),
+        ("tumor of the skin", "Tumor, tumour of the skin"),
+        ("Sjogren's syndrome", "Sj\u00f6gren syndrome"),
+        ("photo-ageing", "Photoaging"),
+        ("photo-aging", "Photoaging"),
+        ("leucoderma", "Leukoderma"),
+        ("hemangiomas", "Haemangioma"),
+        ("localized scleroderma", "Localised scleroderma"),
+        ("discoloured nail", "Discoloured nail"),
+        ("dis-colored-nail", None),
+        ("edem", None),
+        ("hemangiom", None),
+    ],
+)
+def test_spelling(text: str, node: str | None) -> None:
+    assert Ontology(SPELLED).resolve(text) == node
+
+
+def test_suggestions_are_for_people_only() -> None:
+    tree = Ontology(TREE)
+    assert tree.resolve("melanomma") is None
+    assert [each.name for each in tree.suggest("melanomma")] == ["Malignant melanoma, melanoma"]
+    assert tree.suggest("planus lichen")[0] == ("Lichen planus", 100.0)
+    assert [each.name for each in tree.suggest("contact", limit=1)] == ["contact dermatitis"]
+    assert tree.suggest("fracture of the femur") == tree.suggest(" , ") == tree.suggest("melanomma", limit=0) == []
+    scores = [each.score for each in tree.suggest("dermatitis contact allergic eczema", limit=9)]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_from_paths() -> None:
+    tree = Ontology.from_paths([["malignant", "melanoma", "melanoma", "ssm"], ["benign", "", "nevus"], ["malignant"]])
+    assert (
+        tree.to_json()
+        == {
+            "root": ["benign", "malignant"],
+            "malignant": ["melanoma"],
+            "melanoma": ["ssm"],
+            "benign": ["nevus"],
+            "nevus": [],
+            "ssm": [],
+        }
+        | {}
+    )
+    with pytest.raises(OntologyError, match="cycle"):
+        Ontology.from_paths([["a", "b"], ["b", "a"]])
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=4, unique=True).map(sorted), max_size=12))
+def test_from_paths_holds_every_path(numbers: list[list[int]]) -> None:
+    paths = [[f"n{number}" for number in path] for path in numbers]
+    tree = Ontology.from_paths(paths)
+    assert set(tree) == {name for path in paths for name in path}
+    assert all(path in tree.paths(path[-1]) for path in paths)
+    assert all(tree.resolve(name) == name for name in tree)
+
+
 @pytest.mark.parametrize(
     ("text", "labels", "unresolved"),
     [
@@ -125,6 +206,9 @@ def test_resolve_all(tree: Ontology, text: str, labels: list[str], unresolved: l
         ({"root": ["a"], "a": ["a"]}, "cycle: a > a"),
         ({"root": ["a"], "a": ["root"]}, "cycle"),
         ({"root": ["a"], "b": ["c"]}, "'b' is under no parent"),
+        ({"root": ["a"], "b": [], "c": [], "d": [], "e": []}, "'b', 'c', 'd' and 1 more are under no parent"),
+        ({"root": ["a"], "b": ["c"], "c": ["b"]}, "cycle: b > c > b|cycle: c > b > c"),
+        ({"root": ["root"]}, "cycle"),
         ({"a": ["b"]}, "no node 'root'"),
         ({"root": "a"}, "'root' must have a list"),
         ({"root": ["a", 3]}, "'root' must have a list"),
@@ -175,6 +259,7 @@ def dags(draw: st.DrawFn) -> dict[str, list[str]]:
     return {name: children[name] for name in order}
 
 
+@settings(deadline=None)
 @given(dags())
 def test_paths_agree_with_parents_and_levels(document: dict[str, list[str]]) -> None:
     tree = Ontology.from_json(document)
@@ -194,6 +279,7 @@ def test_paths_agree_with_parents_and_levels(document: dict[str, list[str]]) -> 
         assert tree.resolve(name) == name
 
 
+@settings(deadline=None)
 @given(dags(), st.data())
 def test_a_back_edge_is_found_to_be_a_cycle(document: dict[str, list[str]], data: st.DataObject) -> None:
     tree = Ontology.from_json(document)

@@ -11,7 +11,10 @@ import pytest
 from dermray import storage
 from dermray.errors import StorageError
 from dermray.prepare.fetch import NO_STAMP, ImageStore, ahead
+from dermray.prepare.sources import READERS, SourceRequest
+from tests.raw_sources import LAYOUTS
 from tests.s3 import BUCKET, FaultyProxy, faulty_s3
+from tests.unit.test_prepare_archives import write_tar, write_zip
 
 
 @pytest.fixture
@@ -80,6 +83,40 @@ def test_s3_objects_with_difficult_names(s3: FaultyProxy) -> None:
     assert images.fetch("a b/ü,#%?.jpg").data == b"content"
     assert images.fetch("a b/nothing.jpg").reason == "missing_file"
     assert images.stamp("a b").num_bytes == NO_STAMP.num_bytes
+
+
+@pytest.mark.parametrize("client", ["pyarrow", "s3fs"])
+def test_s3_members_of_archives(s3: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: str) -> None:
+    monkeypatch.setenv("DERMRAY_S3_CLIENT", client)
+    storage._remote_filesystem.cache_clear()
+    files = {f"edu/皮肤 {number}.jpg": bytes([number]) * 900 for number in range(12)}
+    for name, write in (("a b.zip", write_zip), ("c.tar", write_tar)):
+        storage.write_bytes(f"s3://{BUCKET}/raw/{name}", write(tmp_path / name, files).read_bytes())
+        images = store(f"s3://{BUCKET}/raw")
+        s3.reset()
+        s3.inject(503, 1, method="GET", key="raw/")
+        assert {path: images.fetch(f"{name}!/{path}").data for path in files} == files
+        assert s3.fired == 1
+        # The directory once, then one range an image (each opened with a HEAD).
+        assert len([method for method, _ in s3.requests if method == "GET"]) <= len(files) + 4
+        assert images.fetch(f"{name}!/nothing.jpg").reason == "missing_file"
+
+
+def test_s3_release_is_read_without_unpacking(s3: FaultyProxy, tmp_path: Path) -> None:
+    LAYOUTS["derm1m"].write(tmp_path)
+    root = f"s3://{BUCKET}/derm1m v2"
+    for file in sorted(tmp_path.iterdir()):
+        if file.is_file():
+            storage.write_bytes(f"{root}/{file.name}", file.read_bytes())
+        else:
+            members = {f"{file.name}/{image.name}": image.read_bytes() for image in file.iterdir()}
+            packed = write_zip(tmp_path / f"{file.name}.zip", members)
+            storage.write_bytes(f"{root}/{packed.name}", packed.read_bytes())
+    raw = READERS["derm1m"](SourceRequest(root))
+    images = store(root, max_bytes=1 << 20)
+    for row in raw.table.to_pylist():
+        assert ".zip!/" in row["image"]
+        assert images.fetch(row["image"]).data == (tmp_path / row["source_id"]).read_bytes()
 
 
 @pytest.mark.parametrize("fault", [500, 503])

@@ -17,10 +17,11 @@ from dermray.corpus.schema import SAMPLE, sample_id
 from dermray.errors import StorageError
 from dermray.prepare import report
 from dermray.prepare.plan import Plan, plan_shards
-from dermray.prepare.samples import resolve_labels
+from dermray.prepare.samples import build_sample, resolve_labels
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import ShardMaker, ShardRecord, made_by
 from dermray.prepare.sources import READERS, SourceRequest
+from dermray.prepare.sources.rows import RAW
 from tests import raw_corpus
 
 TREE = Ontology(
@@ -86,6 +87,49 @@ def test_samples_hold_the_union_of_their_rows(raw: Path, tmp_path: Path) -> None
     assert rows["good-010"]["labels"] == ["psoriasis"]
     assert rows["good-010"]["skin_type"] == 2
     assert rows["good-010"]["meta"]["patient_id"] == "patient 5"
+
+
+def test_sub_captions_when_asked(raw: Path, tmp_path: Path) -> None:
+    plain, _ = make(settings(raw, tmp_path))
+    explicit, fresh = make(settings(raw, tmp_path, sub_captions=0))
+    assert (explicit, fresh) == (plain, [False])
+    (record,), _ = make(settings(raw, tmp_path, sub_captions=3))
+    assert record.shard is not None
+    assert record.key != plain[0].key
+    rows = {row["source_id"]: row for row in pq.read_table(tmp_path / record.shard.path).to_pylist()}
+    assert [caption["text"] for caption in rows["good-010"]["captions"] if caption["aspect"] == "sub"] == [
+        "caption 10",
+        "another caption 10",
+    ]
+    stats = report.summarise(planned(settings(raw, tmp_path)), [record], committed([record]), TREE)
+    assert stats["captions"] == {"raw": 15, "ontology": 12, "concept": 0, "sub": 15}
+    assert stats["pairs"] == 27
+
+
+def test_sentences_that_the_source_brings_are_not_made_again() -> None:
+    brought = [
+        {"aspect": "raw", "text": "Red. Scaly."},
+        {"aspect": "ontology", "text": "its own"},
+        *({"aspect": "sub", "text": f"part {number}"} for number in range(5)),
+    ]
+    row = {
+        **dict.fromkeys(RAW.names),
+        "source": "x",
+        "source_id": "1",
+        "captions": brought,
+        "labels": ["psoriasis"],
+        "concepts": ["red"],
+    }
+    more = {**row, "captions": [{"aspect": "sub", "text": f"more {number}"} for number in range(5)]}
+    image = images.standardise(raw_corpus.photograph(1), image_size=64, jpeg_quality=90, max_pixels=10**6, min_side=8)
+    sample = build_sample([row, more], image, "train", TREE, num_sub_captions=8)
+    found = [(caption["aspect"], caption["text"]) for caption in sample["captions"]]
+    assert found[:2] == [("raw", "Red. Scaly."), ("ontology", "its own")]
+    assert [text for aspect, text in found if aspect == "concept"] == ["This skin photo shows red."]
+    assert [text for aspect, text in found if aspect == "sub"] == [
+        *(f"part {number}" for number in range(5)),
+        *(f"more {number}" for number in range(3)),
+    ]
 
 
 def test_record_counts_every_row(raw: Path, tmp_path: Path) -> None:
@@ -200,8 +244,8 @@ def test_report_is_a_function_of_the_result(raw: Path, tmp_path: Path) -> None:
     plan = planned(config)
     stats = report.summarise(plan, records, manifest, TREE)
     assert stats["rows"]["in"] == stats["rows"]["in_samples"] + stats["rows"]["dropped"]
-    assert stats["levels"][1] == {"level": 2, "nodes": 2, "seen": 2, "labels": 8}
-    assert stats["captions"] == {"raw": 15, "ontology": 12, "concept": 0}
+    assert stats["levels"][1] == {"level": 2, "nodes": 2, "seen": 2, "covered": 2, "labels": 8}
+    assert stats["captions"] == {"raw": 15, "ontology": 12, "concept": 0, "sub": 0}
     report.write(config, plan, records, manifest, stats)
     first = {file: (tmp_path / file).read_bytes() for file in (report.REPORT, report.STATS, report.DROPPED)}
     report.write(config, plan, list(records), manifest, stats)
@@ -210,6 +254,24 @@ def test_report_is_a_function_of_the_result(raw: Path, tmp_path: Path) -> None:
     for expected in ("too_many_pixels", "data:image/jpeg;base64,", "psoriasis", "report/dropped.parquet"):
         assert expected in page
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_report_lists_what_was_not_resolved_with_suggestions(tmp_path: Path) -> None:
+    raw_corpus.write(tmp_path / "raw", num_good=6)
+    table = tmp_path / "raw" / "metadata.csv"
+    table.write_text(table.read_text(encoding="utf-8").replace("psoriasis", "psoriassis"), encoding="utf-8")
+    config = settings(tmp_path / "raw", tmp_path / "out")
+    records, _ = make(config)
+    stats = report.summarise(planned(config), records, committed(records), TREE)
+    assert list(stats["unresolved_labels"]) == ["psoriassis"]
+    assert [each["name"] for each in stats["suggestions"]["psoriassis"]] == ["psoriasis"]
+    assert "psoriasis" not in stats["labels"]
+    by_level = {level["level"]: level for level in stats["levels"]}
+    assert (by_level[1]["seen"], by_level[1]["covered"]) == (1, 2)
+    report.write(config, planned(config), records, committed(records), stats)
+    page = (tmp_path / "out" / report.REPORT).read_text(encoding="utf-8")
+    assert "psoriassis" in page
+    assert "perhaps" in page
 
 
 def test_report_escapes_what_the_table_says(tmp_path: Path) -> None:

@@ -8,10 +8,13 @@ several paths.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
+
+from rapidfuzz import fuzz, process
 
 from dermray import storage
 from dermray.errors import CorpusError, OntologyError
@@ -24,6 +27,20 @@ _GAPS = re.compile(r"[\s\-\u2010\u2011\u2013_]+")
 _COMMAS = re.compile(r"\s*,[\s,]*")
 # Endings that the -s of a plural does not belong to (pityriasis, lupus, moss).
 _NOT_PLURAL = ("ss", "us", "is")
+# British spelling → American, on both sides of a comparison, so that what matters is only what becomes alike.
+_AMERICAN = (
+    (re.compile("[ao]e|[\u00e6\u0153]"), "e"),
+    (re.compile(r"ageing"), "aging"),
+    (re.compile(r"(?<=col|tum|vap)our"), "or"),
+    (re.compile(r"is(?=ations?\b|ed\b|ing\b)"), "iz"),
+    (re.compile(r"(cent|fib)re\b"), r"\1er"),
+    (re.compile(r"sulph"), "sulf"),
+    (re.compile(r"leuc(?=o)"), "leuk"),
+    (re.compile(r"grey"), "gray"),
+    (re.compile(r"(?<=\bm)ould"), "old"),
+)
+# Matches worth showing to a person, of 100.
+SUGGESTION_SCORE = 70.0
 
 
 class Resolution(NamedTuple):
@@ -31,6 +48,13 @@ class Resolution(NamedTuple):
 
     labels: tuple[str, ...]
     unresolved: tuple[str, ...]
+
+
+class Suggestion(NamedTuple):
+    """A node whose name is like a text, and how like (0-100). For people to look at, never taken by itself."""
+
+    name: str
+    score: float
 
 
 class Ontology:
@@ -92,6 +116,22 @@ class Ontology:
     def flat(cls, labels: Iterable[str]) -> Ontology:
         """One level under the root, for sources that publish labels and no tree; `labels` in any order."""
         return cls({ROOT: sorted({label for label in labels if label != ROOT})})
+
+    @classmethod
+    def from_paths(cls, paths: Iterable[Iterable[str]]) -> Ontology:
+        """The tree of published paths, each coarse to fine; blank names and repetitions in a row are passed over.
+
+        Raises:
+            OntologyError: the paths contradict each other: a name is above another one and also below it.
+        """
+        children: dict[str, dict[str, None]] = {ROOT: {}}
+        for path in paths:
+            above = ROOT
+            for name in path:
+                if name and name != above:
+                    children.setdefault(above, {})[name] = None
+                    above = name
+        return cls({name: sorted(below) for name, below in sorted(children.items(), key=lambda item: item[0] != ROOT)})
 
     def to_json(self) -> dict[str, list[str]]:
         """The mapping that `from_json` reads, in file order."""
@@ -212,14 +252,38 @@ class Ontology:
     def resolve(self, text: str) -> str | None:
         """The node that a text names, or None.
 
-        Equal up to case, spaces, hyphens, apostrophes and plural endings, to a node's whole name or one of its
-        synonyms; nothing is guessed. A closer match wins: whole name before synonym, singular before plural.
+        Equal up to case, spaces, hyphens, apostrophes, plural endings, accents and British or American spelling, to
+        a node's whole name or one of its synonyms; nothing is guessed. A closer match wins: whole name before
+        synonym, singular before plural, then spelling. Of two nodes that are spelled alike the upper one is meant, and
+        none if neither is above the other.
         """
         key = _key(text)
         for names in (self._by_name, self._by_synonym):
             if key in names:
                 return names[key]
-        return self._by_singular.get(_singular(key)) if key else None
+        if not key:
+            return None
+        return self._by_singular.get(_singular(key)) or self._by_spelling.get(_spelling(key))
+
+    def suggest(self, text: str, limit: int = 3) -> list[Suggestion]:
+        """Nodes whose names are like a text that `resolve` does not know, best first.
+
+        For reports, so that a person can mend a table or the tree; nothing in a corpus is made from it.
+        """
+        if limit < 1 or not _key(text):
+            return []
+        # A node with many synonyms may come several times.
+        found = process.extract(
+            _spelling(_key(text), joined=False),
+            self._searchable,
+            scorer=_likeness,
+            score_cutoff=SUGGESTION_SCORE,
+            limit=4 * limit,
+        )
+        best: dict[str, float] = {}
+        for _, score, (name, _) in found:
+            best.setdefault(name, round(score, 1))
+        return [Suggestion(name, score) for name, score in best.items()][:limit]
 
     def resolve_all(self, text: str) -> Resolution:
         """The nodes that a comma-separated text names, in its order, each once, only the most specific ones.
@@ -288,6 +352,28 @@ class Ontology:
     def _by_singular(self) -> dict[str, str]:
         return self._keyed((_singular(_key(word)), name) for name in self for word in [name, *self.synonyms(name)])
 
+    @cached_property
+    def _by_spelling(self) -> dict[str, str | None]:
+        """Nodes by the weakest key. Of several, the one above all others, which holds whichever is meant; else None."""
+        sharing: dict[str, dict[str, None]] = {}
+        for name in self:
+            for word in (name, *self.synonyms(name)):
+                sharing.setdefault(_spelling(_key(word)), {})[name] = None
+        keyed: dict[str, str | None] = {}
+        for key, names in sharing.items():
+            # Parents come first in the tree's order.
+            top = next(iter(names))
+            keyed[key] = top if all(top in self.ancestors(name) for name in names if name != top) else None
+        return keyed
+
+    @cached_property
+    def _searchable(self) -> dict[tuple[str, int], str]:
+        return {
+            (name, number): _spelling(_key(word), joined=False)
+            for name in self
+            for number, word in enumerate(self.synonyms(name))
+        }
+
     @staticmethod
     def _keyed(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
         """First come, first kept: where two nodes share a name, the one nearer to the root answers."""
@@ -323,6 +409,21 @@ def _singular_word(word: str) -> str:
     if len(stem) > 3 and stem.endswith("s") and not stem.endswith(_NOT_PLURAL):
         return stem[:-1]
     return stem
+
+
+def _likeness(text: str, other: str, *, score_cutoff: float | None = None) -> float:
+    """How like two keys are, 0-100: all words count, those in common count twice; their order does not."""
+    score = (fuzz.token_sort_ratio(text, other) + fuzz.token_set_ratio(text, other)) / 2
+    return 0.0 if score_cutoff is not None and score < score_cutoff else score
+
+
+def _spelling(key: str, *, joined: bool = True) -> str:
+    """A key in the singular, without accents, in American spelling; `joined`: also without spaces and commas."""
+    plain = unicodedata.normalize("NFKD", _singular(key))
+    plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
+    for british, american in _AMERICAN:
+        plain = british.sub(american, plain)
+    return re.sub(r"[ ,]", "", plain) if joined else plain
 
 
 def _name_some(names: list[str]) -> str:

@@ -13,8 +13,10 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 1
 
-CaptionAspect = Literal["raw", "ontology", "concept"]
-CAPTION_ASPECTS: tuple[CaptionAspect, ...] = ("raw", "ontology", "concept")
+CaptionAspect = Literal["raw", "ontology", "concept", "sub"]
+CAPTION_ASPECTS: tuple[CaptionAspect, ...] = ("raw", "ontology", "concept", "sub")
+# What Derm1M (arXiv 2503.14911) counts as image-text pairs; sub-captions are parts of a raw caption.
+PAIR_ASPECTS: tuple[CaptionAspect, ...] = ("raw", "ontology", "concept")
 
 CAPTION = pa.struct([pa.field("aspect", pa.string(), nullable=False), pa.field("text", pa.string(), nullable=False)])
 

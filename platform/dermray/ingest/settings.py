@@ -14,7 +14,7 @@ class DataConfig(Config):
     split: str = Field("train", description="split of the corpus to train on")
     captions: dict[CaptionAspect, float] = Field(
         {"raw": 1.0},
-        description="weight of each caption aspect (raw, ontology, concept) when one is drawn per sample and step",
+        description="weight of each caption aspect (raw, ontology, concept, sub) when one is drawn per sample and step",
     )
     crop_scale: tuple[float, float] = Field(
         (0.4, 1.0), description="area share of the random resized crop, low and high"

@@ -11,7 +11,8 @@ from typing import NamedTuple, TypeVar
 import pyarrow.fs as pafs
 
 from dermray import storage
-from dermray.errors import StorageError
+from dermray.errors import CorpusError, StorageError
+from dermray.prepare.archives import Member, find, read_member, split_address
 
 MISSING_FILE = "missing_file"
 TOO_MANY_BYTES = "too_many_bytes"
@@ -30,6 +31,7 @@ class Stamp(NamedTuple):
 
 
 NO_STAMP = Stamp(-1, -1)
+NOTHING = b""
 
 
 class Fetched(NamedTuple):
@@ -43,12 +45,14 @@ class Fetched(NamedTuple):
 
 
 class ImageStore:
-    """The raw images under an input root."""
+    """The raw images under an input root: files, or members of archives (`images.zip!/folder/a.jpg`)."""
 
     def __init__(self, root: str, *, max_bytes: int, follow_links: bool) -> None:
         self.root = root
         self.max_bytes = max_bytes
         self._real_root = None if follow_links or not storage.is_local(root) else os.path.realpath(root)
+        # An archive is asked for its size and time once, not once an image.
+        self._archives: dict[str, Stamp] = {}
 
     def stamp(self, path: str) -> Stamp:
         """Size and modification time of one image; `NO_STAMP` for what is not there or may not be read.
@@ -56,13 +60,7 @@ class ImageStore:
         Raises:
             StorageError: the store failed for good.
         """
-        uri = storage.join(self.root, path)
-        try:
-            return NO_STAMP if self._leaves_root(uri) else _stat(uri)
-        except StorageError as error:
-            if self._is_fatal(error):
-                raise
-            return NO_STAMP
+        return self._reach(path, lambda uri, member: NOTHING).stamp
 
     def fetch(self, path: str) -> Fetched:
         """Read one image; a file that is absent, too large or out of bounds is an answer, not an error.
@@ -70,24 +68,45 @@ class ImageStore:
         Raises:
             StorageError: the store failed for good, so that every other image would fail as well.
         """
-        uri = storage.join(self.root, path)
+        return self._reach(path, lambda uri, member: read_member(uri, member) if member else storage.read_bytes(uri))
+
+    def _reach(self, path: str, read: Callable[[str, Member | None], bytes]) -> Fetched:
+        """Find an image and `read` it from its file, or as a member of its archive."""
+        address = split_address(path)
+        uri = storage.join(self.root, address.archive if address else path)
         if self._leaves_root(uri):
             detail = "a symbolic link leads out of the input folder (follow_links=true allows it)"
             return Fetched(path, NO_STAMP, None, OUTSIDE, detail)
+        stamp = NO_STAMP
         try:
-            stamp = _stat(uri)
+            stamp = self._archive_stamp(uri) if address else _stat(uri)
             if stamp == NO_STAMP:
                 return Fetched(path, stamp, None, MISSING_FILE, f"there is no file {uri}")
+            member = None
+            if address:
+                archive, stamp = stamp, NO_STAMP
+                member = find(uri, archive, address)
+                if member is None:
+                    return Fetched(path, stamp, None, MISSING_FILE, f"{uri} holds no {address.member}")
+                stamp = Stamp(member.size, archive.modified_ns)
             if stamp.num_bytes > self.max_bytes:
                 detail = f"{stamp.num_bytes:,} bytes are more than the {self.max_bytes:,} allowed"
                 return Fetched(path, stamp, None, TOO_MANY_BYTES, detail)
-            return Fetched(path, stamp, storage.read_bytes(uri))
+            return Fetched(path, stamp, read(uri, member))
         except FileNotFoundError:
             return Fetched(path, NO_STAMP, None, MISSING_FILE, f"there is no file {uri}")
+        except CorpusError as error:
+            # A damaged archive: every member of it is a bad row, and the limit on those stops the run.
+            return Fetched(path, stamp, None, UNREADABLE, str(error))
         except StorageError as error:
             if self._is_fatal(error):
                 raise
             return Fetched(path, NO_STAMP, None, UNREADABLE, str(error))
+
+    def _archive_stamp(self, uri: str) -> Stamp:
+        if uri not in self._archives:
+            self._archives[uri] = _stat(uri)
+        return self._archives[uri]
 
     def _is_fatal(self, error: StorageError) -> bool:
         """On a local disk one bad file says nothing about the next one; a store that fails for good fails for all."""

@@ -12,8 +12,8 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -24,6 +24,7 @@ import ray.data
 from dermray import storage
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
+from dermray.corpus.schema import CaptionAspect
 from dermray.errors import CorpusError, DermRayError, StorageError
 from dermray.prepare import report
 from dermray.prepare.plan import Plan, ShardSpec, plan_shards
@@ -31,7 +32,7 @@ from dermray.prepare.progress import Progress
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import DATA, RECORDS, ShardMaker, ShardRecord, made_by
 from dermray.prepare.sources import READERS, RawRows, SourceRequest
-from dermray.prepare.sources.rows import DroppedRow
+from dermray.prepare.sources.rows import EXCLUDED, DroppedRow
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Work:
 
     plan: Plan
     ontology: Ontology
+    captions_from: Mapping[CaptionAspect, str] = field(default_factory=dict)
 
 
 def read(config: PrepareConfig) -> Work:
@@ -85,7 +87,7 @@ def read(config: PrepareConfig) -> Work:
     plan = plan_shards(raw, split=config.split, seed=config.seed, rows_per_shard=config.rows_per_shard)
     print(_announce(config, plan), flush=True)
     _check_ceiling(config, plan, plan.dropped)
-    return Work(plan, ontology)
+    return Work(plan, ontology, _captions_from(config, raw))
 
 
 def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
@@ -107,7 +109,7 @@ def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
         num_made += made
         dropped.extend(record.dropped)
         _check_ceiling(config, plan, dropped)
-    manifest, stats, unchanged = _commit(config, plan, ontology, records)
+    manifest, stats, unchanged = _commit(config, work, records)
     return PrepareResult(
         output=config.output,
         manifest=manifest,
@@ -117,6 +119,17 @@ def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
         seconds=time.monotonic() - started,
         unchanged=unchanged,
     )
+
+
+def _captions_from(config: PrepareConfig, raw: RawRows) -> dict[CaptionAspect, str]:
+    """How each caption aspect is made, in words: by the source, or else by this package."""
+    made: dict[CaptionAspect, str] = {
+        "ontology": "the published sentence over the path of the diagnosis",
+        "concept": "the published sentence over the visible features",
+    }
+    if config.sub_captions:
+        made["sub"] = f"the first {config.sub_captions} sentences of the raw caption"
+    return {**made, **raw.captions_from}
 
 
 def _flat_ontology(raw: RawRows) -> Ontology:
@@ -197,13 +210,14 @@ class _ImageCounter:
 
 def _check_ceiling(config: PrepareConfig, plan: Plan, dropped: Sequence[DroppedRow]) -> None:
     """Stop while it is cheap when too much of the table is bad; finished shards stay for the next run."""
+    bad = [row for row in dropped if row.reason != EXCLUDED]
     allowed = config.max_dropped_fraction * plan.num_rows
-    if len(dropped) <= allowed and plan.shards:
+    if len(bad) <= allowed and plan.shards:
         return
     uri = storage.join(config.output, report.DROPPED_WHEN_STOPPED)
     report.write_dropped(uri, dropped)
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in report.reasons(dropped).items())
-    found = f"{len(dropped):,} of {plan.num_rows:,} rows are unusable so far ({reasons})"
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in report.reasons(bad).items())
+    found = f"{len(bad):,} of {plan.num_rows:,} rows are unusable so far ({reasons})"
     if not plan.shards:
         raise CorpusError(f"nothing to prepare from {config.input}: {found}; they are listed in {uri}")
     raise CorpusError(
@@ -212,10 +226,9 @@ def _check_ceiling(config: PrepareConfig, plan: Plan, dropped: Sequence[DroppedR
     )
 
 
-def _commit(
-    config: PrepareConfig, plan: Plan, ontology: Ontology, records: Sequence[ShardRecord]
-) -> tuple[Manifest, dict[str, Any], bool]:
+def _commit(config: PrepareConfig, work: Work, records: Sequence[ShardRecord]) -> tuple[Manifest, dict[str, Any], bool]:
     """Write ontology and report, then the manifest that makes the corpus exist, then remove what it does not name."""
+    plan, ontology = work.plan, work.ontology
     place = {spec.name: number for number, spec in enumerate(plan.shards)}
     records = sorted(records, key=lambda record: place[record.key.rpartition("-")[0]])
     shards = tuple(record.shard for record in records if record.shard is not None)
@@ -223,7 +236,11 @@ def _commit(
     manifest = Manifest(
         shards=shards,
         ontology_sha256=hashlib.sha256(tree).hexdigest(),
-        provenance={"config": config.content(), "made_by": made_by()},
+        provenance={
+            "config": config.content(),
+            "captions": dict(work.captions_from),
+            "made_by": made_by(),
+        },
     )
     stats = report.summarise(plan, records, manifest, ontology)
     if not shards:

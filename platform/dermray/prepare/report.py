@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from dermray import reporting, storage
 from dermray.corpus.manifest import Manifest, Shard
 from dermray.corpus.ontology import Ontology
-from dermray.corpus.schema import CAPTION_ASPECTS
+from dermray.corpus.schema import CAPTION_ASPECTS, PAIR_ASPECTS
 from dermray.prepare.plan import Plan
 from dermray.prepare.samples import WORDS_LIMIT, WORDS_STEP
 from dermray.prepare.settings import PrepareConfig
@@ -44,8 +44,9 @@ REASONS = {
     "path_outside_root": "the path leaves the input folder",
     "empty_caption": "the row has no caption",
     "malformed_row": "the row has another number of cells than the header",
-    "missing_file": "there is no such file",
-    "unreadable": "the disk does not give the file",
+    "excluded_by_source": "the source itself says not to use the image",
+    "missing_file": "there is no such file, or no such member of the archive",
+    "unreadable": "the disk or the archive does not give the file",
     "too_many_bytes": "the file is larger than allowed",
     "zero_byte": "the file is empty",
     "not_an_image": "the content is no known image format",
@@ -58,6 +59,7 @@ NUM_THUMBNAILS = 24
 NUM_EXAMPLES = 3
 NUM_TOP = 25
 NUM_SHARES = 12
+NUM_SUGGESTED = 500
 
 
 def summarise(plan: Plan, records: Sequence[ShardRecord], manifest: Manifest, ontology: Ontology) -> dict[str, Any]:
@@ -82,11 +84,12 @@ def summarise(plan: Plan, records: Sequence[ShardRecord], manifest: Manifest, on
         "shards": len(manifest.shards),
         "bytes": sum(shard.num_bytes for shard in manifest.shards),
         "captions": captions,
-        "pairs": sum(captions.values()),
+        "pairs": sum(captions[aspect] for aspect in PAIR_ASPECTS),
         "caption_words": {aspect: _words(counts[f"words_{aspect}"]) for aspect in CAPTION_ASPECTS},
         "rows_labelled": counts["rows"]["labelled"],
         "rows_resolved": counts["rows"]["resolved"],
         "unresolved_labels": _ranked(counts["unresolved"]),
+        "suggestions": _suggestions(_ranked(counts["unresolved"]), ontology),
         "levels": _levels(counts, ontology),
         "labels": _ranked(counts["labels"]),
         "concepts": _ranked(counts["concepts"]),
@@ -162,13 +165,30 @@ def _words(counter: Mapping[str, int]) -> dict[str, int]:
 
 
 def _levels(counts: Mapping[str, Counter[str]], ontology: Ontology) -> list[dict[str, int]]:
-    """For each level of the tree: its nodes, those that some label names, and the labels given there."""
+    """For each level of the tree: nodes, those that a label names, those with a label at or below, labels given."""
     nodes = Counter(ontology.level(name) for name in ontology)
-    seen = Counter(ontology.level(name) for name in counts["labels"])
+    named = set(counts["labels"])
+    seen = Counter(ontology.level(name) for name in named)
+    covered = Counter(ontology.level(name) for name in named.union(*(ontology.ancestors(name) for name in named)))
     return [
-        {"level": level, "nodes": nodes[level], "seen": seen[level], "labels": counts["levels"][str(level)]}
+        {
+            "level": level,
+            "nodes": nodes[level],
+            "seen": seen[level],
+            "covered": covered[level],
+            "labels": counts["levels"][str(level)],
+        }
         for level in sorted(nodes)
     ]
+
+
+def _suggestions(unresolved: Mapping[str, int], ontology: Ontology) -> dict[str, list[dict[str, Any]]]:
+    """Nodes that the most frequent unresolved texts may mean: for a person to mend table or tree by, never taken."""
+    return {
+        text: [suggestion._asdict() for suggestion in found]
+        for text in list(unresolved)[:NUM_SUGGESTED]
+        if (found := ontology.suggest(text))
+    }
 
 
 def _plots(stats: Mapping[str, Any]) -> dict[str, Any]:

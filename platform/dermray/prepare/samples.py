@@ -6,7 +6,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dermray.corpus.captions import Caption, concept_caption, diagnosis_path, distinct, ontology_caption
+from dermray.corpus.captions import (
+    MAX_SUB_CAPTIONS,
+    Caption,
+    concept_caption,
+    diagnosis_path,
+    distinct,
+    ontology_caption,
+    sub_captions,
+)
 from dermray.corpus.ontology import Ontology, Resolution
 from dermray.corpus.schema import sample_id
 from dermray.images import StandardImage
@@ -19,22 +27,25 @@ WORDS_STEP = 10
 WORDS_LIMIT = 300
 
 
-def build_sample(rows: Sequence[RawRow], image: StandardImage, split: str, ontology: Ontology) -> dict[str, Any]:
+def build_sample(
+    rows: Sequence[RawRow], image: StandardImage, split: str, ontology: Ontology, *, num_sub_captions: int = 0
+) -> dict[str, Any]:
     """One sample of `corpus.schema.SAMPLE` from all the rows of an image, in table order.
 
     Captions, labels and concepts are the union over the rows; single values are those of the first row that has them.
+    `num_sub_captions` sentences of the raw captions become sub-captions, unless the source brings its own.
     """
     resolutions = [resolve_labels(row, ontology) for row in rows]
     captions: list[Caption] = []
     for row, resolution in zip(rows, resolutions, strict=True):
-        captions.extend(_captions(row, resolution, ontology))
+        captions.extend(_captions(row, resolution, ontology, num_sub_captions))
     first = rows[0]
     return {
         "sample_id": sample_id(first["source"], image.jpeg),
         "image": image.jpeg,
         "width": image.width,
         "height": image.height,
-        "captions": [{"aspect": aspect, "text": text} for aspect, text in distinct(captions)],
+        "captions": [{"aspect": aspect, "text": text} for aspect, text in _bounded(captions)],
         "labels": list(dict.fromkeys(label for found in resolutions for label in found.labels)),
         "concepts": list(dict.fromkeys(concept for row in rows for concept in row["concepts"])),
         "skin_type": next((row["skin_type"] for row in rows if row["skin_type"] is not None), None),
@@ -55,18 +66,30 @@ def resolve_labels(row: RawRow, ontology: Ontology) -> Resolution:
     return Resolution(tuple(ontology.most_specific(labels)), tuple(unresolved))
 
 
-def _captions(row: RawRow, resolution: Resolution, ontology: Ontology) -> list[Caption]:
+def _captions(row: RawRow, resolution: Resolution, ontology: Ontology, num_sub_captions: int) -> list[Caption]:
+    """A row's captions: those of the source, and the sentences of the aspects that the source does not bring."""
     captions: list[Caption] = [(caption["aspect"], caption["text"]) for caption in row["captions"]]
-    if row["labels"]:
+    brought = {aspect for aspect, _ in captions}
+    if row["labels"] and "ontology" not in brought:
         names = row["hierarchy"].split(",") if row["hierarchy"] else diagnosis_path(resolution.labels, ontology)
         named = names if row["hierarchy"] else [*names, *resolution.unresolved]
         sentence = ontology_caption(named)
         if sentence:
             captions.append(("ontology", sentence))
     sentence = concept_caption(row["concepts"])
-    if sentence:
+    if sentence and "concept" not in brought:
         captions.append(("concept", sentence))
+    if num_sub_captions and "sub" not in brought:
+        raw = [text for aspect, text in captions if aspect == "raw"]
+        captions.extend(("sub", part) for text in raw for part in sub_captions(text, num_sub_captions))
     return captions
+
+
+def _bounded(captions: Sequence[Caption]) -> list[Caption]:
+    """Distinct captions, at most `MAX_SUB_CAPTIONS` of them sub-captions."""
+    kept = distinct(captions)
+    last = [place for place, (aspect, _) in enumerate(kept) if aspect == "sub"][MAX_SUB_CAPTIONS:]
+    return [caption for place, caption in enumerate(kept) if place not in last] if last else kept
 
 
 def count_sample(

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dermray import storage
 from dermray.config import ClusterConfig, Config, TrackingConfig
+from dermray.corpus.captions import MAX_SUB_CAPTIONS
 from dermray.images import DEFAULT_MAX_PIXELS, PILLOW_MAX_PIXELS
 from dermray.prepare.sources import READERS
 from dermray.prepare.sources.rows import Columns
@@ -31,6 +32,10 @@ class PrepareConfig(Config):
     max_dropped_fraction: float = Field(0.01, ge=0, le=1, description="more dropped rows than this stop the run")
     seed: int = Field(0, ge=0, description="decides splits and order")
     limit: int | None = Field(None, ge=1, description="take the first rows of the table only, for a trial")
+
+    sub_captions: int = Field(
+        0, ge=0, le=MAX_SUB_CAPTIONS, description="sentences of a raw caption to keep as captions of their own as well"
+    )
 
     image_size: int = Field(256, ge=16, le=4096, description="pixels of the shorter side; never enlarged")
     jpeg_quality: int = Field(90, ge=1, le=100, description="of the stored JPEGs")
@@ -85,6 +90,9 @@ class PrepareConfig(Config):
     def transform(self) -> dict[str, Any]:
         """The keys that decide what a shard's bytes are, given its rows."""
         names = {"image_size", "jpeg_quality", "max_pixels", "max_image_bytes", "min_side", "follow_links"}
+        # Zero leaves a shard as it is without this key, and so its name.
+        if self.sub_captions:
+            names.add("sub_captions")
         return self.model_dump(mode="json", include=names | {"row_group_size"})
 
     def content(self) -> dict[str, Any]:

@@ -145,7 +145,9 @@ class ShardMaker:
             except ImageError as error:
                 dropped.extend(_drop(row, error) for row in image_rows)
             else:
-                sample = build_sample(image_rows, image, split, self.ontology)
+                sample = build_sample(
+                    image_rows, image, split, self.ontology, num_sub_captions=self.config.sub_captions
+                )
                 count_sample(counts, image_rows, sample, image, self.ontology)
                 samples.append(sample)
             if len(stamps) % STEP == 0:

@@ -77,7 +77,9 @@ def read(request: SourceRequest) -> RawRows:
         meta=meta(num_rows, **{name: value for name, value in meta_fields.items() if value is not None}),
     )
     has_tree = storage.exists(storage.join(request.input, ONTOLOGY_NAME))
-    return RawRows(table, cells.dropped, Ontology.load(request.input) if has_tree else None)
+    made = "the published sentence over the labels" if not names["caption"] else f"column {names['caption'][0]}"
+    ontology = Ontology.load(request.input) if has_tree else None
+    return RawRows(table, cells.dropped, ontology, {"raw": made})
 
 
 def _present(cells: StringTable, columns: Columns) -> dict[str, list[str]]:

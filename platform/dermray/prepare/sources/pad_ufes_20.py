@@ -7,21 +7,21 @@ image gets the published sentence over its diagnosis. Images of one patient are 
 from __future__ import annotations
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from dermray.corpus.captions import ontology_caption
 from dermray.corpus.ontology import Ontology
+from dermray.prepare.sources.places import locate, unpacked_or_archived
 from dermray.prepare.sources.rows import (
+    FROM_DIAGNOSIS,
     RawRows,
     SourceRequest,
     assemble,
+    diagnosis_sentences,
     extras,
     leftover,
     listed,
     map_values,
     meta,
     path,
-    raw_captions,
     skin_types,
     text,
     years,
@@ -42,15 +42,18 @@ SYMPTOMS = ("itch", "grew", "hurt", "changed", "bleed", "elevation")
 
 
 def read(request: SourceRequest) -> RawRows:
-    """Read `metadata.csv`; images are named by its `filename` column, or else lie as `images/{img_id}`.
+    """Read `metadata.csv`; images are named by its `filename` column, or else `{img_id}` anywhere below the input.
 
     Raises:
-        CorpusError: the table or one of its columns is missing.
+        CorpusError: the table or one of its columns is missing, or an archive is cut off.
     """
     cells = read_table(request, TABLE_NAME)
     cells.require(*REQUIRED)
     num_rows = len(cells.rows)
-    images = cells["filename"] if "filename" in cells else pc.binary_join_element_wise("images", cells["img_id"], "/")
+    if "filename" in cells:
+        images = unpacked_or_archived(request.input, path(cells["filename"]))
+    else:
+        images = locate(request.input, text(cells["img_id"]), lambda name: f"images/{name}")
     labels = map_values(text(cells["diagnostic"]), lambda code: DIAGNOSES.get(code.upper(), code), pa.string())
     patients = text(cells["patient_id"])
     symptoms = [name for name in SYMPTOMS if name in cells]
@@ -59,8 +62,8 @@ def read(request: SourceRequest) -> RawRows:
         row=cells.rows,
         source="pad_ufes_20",
         source_id=cells["img_id"],
-        image=path(images),
-        captions=raw_captions(map_values(labels, lambda label: ontology_caption([label]), pa.string())),
+        image=images,
+        captions=diagnosis_sentences(labels),
         labels=listed(labels, separator=None),
         skin_type=skin_types(cells["fitspatrick"]),
         group=patients,
@@ -75,7 +78,7 @@ def read(request: SourceRequest) -> RawRows:
             extra=extras(leftover(cells.table, used)) or pa.nulls(num_rows, pa.string()),
         ),
     )
-    return RawRows(table, cells.dropped, Ontology.flat(DIAGNOSES.values()))
+    return RawRows(table, cells.dropped, Ontology.flat(DIAGNOSES.values()), FROM_DIAGNOSIS)
 
 
 def _symptoms(answers: dict[str, pa.Array], num_rows: int) -> pa.Array:

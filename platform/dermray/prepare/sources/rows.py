@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from dermray.config import Config
+from dermray.corpus.captions import ontology_caption
 from dermray.corpus.ontology import Ontology
-from dermray.corpus.schema import CAPTION, META
+from dermray.corpus.schema import CAPTION, META, CaptionAspect
 
 RAW = pa.schema(
     [
@@ -48,6 +49,9 @@ RAW = pa.schema(
 PLACEHOLDER = re.compile(
     r"(no (\w+ )*(information|concepts)|no definitive diagnosis|none|nan|null|n/?a|unk|unknown|-)?", re.I
 )
+# Why a row is left out although nothing is wrong with it: it does not count towards the limit on bad rows.
+EXCLUDED = "excluded_by_source"
+FROM_DIAGNOSIS: dict[CaptionAspect, str] = {"raw": "the published sentence over the diagnosis"}
 ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5, "vi": 6}
 
 
@@ -98,11 +102,15 @@ class DroppedRow:
 
 @dataclass(frozen=True)
 class RawRows:
-    """What a reader returns: rows of schema RAW, rows it could not read, and the disease tree if there is one."""
+    """What a reader returns: rows of schema RAW, rows it could not read, and the disease tree if there is one.
+
+    `captions_from` says for each caption aspect that the source brings where it is from, in words, for the provenance.
+    """
 
     table: pa.Table
     dropped: tuple[DroppedRow, ...] = ()
     ontology: Ontology | None = None
+    captions_from: Mapping[CaptionAspect, str] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
@@ -179,6 +187,39 @@ def raw_captions(column: pa.Array) -> pa.Array:
     texts = column.drop_null()
     aspects = pa.repeat(pa.scalar("raw"), len(texts))
     return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays([aspects, texts], fields=list(CAPTION)))
+
+
+def diagnosis_sentences(labels: pa.Array) -> pa.Array:
+    """For sources without captions: the published sentence over each row's label as its raw caption."""
+    return raw_captions(map_values(labels, lambda label: ontology_caption([label]), pa.string()))
+
+
+def caption_lists(columns: Sequence[tuple[CaptionAspect, pa.Array]]) -> pa.Array:
+    """Caption columns as `captions`, in their order; null cells give none."""
+    texts = zip(*(column.to_pylist() for _, column in columns), strict=True)
+    aspects = [aspect for aspect, _ in columns]
+    rows = [
+        [{"aspect": aspect, "text": cell} for aspect, cell in zip(aspects, row, strict=True) if cell is not None]
+        for row in texts
+    ]
+    return pa.array(rows, pa.list_(CAPTION))
+
+
+def tree_columns(levels: Sequence[pa.Array]) -> tuple[pa.Array, pa.Array, Ontology]:
+    """`(finest label, path, tree)` of diagnosis columns, coarse to fine; commas inside a name are left out.
+
+    Raises:
+        OntologyError: the columns contradict each other: a name is above another one and also below it.
+    """
+
+    def name(cell: str) -> str:
+        return " ".join(cell.replace(",", " ").split())
+
+    columns = [map_values(text(level), name, pa.string()).to_pylist() for level in levels]
+    paths = [list(dict.fromkeys(filter(None, row))) for row in zip(*columns, strict=True)]
+    labels = pa.array([path[-1] if path else None for path in paths], pa.string())
+    hierarchy = pa.array([", ".join(path) or None for path in paths], pa.string())
+    return labels, hierarchy, Ontology.from_paths(dict.fromkeys(map(tuple, paths)))
 
 
 def years(column: pa.Array) -> pa.Array:

@@ -48,13 +48,14 @@ class StringTable:
                 raise CorpusError(f"{self.uri} has no column {name!r}; its columns are: {known}")
 
 
-def read_table(request: SourceRequest, default: str) -> StringTable:
-    """Read `request.table` (or the source's default file name) under the input root.
+def read_table(request: SourceRequest, *defaults: str) -> StringTable:
+    """Read `request.table`, or the first of the source's own file names that is there, under the input root.
 
     Raises:
         CorpusError: the table is absent, empty, not UTF-8, or not a table.
     """
-    uri = storage.join(request.input, request.table or default)
+    uris = [storage.join(request.input, name) for name in ([request.table] if request.table else defaults)]
+    uri = uris[0] if len(uris) == 1 else next((each for each in uris if storage.exists(each)), uris[0])
     try:
         data = storage.read_bytes(uri, max_bytes=MAX_TABLE_BYTES)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):

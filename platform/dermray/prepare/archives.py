@@ -1,0 +1,344 @@
+"""Images inside .zip and .tar archives, read where they lie: nothing is unpacked.
+
+A member is addressed as `folder/archive.zip!/path/of/member.jpg`. An archive's directory is read once a process and
+kept (bounded); after that an image costs one range read, locally or on an object store. A tar archive has no directory
+but headers all over it, so whoever has read them passes the place on: `a.tar!OFFSET+SIZE/member.jpg`. Names never touch
+the disk: a member called `../x` is simply not in the directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import posixpath
+import re
+import struct
+import tarfile
+import threading
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+
+from dermray import storage
+from dermray.errors import CorpusError
+
+ENDINGS = (".zip", ".tar")
+# Entries of all directories that a process keeps: 40 bytes each.
+MAX_KEPT_ENTRIES = 8_000_000
+MAX_DIRECTORY_BYTES = 2 << 30
+# Read with a member, so that its local header rarely costs a second request.
+HEADER_SLACK = 512
+# One read of this size passes over many tar headers.
+TAR_BUFFER_BYTES = 4 << 20
+
+_ADDRESS = re.compile(
+    r"(?P<archive>.+?\.(?:zip|tar))!(?:(?<=\.tar!)(?P<offset>\d{1,18})\+(?P<size>\d{1,18}))?/(?P<member>.+)",
+    re.I | re.S,
+)
+
+STORED, DEFLATED = 0, 8
+PLAIN_TAR = -1
+_ENCRYPTED = -2
+
+_ENTRY = np.dtype(
+    [("key", "<u8"), ("offset", "<i8"), ("stored", "<i8"), ("size", "<i8"), ("crc", "<u4"), ("method", "<i2")]
+)
+
+# The records of the .ZIP file format (APPNOTE 4.3), little-endian.
+_END = struct.Struct("<4s4H2LH")
+_END_MARK = b"PK\x05\x06"
+_LOCATOR64 = struct.Struct("<4sLQL")
+_LOCATOR64_MARK = b"PK\x06\x07"
+_END64 = struct.Struct("<4sQ2H2L4Q")
+_END64_MARK = b"PK\x06\x06"
+_CENTRAL = struct.Struct("<4s6H3L5H2L")
+_CENTRAL_MARK = b"PK\x01\x02"
+_LOCAL = struct.Struct("<4s5H3L2H")
+_LOCAL_MARK = b"PK\x03\x04"
+_FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
+_ZIP64_EXTRA, _UNICODE_PATH_EXTRA = 0x0001, 0x7075
+_MAX_COMMENT = 0xFFFF
+
+
+class Address(NamedTuple):
+    """Where a member is: the archive's path, the member's name inside it, and for tar where its bytes begin and end."""
+
+    archive: str
+    member: str
+    place: tuple[int, int] | None = None
+
+
+class Member(NamedTuple):
+    """One file of an archive. `offset` is that of its local header (zip) or of its bytes (tar)."""
+
+    name: str
+    offset: int
+    stored: int
+    size: int
+    crc: int
+    method: int
+
+
+def split_address(path: str) -> Address | None:
+    """The archive and member of `a.zip!/b.jpg`; None for a plain path."""
+    match = _ADDRESS.fullmatch(path)
+    if not match:
+        return None
+    place = (int(match["offset"]), int(match["size"])) if match["offset"] else None
+    return Address(match["archive"], match["member"], place)
+
+
+def join_address(archive: str, member: Member) -> str:
+    """The path of an archive's member."""
+    place = f"{member.offset}+{member.size}" if member.method == PLAIN_TAR else ""
+    return f"{archive}!{place}/{member.name}"
+
+
+def members(uri: str) -> list[Member]:
+    """The files of an archive, names normalised; folders, links and names that lead out are left out.
+
+    Raises:
+        CorpusError: the archive is cut off, or no archive of this kind.
+        FileNotFoundError: it is not there.
+        StorageError: it cannot be read.
+    """
+    found = _zip_members(uri) if uri.lower().endswith(".zip") else _tar_members(uri)
+    return [member._replace(name=name) for member in found if (name := inside(member.name))]
+
+
+def inside(name: str) -> str | None:
+    """A member's normal name; None for a folder and for what leads out of the archive."""
+    normal = posixpath.normpath(name)
+    outside = normal in (".", "..") or normal.startswith(("/", "../")) or "\0" in name
+    return None if outside or name.endswith("/") else normal
+
+
+# -- zip ---------------------------------------------------------------------------------------------------------------
+
+
+def _zip_members(uri: str) -> Iterator[Member]:
+    directory, base, count = _central_directory(uri)
+    position = 0
+    for _ in range(count):
+        if directory[position : position + 4] != _CENTRAL_MARK or len(directory) < position + _CENTRAL.size:
+            raise CorpusError(f"{uri} is not a complete zip archive: its directory is damaged; download it again")
+        fields = _CENTRAL.unpack_from(directory, position)
+        flags, method, crc, stored, size = fields[3], fields[4], fields[7], fields[8], fields[9]
+        name_length, extra_length, comment_length, offset = fields[10], fields[11], fields[12], fields[16]
+        start = position + _CENTRAL.size
+        raw_name = directory[start : start + name_length]
+        extra = _extra_fields(directory[start + name_length : start + name_length + extra_length])
+        size, stored, offset = _wide(extra.get(_ZIP64_EXTRA, b""), size, stored, offset)
+        method = _ENCRYPTED if flags & 1 else method
+        yield Member(_zip_name(raw_name, flags, extra), base + offset, stored, size, crc, method)
+        position = start + name_length + extra_length + comment_length
+
+
+def _central_directory(uri: str) -> tuple[bytes, int, int]:
+    """`(bytes, what to add to its offsets, number of entries)` of a zip archive's directory."""
+    num_bytes = storage.size_bytes(uri)
+    tail_start = max(0, num_bytes - _END.size - _MAX_COMMENT - _LOCATOR64.size)
+    tail = storage.read_range(uri, tail_start, num_bytes - tail_start)
+    at = tail.rfind(_END_MARK)
+    if at < 0 or len(tail) - at < _END.size:
+        raise CorpusError(f"{uri} is not a complete zip archive: its end is missing; download it again")
+    _, disk, _, _, count, size, offset, _ = _END.unpack_from(tail, at)
+    end = tail_start + at
+    locator = tail[max(0, at - _LOCATOR64.size) : at]
+    if locator.startswith(_LOCATOR64_MARK):
+        end = _LOCATOR64.unpack(locator)[2]
+        record = storage.read_range(uri, end, _END64.size)
+        if not record.startswith(_END64_MARK) or len(record) < _END64.size:
+            raise CorpusError(f"{uri} is not a complete zip archive: its directory is not found; download it again")
+        fields = _END64.unpack(record)
+        disk, count, size, offset = fields[4], fields[7], fields[8], fields[9]
+    if disk not in (0, _FULL16):
+        raise CorpusError(f"{uri} is one part of a zip archive in several volumes: join them first (zip -s 0)")
+    base = end - size - offset
+    if base < 0 or size > MAX_DIRECTORY_BYTES:
+        raise CorpusError(f"{uri} is not a complete zip archive: its directory does not fit in; download it again")
+    return storage.read_range(uri, end - size, size), base, count
+
+
+def _extra_fields(data: bytes) -> dict[int, bytes]:
+    fields: dict[int, bytes] = {}
+    position = 0
+    while position + 4 <= len(data):
+        kind, length = struct.unpack_from("<2H", data, position)
+        fields.setdefault(kind, data[position + 4 : position + 4 + length])
+        position += 4 + length
+    return fields
+
+
+def _wide(extra: bytes, *values: int) -> Iterator[int]:
+    """Values of 32 bits, or their 64 bits from the extra field where they say so."""
+    wide = iter(struct.unpack(f"<{len(extra) // 8}Q", extra[: len(extra) // 8 * 8]))
+    return (next(wide, value) if value == _FULL32 else value for value in values)
+
+
+def _zip_name(raw: bytes, flags: int, extra: dict[int, bytes]) -> str:
+    """A member's name. Few tools set the flag that says UTF-8, many write it."""
+    unicode_path = extra.get(_UNICODE_PATH_EXTRA, b"")
+    if not flags & 0x800 and len(unicode_path) > 5:
+        raw = unicode_path[5:]
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw.decode("cp437")
+
+
+# -- tar ---------------------------------------------------------------------------------------------------------------
+
+
+def _tar_members(uri: str) -> Iterator[Member]:
+    with open_tar(uri) as archive:
+        for info in archive:
+            if info.isreg() and not info.issparse():
+                yield tar_member(info)
+
+
+def tar_member(info: tarfile.TarInfo) -> Member:
+    """A file of a tar archive that is being read."""
+    return Member(info.name, info.offset_data, info.size, info.size, 0, PLAIN_TAR)
+
+
+@contextmanager
+def open_tar(uri: str) -> Iterator[tarfile.TarFile]:
+    """An uncompressed tar archive, to be read from front to back.
+
+    Raises:
+        CorpusError: the archive is cut off, compressed, or no tar archive; also while it is read.
+        FileNotFoundError: it is not there.
+        StorageError: it cannot be read.
+    """
+    fs, path = storage.filesystem(uri)
+    # Local headers are a seek away; a remote one would cost a request each.
+    buffer_bytes = io.DEFAULT_BUFFER_SIZE if storage.is_local(uri) else TAR_BUFFER_BYTES
+    file = storage.with_retries(lambda: fs.open_input_file(path), uri)
+    with file:
+        try:
+            with tarfile.open(fileobj=io.BufferedReader(file, buffer_bytes), mode="r:") as archive:
+                yield archive
+        except (tarfile.TarError, EOFError) as error:
+            problem = " ".join(str(error).split()) or "it ends too early"
+            raise CorpusError(f"{uri} is not a complete, uncompressed tar archive ({problem}); get it again") from None
+
+
+# -- one directory an archive ------------------------------------------------------------------------------------------
+
+
+class Directory:
+    """Where each member of an archive is, by a 64-bit hash of its name (400,000 names: 16 MB)."""
+
+    def __init__(self, listed: Iterable[Member]) -> None:
+        rows = [(_hash(m.name), m.offset, m.stored, m.size, m.crc, m.method) for m in listed]
+        entries = np.array(rows, dtype=_ENTRY)
+        self._entries = entries[np.argsort(entries["key"], kind="stable")]
+        self._keys = np.ascontiguousarray(self._entries["key"])
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def find(self, name: str) -> Member | None:
+        """The member of a name; of several, the last one written."""
+        key = _hash(name)
+        at = int(np.searchsorted(self._keys, np.uint64(key), side="right")) - 1
+        if at < 0 or int(self._keys[at]) != key:
+            return None
+        _, offset, stored, size, crc, method = self._entries[at].tolist()
+        return Member(name, offset, stored, size, crc, method)
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
+
+
+class _Directories:
+    """The directories used last, bounded by their entries, for all threads of a process."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, object], Directory] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, uri: str, version: object) -> Directory:
+        key = (uri, version)
+        # Whoever asks meanwhile would have to read the same directory.
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = Directory(members(uri))
+            self._kept.move_to_end(key)
+            while len(self._kept) > 1 and sum(map(len, self._kept.values())) > MAX_KEPT_ENTRIES:
+                self._kept.popitem(last=False)
+            return self._kept[key]
+
+
+_DIRECTORIES = _Directories()
+
+
+def find(uri: str, version: object, address: Address) -> Member | None:
+    """The member of an archive that an address means; None if the archive has none of this name.
+
+    Raises:
+        CorpusError, FileNotFoundError, StorageError: as `members`.
+    """
+    if address.place:
+        offset, size = address.place
+        return Member(address.member, offset, size, size, 0, PLAIN_TAR)
+    return directory(uri, version).find(address.member)
+
+
+def directory(uri: str, version: object) -> Directory:
+    """The directory of an archive, read unless this process has it; `version` is what changes with the archive.
+
+    Raises:
+        CorpusError, FileNotFoundError, StorageError: as `members`.
+    """
+    return _DIRECTORIES.get(uri, version)
+
+
+def read_member(uri: str, member: Member) -> bytes:
+    """The bytes of a member, checked against the size and checksum that the directory names.
+
+    Raises:
+        CorpusError: the member is damaged, encrypted, or packed in a way other than deflate.
+        FileNotFoundError: the archive is not there.
+        StorageError: it cannot be read.
+    """
+    if member.method == PLAIN_TAR:
+        data = storage.read_range(uri, member.offset, member.size)
+        if len(data) != member.size:
+            raise CorpusError(f"{uri} ends inside {member.name}; get it again")
+        return data
+    if member.method not in (STORED, DEFLATED):
+        how = "encrypted" if member.method == _ENCRYPTED else f"packed by method {member.method}"
+        raise CorpusError(f"{member.name} in {uri} is {how}: only stored and deflated members are read in place")
+    packed = _packed_bytes(uri, member)
+    data = packed if member.method == STORED else _inflate(packed, member.size)
+    if len(data) != member.size or zlib.crc32(data) != member.crc:
+        raise CorpusError(f"{member.name} in {uri} is damaged: its bytes are not those that the directory names")
+    return data
+
+
+def _packed_bytes(uri: str, member: Member) -> bytes:
+    window = storage.read_range(uri, member.offset, _LOCAL.size + HEADER_SLACK + member.stored)
+    if len(window) < _LOCAL.size or not window.startswith(_LOCAL_MARK):
+        raise CorpusError(f"{member.name} in {uri} is damaged: it is not where the directory says")
+    *_, name_length, extra_length = _LOCAL.unpack_from(window)
+    start = _LOCAL.size + name_length + extra_length
+    packed = window[start : start + member.stored]
+    if len(packed) < member.stored:
+        packed += storage.read_range(uri, member.offset + start + len(packed), member.stored - len(packed))
+    return packed
+
+
+def _inflate(packed: bytes, size: int) -> bytes:
+    """Inflate, but never far beyond the size that the directory names: a small archive can claim anything."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        return inflater.decompress(packed, size + 1)
+    except zlib.error:
+        return b""

@@ -1,0 +1,90 @@
+"""ISIC archive (isic-archive.com): a collection or challenge as downloaded, `metadata.csv` beside its images.
+
+Expects an id column (`isic_id`; in older challenges `image` or `image_name`) and a diagnosis: `diagnosis_1` to
+`diagnosis_5`, coarse to fine, or `diagnosis`, or else `benign_malignant`. Taken where they are there: lesion_id,
+patient_id, age_approx, sex, anatom_site_special or anatom_site_general, fitzpatrick_skin_type. The diagnosis columns
+become the disease tree (commas inside a name are left out: they separate names). The archive has no captions, so each
+image gets the published sentence over its diagnosis. Images of one patient, or else of one lesion, are a group.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from dermray.errors import CorpusError
+from dermray.prepare.sources.places import locate
+from dermray.prepare.sources.rows import (
+    FROM_DIAGNOSIS,
+    RawRows,
+    SourceRequest,
+    assemble,
+    diagnosis_sentences,
+    extras,
+    first_of,
+    leftover,
+    listed,
+    meta,
+    skin_types,
+    text,
+    tree_columns,
+    years,
+)
+from dermray.prepare.sources.tables import StringTable, read_table
+
+TABLE_NAME = "metadata.csv"
+IDS = ("isic_id", "image", "image_name")
+LEVELS = ("diagnosis_1", "diagnosis_2", "diagnosis_3", "diagnosis_4", "diagnosis_5")
+SITES = ("anatom_site_special", "anatom_site_general", "anatom_site_general_challenge")
+
+
+def read(request: SourceRequest) -> RawRows:
+    """Read the metadata and find the images under `request.input`.
+
+    Raises:
+        CorpusError: the table, its id or any diagnosis column is missing, or an archive is cut off.
+        OntologyError: the diagnosis columns contradict each other.
+    """
+    cells = read_table(request, TABLE_NAME)
+    id_column = next((name for name in IDS if name in cells), IDS[0])
+    cells.require(id_column)
+    levels = _levels(cells)
+    labels, hierarchy, ontology = tree_columns([cells[name] for name in levels])
+
+    def column(*names: str, lower: bool = False) -> pa.Array:
+        present = [text(cells[name], lower=lower) for name in names if name in cells]
+        values = first_of(*present)
+        return pa.nulls(len(cells.rows), pa.string()) if values is None else values
+
+    patients, lesions = column("patient_id"), column("lesion_id")
+    used = {id_column, *levels, *SITES, "patient_id", "lesion_id", "age_approx", "sex", "fitzpatrick_skin_type"}
+    table = assemble(
+        row=cells.rows,
+        source="isic",
+        source_id=cells[id_column],
+        image=locate(request.input, text(cells[id_column]), lambda name: f"{name}.jpg"),
+        captions=diagnosis_sentences(labels),
+        labels=listed(labels, separator=None),
+        hierarchy=hierarchy,
+        skin_type=skin_types(cells["fitzpatrick_skin_type"]) if "fitzpatrick_skin_type" in cells else None,
+        group=first_of(patients, lesions),
+        origin=column("image_type", lower=True),
+        meta=meta(
+            len(cells.rows),
+            age=years(cells["age_approx"]) if "age_approx" in cells else pa.nulls(len(cells.rows), pa.float32()),
+            sex=column("sex", lower=True),
+            body_site=column(*SITES, lower=True),
+            patient_id=patients,
+            lesion_id=lesions,
+            extra=extras(leftover(cells.table, used)) or pa.nulls(len(cells.rows), pa.string()),
+        ),
+    )
+    return RawRows(table, cells.dropped, ontology, FROM_DIAGNOSIS)
+
+
+def _levels(cells: StringTable) -> list[str]:
+    for names in (LEVELS, ("diagnosis",), ("benign_malignant",)):
+        present = [name for name in names if name in cells]
+        if present:
+            return present
+    known = ", ".join(cells.table.column_names)
+    raise CorpusError(f"{cells.uri} has no column 'diagnosis_1' or 'diagnosis'; its columns are: {known}")
