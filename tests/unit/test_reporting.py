@@ -78,19 +78,6 @@ def test_histogram_is_valid_for_any_counts(counts, start, width):
     assert len(svg(chart).findall(".//{*}rect")) == len(counts)
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.lists(st.tuples(finite, st.floats(-1e9, 1e9)), min_size=1, max_size=8), max_size=5))
-def test_line_chart_is_valid_for_any_series(lines):
-    chart = plots.line_chart({f"run {NASTY} {number}": sorted(line) for number, line in enumerate(lines)}, title="loss")
-    assert numbers_are_finite(chart)
-    assert len(svg(chart).findall("{*}polyline")) == len(lines)
-
-
-def test_line_chart_refuses_more_series_than_colours():
-    with pytest.raises(ValueError, match="at most 5"):
-        plots.line_chart({str(number): [(0, 0)] for number in range(6)}, title="t")
-
-
 @pytest.mark.parametrize("num_classes", [1, 4, 113])
 def test_confusion_matrix_draws_what_is_there(num_classes):
     matrix = np.random.default_rng(0).integers(0, 3, (num_classes, num_classes))

@@ -6,14 +6,13 @@ Each function returns `Markup` ready for a template. Values are drawn as given; 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from markupsafe import Markup, escape
 
 BAR_HEIGHT = 24
 LABEL_CHARACTERS = 34
 CHARACTER_WIDTH = 7.4
-NUM_SERIES_COLOURS = 5
 # Above this many classes the matrix shows colours and tooltips only: figures and names would not be legible.
 MAX_LABELLED_CLASSES = 40
 # Less than this is nothing: an axis over it would divide by next to zero.
@@ -101,68 +100,6 @@ def histogram(counts: Sequence[float], edges: Sequence[float], *, title: str, un
     for tick in _ticks(edges[0], edges[-1]):
         x = left + (tick - edges[0]) * across
         parts.append(_text(x, height - bottom + 18, _figure(tick, unit), anchor="middle", css="soft"))
-    return _svg(parts, width, height, title)
-
-
-def line_chart(
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    *,
-    title: str,
-    x_label: str = "",
-    y_label: str = "",
-    unit: str = "",
-) -> Markup:
-    """Lines through `(x, y)` points, one a named series, with a legend.
-
-    Args:
-        series: points in ascending x; at most five series.
-        title: heading of the plot.
-        x_label, y_label: names of the axes.
-        unit: of y; `"%"` reads y as fractions.
-
-    Raises:
-        ValueError: more series than colours.
-    """
-    if len(series) > NUM_SERIES_COLOURS:
-        raise ValueError(f"a line chart takes at most {NUM_SERIES_COLOURS} series, not {len(series)}")
-    width, height, left, right, top, bottom = 760, 320, 66, 18, 62, 48
-    points = [point for line in series.values() for point in line] or [(0.0, 0.0), (1.0, 1.0)]
-    x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
-    y_end, y_ticks = _axis(min(0.0, *(y for _, y in points)), max(y for _, y in points))
-    y_low = min(0.0, y_ticks[0])
-    across = (width - left - right) / ((x_high - x_low) or 1.0)
-    scale = (height - top - bottom) / (y_end - y_low)
-    floor = height - bottom
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return left + (x - x_low) * across, floor - (y - y_low) * scale
-
-    parts = [_heading(title)]
-    for tick in y_ticks:
-        _, y = place(x_low, tick)
-        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text(left - 8, y + 4, _figure(tick, unit), anchor="end", css="soft"))
-    for tick in _ticks(x_low, x_high):
-        x, _ = place(tick, y_low)
-        parts.append(_text(x, floor + 18, _figure(tick, ""), anchor="middle", css="soft"))
-    parts.append(_base_line(left, width - right, floor))
-    parts.append(_text((left + width - right) / 2, height - 8, x_label, anchor="middle", css="soft"))
-    parts.append(_text(left, top - 14, y_label, css="soft"))
-    legend_x = float(width - right)
-    for number, (name, line) in reversed(list(enumerate(series.items(), start=1))):
-        placed = [place(x, y) for x, y in line]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-        parts.append(f'<polyline class="line series-{number}" points="{path}"/>')
-        if len(placed) <= 40:
-            parts.extend(
-                f'<circle class="dot-{number}" cx="{x:.1f}" cy="{y:.1f}" r="2.8"><title>{escape(name)}: '
-                f"{escape(_figure(value, unit))} at {escape(_figure(at, ''))}</title></circle>"
-                for (x, y), (at, value) in zip(placed, line, strict=True)
-            )
-        legend_x -= CHARACTER_WIDTH * len(name)
-        parts.append(_text(legend_x, top - 14, name))
-        parts.append(f'<circle class="dot-{number}" cx="{legend_x - 10:.1f}" cy="{top - 18}" r="4"/>')
-        legend_x -= 32
     return _svg(parts, width, height, title)
 
 
