@@ -2,19 +2,21 @@
 
 The size is read from the header and refused before any pixel is decoded. Plain JPEGs take a fast path (libjpeg-turbo,
 scaled down in the DCT domain where the target allows it); everything else goes through Pillow. Pixels come out
-upright, as sRGB, without alpha, and encoded images carry no metadata.
+upright, as sRGB, without alpha, and encoded images carry no metadata. What is in the published form already stays as
+it is, byte for byte.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
+from functools import cache
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, JpegImagePlugin
 
 from dermray.errors import ImageError
 
@@ -24,6 +26,9 @@ PILLOW_MAX_PIXELS = 178_956_970
 # Raster formats only: Pillow also opens formats that run interpreters (EPS) or hold no photograph.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ORIENTATION_TAG = 0x0112
+# Side of the grey picture whose lowest frequencies make the perceptual hash, and of the one that tells a blank image.
+HASH_SIDE = 32
+CHROMA_420 = 2
 # What Pillow's readers raise on damaged content, beyond OSError.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError, MemoryError)
 
@@ -40,11 +45,12 @@ class ImageHeader(NamedTuple):
 
 
 class StandardImage(NamedTuple):
-    """An image as DermRay publishes it: an upright sRGB JPEG without metadata, and the size it has now."""
+    """An image as DermRay publishes it: an upright sRGB JPEG without metadata, its size and its perceptual hash."""
 
     jpeg: bytes
     width: int
     height: int
+    phash: int
     original: ImageHeader
 
 
@@ -82,18 +88,35 @@ def standardise(
     jpeg_quality: int,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     min_side: int = 1,
+    min_contrast: int = 0,
 ) -> StandardImage:
     """Bytes of any supported format → an upright JPEG whose shorter side is at most `image_size`.
 
+    Bytes that this function has made with the same `jpeg_quality` come back as they are: encoding again would only
+    lose quality.
+
     Raises:
-        ImageError: as `decode`.
+        ImageError: as `decode`; and `blank`, where no channel varies by at least `min_contrast` of 255 levels.
     """
     image = _open(data)
     header = _header(image)
     _check_size(header, max_pixels, min_side)
     pixels = resize_shorter(_pixels(image, data, image_size), image_size)
+    small = cv2.resize(pixels, (HASH_SIDE, HASH_SIDE), interpolation=cv2.INTER_AREA)
+    if min_contrast and int((small.max((0, 1)) - small.min((0, 1))).max()) < min_contrast:
+        raise ImageError("blank", f"no channel varies by {min_contrast} of 255 levels: there is nothing to see")
     height, width = pixels.shape[:2]
-    return StandardImage(encode_jpeg(pixels, jpeg_quality), width, height, header)
+    jpeg = data if _is_published(image, data, image_size, jpeg_quality) else encode_jpeg(pixels, jpeg_quality)
+    return StandardImage(jpeg, width, height, _hash(small), header)
+
+
+def perceptual_hash(image: np.ndarray) -> int:
+    """64-bit perceptual hash of uint8 [H, W, 3]: signs of the lowest frequencies of its 32 x 32 grey picture.
+
+    The 64 cosine coefficients next to the constant one, each above (1) or below (0) their median. Rescaling, JPEG
+    compression, brightness and contrast change a few bits at most.
+    """
+    return _hash(cv2.resize(image, (HASH_SIDE, HASH_SIDE), interpolation=cv2.INTER_AREA))
 
 
 def resize_shorter(image: np.ndarray, side: int) -> np.ndarray:
@@ -118,6 +141,35 @@ def codec_versions() -> dict[str, str]:
     import importlib.metadata
 
     return {name: importlib.metadata.version(name) for name in ("simplejpeg", "opencv-python-headless", "pillow")}
+
+
+def _hash(small: np.ndarray) -> int:
+    frequencies = cv2.dct(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32))
+    lowest = np.append(frequencies[:8, :8].ravel()[1:], frequencies[0, 8])
+    return int.from_bytes(np.packbits(lowest > np.median(lowest)).tobytes(), "big")
+
+
+def _is_published(image: Image.Image, data: bytes, image_size: int, jpeg_quality: int) -> bool:
+    """True for a JPEG such as `encode_jpeg` makes at this quality: nothing to turn, to shrink or to strip."""
+    return (
+        isinstance(image, JpegImagePlugin.JpegImageFile)
+        and image.format == "JPEG"
+        and image.mode == "RGB"
+        and min(image.size) <= image_size
+        and not image.info.get("progressive")
+        and [name for name, _ in image.applist] == ["APP0"]
+        and data.endswith(b"\xff\xd9")
+        and JpegImagePlugin.get_sampling(image) == CHROMA_420
+        and image.quantization == _quantization(jpeg_quality)
+    )
+
+
+@cache
+def _quantization(quality: int) -> dict[int, list[int]]:
+    """The quantisation tables that `encode_jpeg` writes."""
+    made = Image.open(io.BytesIO(encode_jpeg(np.zeros((16, 16, 3), np.uint8), quality)))
+    assert isinstance(made, JpegImagePlugin.JpegImageFile)
+    return made.quantization
 
 
 def _open(data: bytes) -> Image.Image:

@@ -13,6 +13,7 @@ from PIL import Image, ImageCms
 
 from dermray import images
 from dermray.errors import ImageError
+from tests.raw_corpus import photograph
 
 
 def gradient(width: int = 96, height: int = 64) -> np.ndarray:
@@ -283,3 +284,42 @@ def test_multi_picture_jpeg_gives_its_first_picture() -> None:
 def test_compressed_tiff() -> None:
     data = encoded(Image.fromarray(gradient()), "TIFF", compression="tiff_deflate")
     assert np.array_equal(images.decode(data), gradient())
+
+
+def test_published_form_stays_byte_for_byte() -> None:
+    once = images.standardise(photograph(1, 900, 700), image_size=256, jpeg_quality=90)
+    again = images.standardise(once.jpeg, image_size=256, jpeg_quality=90)
+    assert again.jpeg == once.jpeg
+    assert images.standardise(once.jpeg, image_size=256, jpeg_quality=80).jpeg != once.jpeg
+    assert images.standardise(once.jpeg, image_size=128, jpeg_quality=90).height == 128
+
+
+@pytest.mark.parametrize("extra", [b"\xff\xfe\x00\x08secret", b"\xff\xe1\x00\x0aExif\x00\x00ab"])
+def test_published_form_with_metadata_is_encoded_anew(extra: bytes) -> None:
+    plain = images.standardise(photograph(1), image_size=256, jpeg_quality=90).jpeg
+    tagged = plain[:2] + extra + plain[2:]
+    assert extra not in images.standardise(tagged, image_size=256, jpeg_quality=90).jpeg
+    appended = images.standardise(plain + b"hidden", image_size=256, jpeg_quality=90).jpeg
+    assert b"hidden" not in appended
+
+
+def test_perceptual_hash_survives_what_copies_suffer_and_parts_what_differs() -> None:
+    picture = images.decode(photograph(3, 640, 480))
+    first = images.perceptual_hash(picture)
+    smaller = images.resize_shorter(picture, 200)
+    compressed = images.decode(images.encode_jpeg(picture, 40))
+    brighter = np.clip(picture.astype(np.int16) + 12, 0, 255).astype(np.uint8)
+    for copy in (smaller, compressed, brighter):
+        assert (images.perceptual_hash(copy) ^ first).bit_count() <= 6
+    for other in range(4, 12):
+        assert (images.perceptual_hash(images.decode(photograph(other, 640, 480))) ^ first).bit_count() > 12
+    assert images.standardise(photograph(3, 640, 480), image_size=480, jpeg_quality=95).phash < 2**64
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (180, 120, 90)])
+def test_blank_images_are_refused_where_contrast_is_asked_for(colour: tuple[int, int, int]) -> None:
+    blank = images.encode_jpeg(np.full((80, 90, 3), colour, np.uint8), 90)
+    assert images.standardise(blank, image_size=64, jpeg_quality=90).width == 72
+    with pytest.raises(ImageError) as caught:
+        images.standardise(blank, image_size=64, jpeg_quality=90, min_contrast=4)
+    assert caught.value.reason == "blank"

@@ -48,6 +48,10 @@ SAMPLE = pa.schema(
         pa.field("source_id", pa.string(), nullable=False),
         pa.field("meta", META),
         pa.field("split", pa.string(), nullable=False),
+        # 64-bit perceptual hash of the image (`dermray.images.perceptual_hash`).
+        pa.field("phash", pa.uint64()),
+        # Samples of near-duplicate images share the smallest `sample_id` among them; null for all others.
+        pa.field("duplicate_group", pa.string()),
     ],
     metadata={"dermray.schema_version": str(SCHEMA_VERSION)},
 )

@@ -53,6 +53,7 @@ REASONS = {
     "truncated": "the pixels cannot all be decoded",
     "too_many_pixels": "the picture is larger than allowed",
     "too_small": "the picture is smaller than allowed",
+    "blank": "the picture shows nothing: it is all of one colour",
 }
 SKIN_TYPES = {"1": "I", "2": "II", "3": "III", "4": "IV", "5": "V", "6": "VI", "unknown": "unknown"}
 NUM_THUMBNAILS = 24

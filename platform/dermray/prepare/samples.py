@@ -53,6 +53,8 @@ def build_sample(
         "source_id": first["source_id"],
         "meta": first["meta"],
         "split": split,
+        "phash": image.phash,
+        "duplicate_group": None,
     }
 
 

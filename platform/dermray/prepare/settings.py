@@ -44,6 +44,9 @@ class PrepareConfig(Config):
     )
     max_image_bytes: int = Field(256 << 20, ge=1, description="larger files are dropped unread")
     min_side: int = Field(32, ge=1, description="images with a shorter side below this are dropped")
+    min_contrast: int = Field(
+        4, ge=0, le=255, description="images that vary by fewer of 255 levels are dropped as blank; 0: none are"
+    )
     follow_links: bool = Field(False, description="true: symbolic links may lead out of input")
 
     rows_per_shard: int = Field(512, ge=1, description="samples of a Parquet file, and of a Ray task")
@@ -89,11 +92,8 @@ class PrepareConfig(Config):
 
     def transform(self) -> dict[str, Any]:
         """The keys that decide what a shard's bytes are, given its rows."""
-        names = {"image_size", "jpeg_quality", "max_pixels", "max_image_bytes", "min_side", "follow_links"}
-        # Zero leaves a shard as it is without this key, and so its name.
-        if self.sub_captions:
-            names.add("sub_captions")
-        return self.model_dump(mode="json", include=names | {"row_group_size"})
+        names = {"image_size", "jpeg_quality", "max_pixels", "max_image_bytes", "min_side", "min_contrast"}
+        return self.model_dump(mode="json", include=names | {"follow_links", "sub_captions", "row_group_size"})
 
     def content(self) -> dict[str, Any]:
         """The keys that decide what the corpus holds, for its provenance: not where it is or how it is made."""

@@ -178,6 +178,7 @@ class ShardMaker:
             jpeg_quality=self.config.jpeg_quality,
             max_pixels=self.config.max_pixels,
             min_side=self.config.min_side,
+            min_contrast=self.config.min_contrast,
         )
 
     def _write(self, name: str, split: str, samples: list[dict[str, Any]]) -> Shard:
