@@ -84,3 +84,10 @@ def _with_bad_rows(folder: Path, rows: list[list[str]]) -> tuple[list[list[str]]
         rows.insert(2 * number, [name, caption, path, "melanoma", "", ""])
     rows.insert(3, ["bad-cells", "too few cells"])
     return rows, {name: reason for name, (reason, _, _) in bad.items()}
+
+
+def content(output: Path) -> dict[str, bytes]:
+    """Every byte of a prepared corpus, except where the last run tells of its own times."""
+    timed = ("report/report.html", "report/timing.json")
+    files = {str(file.relative_to(output)): file.read_bytes() for file in output.rglob("*") if file.is_file()}
+    return {name: data for name, data in files.items() if name not in timed}

@@ -13,6 +13,7 @@ import pytest
 
 from dermray.corpus.manifest import Manifest
 from tests import raw_corpus
+from tests.raw_corpus import content
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_IMAGES = 360
@@ -40,14 +41,10 @@ def prepare(raw: Path, output: Path) -> str:
     return done.stdout
 
 
-def content(output: Path) -> dict[str, bytes]:
-    return {str(file.relative_to(output)): file.read_bytes() for file in output.rglob("*") if file.is_file()}
-
-
 def kill_when(process: subprocess.Popen[str], output: Path, num_records: int) -> None:
     """SIGKILL the job and the cluster it started, as soon as so many shards are finished."""
     deadline = time.monotonic() + 180
-    while len(list((output / "records").glob("*.json"))) < num_records:
+    while len(list((output / "records").glob("*-*.parquet"))) < num_records:
         assert process.poll() is None, "the job ended before it could be killed"
         assert time.monotonic() < deadline, "no shard was finished in time"
         time.sleep(0.02)
@@ -72,7 +69,7 @@ def test_killed_and_run_again_equals_undisturbed(tmp_path: Path) -> None:
         ) as process:
             kill_when(process, output, num_records)
         assert not (output / "manifest.json").exists(), "the kill came too late to show anything"
-        finished = set((output / "records").glob("*.json"))
+        finished = set((output / "records").glob("*-*.parquet"))
         made_at = {record: record.stat().st_mtime_ns for record in finished}
     said = prepare(tmp_path / "raw", output)
     assert f"{len(finished)} found finished" in said

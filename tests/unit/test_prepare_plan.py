@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 import pyarrow as pa
@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dermray.errors import CorpusError
-from dermray.prepare.plan import Plan, leaves_root, plan_shards
+from dermray.prepare.plan import (
+    Holdings,
+    Plan,
+    group_digest,
+    image_digests,
+    leaves_root,
+    plan_shards,
+    usable_rows,
+    without_known,
+)
 from dermray.prepare.sources.rows import RAW, DroppedRow, RawRows
 
 
@@ -32,7 +41,7 @@ def raw_rows(*rows: dict[str, Any], dropped: tuple[DroppedRow, ...] = ()) -> Raw
 
 
 def plan(raw: RawRows, **options: Any) -> Plan:
-    return plan_shards(raw, **({"split": {"val": 0.3}, "seed": 0, "rows_per_shard": 4} | options))
+    return plan_shards(usable_rows(raw), **({"split": {"val": 0.3}, "seed": 0, "rows_per_shard": 4} | options))
 
 
 def split_of(made: Plan) -> dict[str, str]:
@@ -122,16 +131,47 @@ def test_a_prescribed_split_that_cannot_be_a_name() -> None:
         plan(raw_rows(raw_row(1, split="a/b")))
 
 
-def test_fractions_are_met_and_stay_when_rows_are_added() -> None:
-    rows = [raw_row(number) for number in range(4000)]
-    made = plan(raw_rows(*rows[:3000]), split={"val": 0.1, "test": 0.2}, rows_per_shard=500)
-    counts = defaultdict(int)
-    for split in split_of(made).values():
-        counts[split] += 1
-    assert counts["val"] == pytest.approx(300, abs=60)
-    assert counts["test"] == pytest.approx(600, abs=80)
-    more = split_of(plan(raw_rows(*rows), split={"val": 0.1, "test": 0.2}, rows_per_shard=500))
-    assert {image: more[image] for image in split_of(made)} == split_of(made)
+def test_fractions_are_met_in_every_condition() -> None:
+    conditions = ["common"] * 3000 + ["rare"] * 40 + [None] * 100
+    rows = [raw_row(n, labels=[label] if label else []) for n, label in enumerate(conditions)]
+    made = plan(raw_rows(*rows), split={"val": 0.1, "test": 0.2}, rows_per_shard=500)
+    counts: Counter[tuple[str, str | None]] = Counter()
+    splits = split_of(made)
+    for number, label in enumerate(conditions):
+        counts[splits[f"{number}.jpg"], label] += 1
+    for label, size in Counter(conditions).items():
+        assert abs(counts["val", label] - 0.1 * size) <= 1
+        assert abs(counts["test", label] - 0.2 * size) <= 1
+
+
+def test_conditions_of_a_few_images_are_right_on_average() -> None:
+    rows = [raw_row(number, labels=[f"condition {number // 2}"]) for number in range(2000)]
+    counts = Counter(split_of(plan(raw_rows(*rows), split={"val": 0.1}, rows_per_shard=500)).values())
+    assert counts["val"] == pytest.approx(200, abs=60)
+
+
+def test_rows_that_join_a_corpus_follow_their_groups_into_shards_of_their_own() -> None:
+    rows = raw_rows(*(raw_row(number, group=f"p{number % 4}") for number in range(40)))
+    held = Holdings(
+        splits={group_digest("csv", "p1"): "val", group_digest("csv", "p2"): "train", group_digest("other", "p0"): "x"},
+        num_shards={"train": 7},
+    )
+    made = plan_shards(usable_rows(rows), split={"val": 0.5}, seed=0, rows_per_shard=100, held=held)
+    splits = split_of(made)
+    assert {splits[f"{number}.jpg"] for number in range(1, 40, 4)} == {"val"}
+    assert {splits[f"{number}.jpg"] for number in range(2, 40, 4)} == {"train"}
+    assert "x" not in splits.values()
+    assert {spec.split: spec.index for spec in made.shards} == {"train": 7, "val": 0}
+
+
+def test_known_images_are_left_alone_until_a_row_of_theirs_changes() -> None:
+    first = usable_rows(raw_rows(raw_row(1), raw_row(2, image="1.jpg", labels=["x"]), raw_row(3)))
+    known = frozenset(image_digests(first.table, "/input").values())
+    moved = usable_rows(raw_rows(raw_row(9, **{"source_id": "id3", "image": "3.jpg"}), raw_row(4), raw_row(1)))
+    new = without_known(moved, "/input", known)
+    assert new.table["image"].to_pylist() == ["4.jpg", "1.jpg"]
+    assert without_known(first, "/input", known).table.num_rows == 0
+    assert without_known(first, "/elsewhere", known).table.num_rows == 3
 
 
 def test_the_seed_changes_splits_and_order() -> None:

@@ -12,7 +12,7 @@ import pytest
 from dermray.corpus.ontology import Ontology
 from dermray.errors import CorpusError
 from dermray.prepare.fetch import ImageStore
-from dermray.prepare.plan import leaves_root, plan_shards
+from dermray.prepare.plan import leaves_root, plan_shards, usable_rows
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import ShardMaker
 from dermray.prepare.sources import READERS, RawRows, SourceRequest
@@ -103,7 +103,7 @@ def test_limit_takes_the_first_rows(source: str, folder: Path) -> None:
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_row_is_planned_or_dropped(source: str, folder: Path) -> None:
     raw = read(source, folder)
-    plan = plan_shards(raw, split={"val": 0.3}, seed=0, rows_per_shard=2)
+    plan = plan_shards(usable_rows(raw), split={"val": 0.3}, seed=0, rows_per_shard=2)
     assert sum(len(spec.rows) for spec in plan.shards) + len(plan.dropped) == plan.num_rows == raw.num_rows
 
 
@@ -111,15 +111,15 @@ def test_every_row_is_planned_or_dropped(source: str, folder: Path) -> None:
 def test_rows_become_samples(source: str, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     raw, output = read(source, folder), tmp_path_factory.mktemp("out")
     config = PrepareConfig(source=source, input=str(folder), output=str(output), split="test", sub_captions=8)
-    plan = plan_shards(raw, split="test", seed=0, rows_per_shard=100)
+    plan = plan_shards(usable_rows(raw), split="test", seed=0, rows_per_shard=100)
     ontology = raw.ontology or Ontology.flat(raw.table["labels"].combine_chunks().flatten().unique().to_pylist())
     (spec,) = plan.shards
-    record, made = ShardMaker(config, ontology).make(spec, lambda count: None)
+    record, made, _ = ShardMaker(config, ontology).make(spec, lambda count: None)
     assert made
     assert record.dropped == ()
-    assert record.counts["rows"]["labelled"] == record.counts["rows"]["resolved"] > 0
-    assert record.counts["captions"]["sub"] >= record.counts["captions"]["raw"]
-    again, made = ShardMaker(config, ontology).make(spec, lambda count: None)
+    assert record.row_counts["rows"]["labelled"] == record.row_counts["rows"]["resolved"] > 0
+    assert record.sample_counts["captions"]["sub"] >= record.sample_counts["captions"]["raw"]
+    again, made, _ = ShardMaker(config, ontology).make(spec, lambda count: None)
     assert (again, made) == (record, False)
 
 

@@ -39,6 +39,7 @@ class Manifest(_Record):
     """The committed content of a prepared corpus."""
 
     schema_version: int = SCHEMA_VERSION
+    version: int = Field(1, ge=1, description="counts the times that rows have joined the corpus")
     shards: tuple[Shard, ...]
     ontology_sha256: str | None = None
     provenance: dict[str, Any] = Field(

@@ -133,6 +133,18 @@ class Ontology:
                     above = name
         return cls({name: sorted(below) for name, below in sorted(children.items(), key=lambda item: item[0] != ROOT)})
 
+    def union(self, other: Ontology) -> Ontology:
+        """Both trees in one; a node that only one of them puts right below the root stays where the other has it.
+
+        Raises:
+            OntologyError: they contradict each other: a name is above another one here and below it there.
+        """
+        trees = (self._children, other._children)
+        merged = {name: [child for tree in trees for child in tree.get(name, ())] for name in {**trees[0], **trees[1]}}
+        placed = {child for name, below in merged.items() if name != ROOT for child in below}
+        merged[ROOT] = [child for child in merged[ROOT] if child not in placed]
+        return Ontology(merged)
+
     def to_json(self) -> dict[str, list[str]]:
         """The mapping that `from_json` reads, in file order."""
         return {name: list(below) for name, below in self._children.items()}

@@ -1,9 +1,10 @@
 """Raw corpus → prepared corpus: the graph, top to bottom.
 
-    read the table ─ plan ─▶ Ray Data: one item a shard ─ map: make the shard ─▶ records ─ report ─ manifest
+    read the table ─ plan ─▶ Ray Data: make each shard ─▶ records ─ reconcile ─▶ Ray Data: write some shards again
+                                                                                  ─▶ report ─ manifest
 
-The plan is made in the driver. Each task reads the images of one shard, writes one Parquet file and returns a small
-record. The manifest is written last; whatever happens before may be lost or repeated without a trace.
+Plan and reconciliation are made in the driver. Each task reads the images of one shard, writes one Parquet file and
+returns a small record. The manifest is written last; whatever happens before may be lost or repeated without a trace.
 """
 
 from __future__ import annotations
@@ -11,26 +12,30 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import cv2
-import pyarrow as pa
-import ray
-import ray.data
+import numpy as np
 
 from dermray import storage
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
 from dermray.corpus.schema import CaptionAspect
-from dermray.errors import CorpusError, DermRayError, StorageError
+from dermray.errors import CorpusError
 from dermray.prepare import report
-from dermray.prepare.plan import Plan, ShardSpec, plan_shards
-from dermray.prepare.progress import Progress
+from dermray.prepare.duplicates import cross_pairs, near_groups
+from dermray.prepare.generations import Generation, Standing, content, generation_uri, identity, standing
+from dermray.prepare.graph import amend_shards, make_shards
+from dermray.prepare.leakage import read_hashes
+from dermray.prepare.plan import Plan, ShardSpec, plan_shards, usable_rows, without_known
+from dermray.prepare.reconcile import Amendment, Excluded, Reconciled, reconcile
+from dermray.prepare.records import RECORDS, ShardRecord, read_record
 from dermray.prepare.settings import PrepareConfig
-from dermray.prepare.shard import DATA, RECORDS, ShardMaker, ShardRecord, made_by
+from dermray.prepare.shard import DATA, ShardMaker, is_whole, made_by
 from dermray.prepare.sources import READERS, RawRows, SourceRequest
 from dermray.prepare.sources.rows import EXCLUDED, DroppedRow
 
@@ -59,10 +64,32 @@ class PrepareResult:
             "rows_dropped": self.stats["rows"]["dropped"],
             "samples": self.manifest.num_samples,
             "pairs": self.stats["pairs"],
+            "corpus_version": self.manifest.version,
             "shards_made": self.num_shards_made,
             "shards_found": self.num_shards_found,
             "seconds": self.seconds,
+            **{f"duplicates_{name}": value for name, value in self.stats["duplicates"].items()},
         }
+
+
+@dataclass
+class Timing:
+    """Seconds of each stage by the clock on the wall, and of each kind of work summed over all tasks."""
+
+    stages: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    tasks: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Around a stage."""
+        started = time.monotonic()
+        yield
+        self.stages[name] += time.monotonic() - started
+
+    def to_json(self) -> dict[str, dict[str, float]]:
+        """Both, rounded to milliseconds."""
+        parts = {"stages": self.stages, "tasks": self.tasks}
+        return {part: {name: round(value, 3) for name, value in of.items()} for part, of in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -71,23 +98,36 @@ class Work:
 
     plan: Plan
     ontology: Ontology
+    standing: Standing
     captions_from: Mapping[CaptionAspect, str] = field(default_factory=dict)
+    timing: Timing = field(default_factory=Timing)
 
 
 def read(config: PrepareConfig) -> Work:
     """Read the table and make the plan: whatever is wrong with them shows here, before Ray starts.
 
     Raises:
-        CorpusError: the input has no table, a column is missing, or too many rows are bad as they stand.
+        CorpusError: the input has no table, a column is missing, too many rows are bad as they stand, or the corpus
+            at the output cannot take them in.
         OntologyError: the disease tree is malformed.
         StorageError: the input cannot be read.
     """
-    raw = READERS[config.source](SourceRequest(config.input, config.table, config.columns, config.limit))
-    ontology = raw.ontology or _flat_ontology(raw)
-    plan = plan_shards(raw, split=config.split, seed=config.seed, rows_per_shard=config.rows_per_shard)
-    print(_announce(config, plan), flush=True)
-    _check_ceiling(config, plan, plan.dropped)
-    return Work(plan, ontology, _captions_from(config, raw))
+    timing = Timing()
+    with timing.stage("read the table"):
+        raw = READERS[config.source](SourceRequest(config.input, config.table, config.columns, config.limit))
+    with timing.stage("plan"):
+        usable = usable_rows(raw)
+        committed = standing(config, usable)
+        held = committed.holdings()
+        if held.images:
+            usable = without_known(usable, config.input, held.images)
+        plan = plan_shards(
+            usable, split=config.split, seed=config.seed, rows_per_shard=config.rows_per_shard, held=held
+        )
+        ontology = _tree(raw, committed.ontology)
+    print(_announce(config, plan, committed), flush=True)
+    _check_ceiling(config, plan, plan.dropped, committed)
+    return Work(plan, ontology, committed, _captions_from(config, raw), timing)
 
 
 def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
@@ -100,24 +140,40 @@ def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
     """
     started = time.monotonic()
     work = work or read(config)
-    plan, ontology = work.plan, work.ontology
-    dropped = list(plan.dropped)
-    records: list[ShardRecord] = []
-    num_made = 0
-    for record, made in _run(config, plan, ShardMaker(config, ontology)):
-        records.append(record)
-        num_made += made
-        dropped.extend(record.dropped)
-        _check_ceiling(config, plan, dropped)
-    manifest, stats, unchanged = _commit(config, work, records)
+    timing = work.timing
+    with timing.stage("make shards"):
+        made, num_fresh = _make(config, work)
+    if work.standing.generations and not any(record.shard for record in made):
+        return _nothing_new(config, len(made), started)
+    with timing.stage("find duplicates"):
+        decided = _reconcile(config, work, made)
+    with timing.stage("write shards again"):
+        num_fresh += _restore(config, work, decided)
+        final = _amended(config, decided)
+    generation = _generation(config, work, made, decided, final)
+    with timing.stage("report and commit"):
+        manifest, stats, unchanged = _commit(config, work, generation, made, final)
     return PrepareResult(
         output=config.output,
         manifest=manifest,
         stats=stats,
-        num_shards_made=num_made,
-        num_shards_found=len(records) - num_made,
+        num_shards_made=num_fresh,
+        num_shards_found=len(made) - num_fresh,
         seconds=time.monotonic() - started,
         unchanged=unchanged,
+    )
+
+
+def _nothing_new(config: PrepareConfig, num_shards: int, started: float) -> PrepareResult:
+    """The corpus as it is: it holds every usable row already."""
+    return PrepareResult(
+        output=config.output,
+        manifest=Manifest.load(config.output),
+        stats=storage.read_json(storage.join(config.output, report.STATS)),
+        num_shards_made=0,
+        num_shards_found=num_shards,
+        seconds=time.monotonic() - started,
+        unchanged=True,
     )
 
 
@@ -132,90 +188,55 @@ def _captions_from(config: PrepareConfig, raw: RawRows) -> dict[CaptionAspect, s
     return {**made, **raw.captions_from}
 
 
-def _flat_ontology(raw: RawRows) -> Ontology:
-    """A tree of one level over a source's labels, for sources that publish none."""
+def _tree(raw: RawRows, held: Ontology | None) -> Ontology:
+    """The source's disease tree, joined to that of the corpus; one level over its labels if it publishes none."""
+    if raw.ontology is not None:
+        return held.union(raw.ontology) if held else raw.ontology
     labels = raw.table["labels"].combine_chunks().flatten().unique().to_pylist()
-    return Ontology.flat(labels)
+    if held is None:
+        return Ontology.flat(labels)
+    return held.union(Ontology.flat(label for label in labels if not held.resolve_all(label).labels))
 
 
-def _announce(config: PrepareConfig, plan: Plan) -> str:
+def _announce(config: PrepareConfig, plan: Plan, committed: Standing) -> str:
     images = Counter[str]()
     for spec in plan.shards:
         images[spec.split] += len(set(spec.rows["image"].to_pylist()))
     splits = ", ".join(f"{split} {count:,}" for split, count in images.items()) or "none"
+    held = sum(record.notes.num_rows for record in committed.held)
+    joins = f", to join {held:,} samples of {config.output}" if held else ""
     return (
         f"prepare: {plan.num_rows:,} rows of {config.source}, {plan.num_images:,} images ({splits}) "
-        f"in {len(plan.shards):,} shards"
+        f"in {len(plan.shards):,} shards{joins}"
     )
 
 
-def _run(config: PrepareConfig, plan: Plan, maker: ShardMaker) -> Iterator[tuple[ShardRecord, bool]]:
-    """The Ray Data graph: one item and one task a shard; records in the order in which they are done."""
-    counter = _ImageCounter.remote()  # type: ignore[attr-defined]
-    shards = ray.data.from_items([_packed(spec) for spec in plan.shards], override_num_blocks=len(plan.shards)).map(
-        _make_shard,
-        fn_kwargs={"maker": maker, "counter": counter},
-        num_cpus=config.cpus_per_task,
-        concurrency=config.max_tasks,
-    )
-    progress = Progress(
-        num_shards=len(plan.shards),
-        num_images=plan.num_images,
-        images_done=lambda: ray.get(counter.total.remote()),
-    )
-    with progress:
-        for answer in shards.iter_rows():
-            progress.shards_done += 1
-            yield _unpacked(answer)
+def _make(config: PrepareConfig, work: Work) -> tuple[list[ShardRecord], int]:
+    """Records of all shards in the order of the plan, and how many had to be made."""
+    records: list[ShardRecord] = []
+    dropped = list(work.plan.dropped)
+    num_fresh = 0
+    if work.plan.shards:
+        for record, fresh, seconds in make_shards(config, work.plan.shards, ShardMaker(config, work.ontology)):
+            records.append(record)
+            num_fresh += fresh
+            dropped.extend(record.dropped)
+            work.timing.tasks.update({kind: work.timing.tasks[kind] + spent for kind, spent in seconds.items()})
+            _check_ceiling(config, work.plan, dropped, work.standing)
+    place = {(spec.split, spec.index): number for number, spec in enumerate(work.plan.shards)}
+    return sorted(records, key=lambda record: place[record.place]), num_fresh
 
 
-def _packed(spec: ShardSpec) -> dict[str, Any]:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, spec.rows.schema) as writer:
-        writer.write_table(spec.rows)
-    return {"split": spec.split, "index": spec.index, "rows": sink.getvalue().to_pybytes()}
-
-
-def _make_shard(item: dict[str, Any], *, maker: ShardMaker, counter: Any) -> dict[str, Any]:
-    """Ray's side of a shard: unpack, make, pack. A full disk or a failing store is an answer, not a lost task."""
-    spec = ShardSpec(item["split"], item["index"], pa.ipc.open_stream(item["rows"]).read_all())
-    # The cores are shared out by Ray; OpenCV would take them all for each task.
-    cv2.setNumThreads(1)
-    try:
-        record, made = maker.make(spec, on_images=counter.add.remote)
-    except (DermRayError, OSError) as error:
-        return {"record": "", "made": False, "error": f"shard {spec.name}: {error}"}
-    return {"record": json.dumps(record.to_json()), "made": made, "error": ""}
-
-
-def _unpacked(answer: dict[str, Any]) -> tuple[ShardRecord, bool]:
-    if answer["error"]:
-        raise StorageError(f"{answer['error']}; finished shards are kept: run the same command again to go on")
-    return ShardRecord.from_json(json.loads(answer["record"])), answer["made"]
-
-
-@ray.remote(num_cpus=0)
-class _ImageCounter:
-    """Images done, over all tasks."""
-
-    def __init__(self) -> None:
-        self._total = 0
-
-    def add(self, count: int) -> None:
-        self._total += count
-
-    def total(self) -> int:
-        return self._total
-
-
-def _check_ceiling(config: PrepareConfig, plan: Plan, dropped: Sequence[DroppedRow]) -> None:
+def _check_ceiling(config: PrepareConfig, plan: Plan, dropped: Sequence[DroppedRow], committed: Standing) -> None:
     """Stop while it is cheap when too much of the table is bad; finished shards stay for the next run."""
     bad = [row for row in dropped if row.reason != EXCLUDED]
-    allowed = config.max_dropped_fraction * plan.num_rows
-    if len(bad) <= allowed and plan.shards:
+    # What a committed corpus holds already counts as good.
+    num_good = sum(record.num_rows - len(record.dropped) for record in committed.made(committed.generations))
+    allowed = config.max_dropped_fraction * (plan.num_rows + num_good)
+    if len(bad) <= allowed and (plan.shards or committed.generations):
         return
     uri = storage.join(config.output, report.DROPPED_WHEN_STOPPED)
-    report.write_dropped(uri, dropped)
+    report.write_dropped(uri, [(config.input, row) for row in dropped])
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in report.reasons(bad).items())
     found = f"{len(bad):,} of {plan.num_rows:,} rows are unusable so far ({reasons})"
     if not plan.shards:
@@ -226,34 +247,167 @@ def _check_ceiling(config: PrepareConfig, plan: Plan, dropped: Sequence[DroppedR
     )
 
 
-def _commit(config: PrepareConfig, work: Work, records: Sequence[ShardRecord]) -> tuple[Manifest, dict[str, Any], bool]:
+def _reconcile(config: PrepareConfig, work: Work, made: Sequence[ShardRecord]) -> Reconciled:
+    held = work.standing.held
+    if not any(record.shard for record in (*held, *made)):
+        uri = storage.join(config.output, report.DROPPED_WHEN_STOPPED)
+        rows = [*work.plan.dropped, *(row for record in made for row in record.dropped)]
+        report.write_dropped(uri, [(config.input, row) for row in rows])
+        raise CorpusError(f"no image of {config.input} is usable; the reasons are listed in {uri}")
+    return reconcile(
+        held,
+        made,
+        policy=config.near_duplicates,
+        near_groups=partial(near_groups, max_distance=config.max_distance),
+        excluded=_excluded(config),
+    )
+
+
+def _excluded(config: PrepareConfig) -> Excluded | None:
+    """Which hashes resemble one of an evaluation corpus that the user names."""
+    if not config.exclude:
+        return None
+    hashes = np.concatenate([read_hashes(uri, Manifest.load(uri))[1] for uri in config.exclude])
+
+    def excluded(phashes: np.ndarray) -> np.ndarray:
+        found = np.zeros(len(phashes), dtype=bool)
+        found[cross_pairs(phashes, hashes, max_distance=config.max_distance)[:, 0]] = True
+        return found
+
+    return excluded
+
+
+def _restore(config: PrepareConfig, work: Work, decided: Reconciled) -> int:
+    """Make anew the shards whose files are needed and gone: committed as they are, or read by an amendment to be made.
+
+    Returns how many had to be made.
+
+    Raises:
+        CorpusError: such a shard is of another source.
+    """
+    needed = {shard.key: shard.shard for shard in decided.shards if isinstance(shard, ShardRecord) and shard.shard}
+    records = {record.key: record for record in work.standing.held}
+    for amendment in _pending(config, decided):
+        for key in amendment.origins:
+            record = records.get(key) or read_record(config.output, key)
+            if record.shard:
+                needed[key] = record.shard
+    sizes = {storage.name_of(uri) for uri in storage.list_files(storage.join(config.output, DATA))}
+    gone = {
+        key
+        for key, shard in needed.items()
+        if storage.name_of(shard.path) not in sizes or not is_whole(config.output, shard)
+    }
+    specs = [spec for spec in work.plan.shards if any(key.startswith(f"{spec.name}-") for key in gone)]
+    lost = sorted(key for key in gone if not any(key.startswith(f"{spec.name}-") for spec in specs))
+    if lost:
+        raise CorpusError(
+            f"{config.output} lacks {needed[lost[0]].path}, which this input does not give again: prepare the corpus "
+            "anew with if_exists=replace"
+        )
+    if specs:
+        return sum(
+            made.fresh for made in make_shards(config, specs, ShardMaker(config, work.ontology), needs_files=True)
+        )
+    return 0
+
+
+def _pending(config: PrepareConfig, decided: Reconciled) -> list[Amendment]:
+    """Amendments that are not written yet."""
+    amendments = [shard for shard in decided.shards if isinstance(shard, Amendment) and shard.outputs]
+    return [each for each in amendments if _finished(config.output, each) is None]
+
+
+def _finished(output: str, amendment: Amendment) -> ShardRecord | None:
+    try:
+        record = read_record(output, amendment.key)
+    except FileNotFoundError:
+        return None
+    return record if record.shard and is_whole(output, record.shard) else None
+
+
+def _amended(config: PrepareConfig, decided: Reconciled) -> list[ShardRecord]:
+    """The records of the corpus's shards in order, all of them written."""
+    pending = _pending(config, decided)
+    fresh = {record.key: record for record in amend_shards(config, pending)} if pending else {}
+    final: list[ShardRecord] = []
+    for shard in decided.shards:
+        if isinstance(shard, ShardRecord):
+            final.append(shard)
+        elif shard.outputs:
+            final.append(fresh.get(shard.key) or read_record(config.output, shard.key))
+    return final
+
+
+def _generation(
+    config: PrepareConfig,
+    work: Work,
+    made: Sequence[ShardRecord],
+    decided: Reconciled,
+    final: Sequence[ShardRecord],
+) -> Generation:
+    left_out = {sample.image: sample for sample in decided.left_out}
+    rows = [
+        DroppedRow(
+            row["row"], row["source_id"], row["image"], left_out[row["image"]].reason, left_out[row["image"]].detail
+        )
+        for row in _rows_of(work.plan.shards, left_out)
+    ]
+    dropped = [*work.plan.dropped, *(row for record in made for row in record.dropped)]
+    return Generation(
+        number=len(work.standing.generations) + 1,
+        identity=identity(config),
+        content=content(config),
+        made=tuple(record.key for record in made),
+        final=tuple(record.key for record in final),
+        num_rows=work.plan.num_rows,
+        dropped=tuple(sorted(dropped, key=lambda row: row.row)),
+        left_out=tuple(sorted(rows, key=lambda row: row.row)),
+        left_out_images=tuple(sorted(digest for sample in decided.left_out for digest in sample.known)),
+        figures=decided.figures,
+    )
+
+
+def _rows_of(specs: Sequence[ShardSpec], paths: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if not paths:
+        return []
+    columns = ["row", "source_id", "image"]
+    return [row for spec in specs for row in spec.rows.select(columns).to_pylist() if row["image"] in paths]
+
+
+def _commit(
+    config: PrepareConfig,
+    work: Work,
+    generation: Generation,
+    made: Sequence[ShardRecord],
+    final: Sequence[ShardRecord],
+) -> tuple[Manifest, dict[str, Any], bool]:
     """Write ontology and report, then the manifest that makes the corpus exist, then remove what it does not name."""
-    plan, ontology = work.plan, work.ontology
-    place = {spec.name: number for number, spec in enumerate(plan.shards)}
-    records = sorted(records, key=lambda record: place[record.key.rpartition("-")[0]])
-    shards = tuple(record.shard for record in records if record.shard is not None)
-    tree = (json.dumps(ontology.to_json(), indent=2, ensure_ascii=False) + "\n").encode()
+    tree = (json.dumps(work.ontology.to_json(), indent=2, ensure_ascii=False) + "\n").encode()
+    generations = (*work.standing.generations, generation)
     manifest = Manifest(
-        shards=shards,
+        version=len(generations),
+        shards=tuple(record.shard for record in final if record.shard is not None),
         ontology_sha256=hashlib.sha256(tree).hexdigest(),
         provenance={
             "config": config.content(),
             "captions": dict(work.captions_from),
+            "sources": [each.identity for each in generations],
+            "generations": [each.key for each in generations],
             "made_by": made_by(),
         },
     )
-    stats = report.summarise(plan, records, manifest, ontology)
-    if not shards:
-        uri = storage.join(config.output, report.DROPPED_WHEN_STOPPED)
-        report.write_dropped(uri, report.all_dropped(plan, records))
-        raise CorpusError(f"no image of {config.input} is usable; the reasons are listed in {uri}")
-    if _is_committed(config.output, manifest, stats):
-        return manifest, stats, True
-    storage.write_bytes(storage.join(config.output, ONTOLOGY_NAME), tree)
-    report.write(config, plan, records, manifest, stats)
-    manifest.save(config.output)
-    _remove_unnamed(config.output, {record.key for record in records})
-    return manifest, stats, False
+    all_made = [*work.standing.made(work.standing.generations), *made]
+    stats = report.summarise(generations, all_made, final, manifest, work.ontology)
+    unchanged = _is_committed(config.output, manifest, stats)
+    if not unchanged:
+        for each in generations:
+            storage.write_json(generation_uri(config.output, each.key), each.to_json())
+        storage.write_bytes(storage.join(config.output, ONTOLOGY_NAME), tree)
+        report.write(config, generations, final, manifest, stats, work.timing.to_json())
+        manifest.save(config.output)
+    _remove_unnamed(config.output, manifest, generations)
+    return manifest, stats, unchanged
 
 
 def _is_committed(output: str, manifest: Manifest, stats: dict[str, Any]) -> bool:
@@ -263,10 +417,13 @@ def _is_committed(output: str, manifest: Manifest, stats: dict[str, Any]) -> boo
         return False
 
 
-def _remove_unnamed(output: str, keys: Collection[str]) -> None:
+def _remove_unnamed(output: str, manifest: Manifest, generations: Sequence[Generation]) -> None:
     """Remove what earlier runs with other settings, and crashes, have left beside the committed shards."""
-    for folder, ending in ((DATA, ".parquet"), (RECORDS, ".json")):
+    shards = {storage.name_of(shard.path) for shard in manifest.shards}
+    records = {f"{key}.parquet" for each in generations for key in (*each.made, *each.final)}
+    records |= {f"{each.key}.json" for each in generations}
+    for folder, named in ((DATA, shards), (RECORDS, records)):
         for uri in storage.list_files(storage.join(output, folder)):
-            if storage.name_of(uri).removesuffix(ending) not in keys:
+            if storage.name_of(uri) not in named:
                 storage.remove(uri)
     storage.remove(storage.join(output, report.DROPPED_WHEN_STOPPED))

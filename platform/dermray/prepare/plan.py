@@ -1,15 +1,19 @@
-"""Which sample goes into which split, shard and place: a pure function of the raw rows and the configuration.
+"""Which sample goes into which split, shard and place: a pure function of rows, configuration and what is committed.
 
-Rows of one image become one sample. Splits hang on a hash of the group, so they stay when rows are added and never
-part a group. The order inside a split is a seeded shuffle, so every shard is a random draw of its split.
+Rows of one image become one sample. Splits are drawn inside each condition, in the order of a hash of the group, and
+never part a group. The order inside a split is a seeded shuffle, so every shard is a random draw of its split. Rows
+that join a committed corpus follow their groups and come into shards of their own.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import posixpath
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -56,24 +60,90 @@ class Plan:
     num_images: int
 
 
-def plan_shards(raw: RawRows, *, split: str | Mapping[str, float], seed: int, rows_per_shard: int) -> Plan:
-    """Drop the rows that need no look at their image, assign splits, shuffle, cut into shards.
+@dataclass(frozen=True)
+class Usable:
+    """The rows that need a look at their image, paths normalised; and the others, dropped."""
 
-    Raises:
-        CorpusError: the source prescribes a split whose name cannot be one.
+    table: pa.Table
+    dropped: tuple[DroppedRow, ...]
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What a committed corpus holds already, as far as a plan must know.
+
+    Attributes:
+        images: digests of the images' rows (`image_digests`), which are left alone.
+        splits: the split of each group, by `group_digest`.
+        num_shards: numbers that each split's shards have used up.
     """
+
+    images: frozenset[int] = frozenset()
+    splits: Mapping[int, str] = field(default_factory=dict)
+    num_shards: Mapping[str, int] = field(default_factory=dict)
+
+
+NOTHING = Holdings()
+
+
+def usable_rows(raw: RawRows) -> Usable:
+    """Drop the rows that need no look at their image."""
     reasons = _reasons(raw.table)
     dropped = [*raw.dropped, *_dropped(raw.table, reasons)]
     table = raw.table.filter(pc.is_null(reasons)).combine_chunks()
     images = table["image"].combine_chunks()
     paths = pa.array([posixpath.normpath(path) for path in images.to_pylist()], pa.string())
     table = table.set_column(table.column_names.index("image"), table.schema.field("image"), paths)
-    encoded = paths.dictionary_encode()
+    return Usable(table, tuple(sorted(dropped, key=lambda row: row.row)))
+
+
+def plan_shards(
+    usable: Usable, *, split: str | Mapping[str, float], seed: int, rows_per_shard: int, held: Holdings = NOTHING
+) -> Plan:
+    """Assign splits, shuffle, cut into shards.
+
+    Raises:
+        CorpusError: the source prescribes a split whose name cannot be one.
+    """
+    table = usable.table
+    encoded = table["image"].combine_chunks().dictionary_encode()
     names = encoded.dictionary.to_pylist()
     codes = encoded.indices.to_numpy().astype(np.int64)
-    splits = _splits(names, codes, table, split, seed)
-    shards = _cut(table, codes, _order(names, seed), splits, rows_per_shard)
-    return Plan(tuple(shards), tuple(sorted(dropped, key=lambda row: row.row)), raw.num_rows, len(names))
+    splits = _splits(names, codes, table, split, seed, held.splits)
+    shards = _cut(table, codes, _order(names, seed), splits, rows_per_shard, held.num_shards)
+    return Plan(tuple(shards), usable.dropped, table.num_rows + len(usable.dropped), len(names))
+
+
+def without_known(usable: Usable, source_uri: str, known: frozenset[int]) -> Usable:
+    """The rows of images that a corpus does not hold with the same rows already."""
+    digests = image_digests(usable.table, source_uri)
+    new = [digests[path] not in known for path in usable.table["image"].to_pylist()]
+    return Usable(usable.table.filter(pa.array(new, pa.bool_())), usable.dropped)
+
+
+def image_digests(table: pa.Table, source_uri: str) -> dict[str, int]:
+    """A 64-bit digest of all the rows of each image, by its path; the same whatever the order of the table."""
+    digests: dict[str, int] = {}
+    for batch in table.to_batches(max_chunksize=16_384):
+        for row in batch.to_pylist():
+            digests[row["image"]] = (digests.get(row["image"], 0) + row_digest(row, source_uri)) % 2**64
+    return digests
+
+
+def row_digest(row: Mapping[str, Any], source_uri: str) -> int:
+    """64 bits over what a row says and where its image is; not over its place in the table."""
+    said = {name: value for name, value in row.items() if name != "row"}
+    return _digest(source_uri, json.dumps(said, sort_keys=True, ensure_ascii=False))
+
+
+def group_digest(source: str, group: str) -> int:
+    """64 bits that name a group of one source."""
+    return _digest(source, group)
+
+
+def _digest(*parts: str) -> int:
+    content = "\0".join(parts).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
 
 
 def leaves_root(path: str) -> bool:
@@ -100,23 +170,70 @@ def _dropped(table: pa.Table, reasons: pa.Array) -> list[DroppedRow]:
 
 
 def _splits(
-    names: list[str], codes: np.ndarray, table: pa.Table, split: str | Mapping[str, float], seed: int
+    names: list[str],
+    codes: np.ndarray,
+    table: pa.Table,
+    split: str | Mapping[str, float],
+    seed: int,
+    held: Mapping[int, str],
 ) -> np.ndarray:
     """Split name of each image, object [num_images]."""
     if isinstance(split, str):
         return np.full(len(names), split, dtype=object)
     groups = table["group"].combine_chunks()
     component, keys = _components(names, codes, groups)
-    drawn = _hashes(keys, seed, "split") / 2.0**64
-    assigned = np.full(len(keys), TRAIN, dtype=object)
-    edge = 0.0
-    for name, fraction in sorted(split.items()):
-        assigned[(drawn >= edge) & (drawn < edge + fraction)] = name
-        edge += fraction
+    assigned = _draw(keys, _strata(component, codes, table, len(keys)), split, seed)
+    if held:
+        for row, digest in _group_digests(table):
+            if digest in held:
+                assigned[component[codes[row]]] = held[digest]
     prescribed = table["split"].combine_chunks()
     if prescribed.null_count == len(prescribed):
         return assigned[component]
     return _prescribe(assigned, component, codes, prescribed)
+
+
+def _draw(keys: list[str], strata: np.ndarray, split: Mapping[str, float], seed: int) -> np.ndarray:
+    """Split name of each component, object [num_components]: of every stratum each split gets its fraction.
+
+    Inside a stratum the components with the smallest hashes come first. What a fraction leaves of a whole component is
+    rounded up or down by a draw of the stratum's own, so that strata of a few components are right on average.
+    """
+    drawn = _hashes(keys, seed, "split")
+    order = np.lexsort((drawn, strata))
+    edges = np.flatnonzero(np.diff(strata[order], prepend=-1, append=-1))
+    assigned = np.full(len(keys), TRAIN, dtype=object)
+    for first, last in itertools.pairwise(edges):
+        members = order[first:last]
+        luck = int(drawn[members].min()) * 0x9E3779B97F4A7C15 % 2**64 / 2.0**64
+        share, begin = 0.0, 0
+        for name, fraction in sorted(split.items()):
+            share += fraction
+            end = min(len(members), int(share * len(members) + luck))
+            assigned[members[begin:end]] = name
+            begin = end
+    return assigned
+
+
+def _strata(component: np.ndarray, codes: np.ndarray, table: pa.Table, num_components: int) -> np.ndarray:
+    """Number of each component's stratum, int64 [num_components]: its first label by the alphabet, or none."""
+    labels = table["labels"].combine_chunks()
+    encoded = labels.flatten().dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    rank = np.empty(len(names) + 1, dtype=np.int64)
+    rank[np.argsort(np.array(names, dtype=object))] = np.arange(len(names))
+    rank[-1] = len(names)
+    strata = np.full(num_components, len(names), dtype=np.int64)
+    of_row = component[codes[pc.list_parent_indices(labels).to_numpy()]]
+    np.minimum.at(strata, of_row, rank[encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)])
+    return strata
+
+
+def _group_digests(table: pa.Table) -> Iterator[tuple[int, int]]:
+    """`(row, group digest)` of every row that has a group."""
+    for row, (source, group) in enumerate(zip(table["source"].to_pylist(), table["group"].to_pylist(), strict=True)):
+        if group is not None:
+            yield row, group_digest(source, group)
 
 
 def _prescribe(assigned: np.ndarray, component: np.ndarray, codes: np.ndarray, prescribed: pa.Array) -> np.ndarray:
@@ -169,14 +286,19 @@ def _hashes(keys: list[str], seed: int, purpose: str) -> np.ndarray:
 
 
 def _cut(
-    table: pa.Table, codes: np.ndarray, order: np.ndarray, splits: np.ndarray, rows_per_shard: int
+    table: pa.Table,
+    codes: np.ndarray,
+    order: np.ndarray,
+    splits: np.ndarray,
+    rows_per_shard: int,
+    taken: Mapping[str, int],
 ) -> list[ShardSpec]:
     shards: list[ShardSpec] = []
     rows_of_image = np.argsort(codes, kind="stable")
     starts = np.searchsorted(codes[rows_of_image], np.arange(len(order) + 1))
     for split in sorted(set(splits), key=lambda name: (name != TRAIN, name)):
         members = order[splits[order] == split]
-        for index, first in enumerate(range(0, len(members), rows_per_shard)):
+        for index, first in enumerate(range(0, len(members), rows_per_shard), taken.get(split, 0)):
             chosen = members[first : first + rows_per_shard]
             rows = np.concatenate([rows_of_image[starts[image] : starts[image + 1]] for image in chosen])
             shards.append(ShardSpec(split, index, table.take(pa.array(rows))))

@@ -1,11 +1,12 @@
 """What went in, what came out, what was dropped and why: `report/` of a prepared corpus.
 
-Everything here is a function of the committed shards and the plan, without clock or host, so that an interrupted and
-an undisturbed run leave the same report.
+Figures are a function of what is committed, without clock or host, so that an interrupted and an undisturbed run leave
+the same ones. Only `timing.json`, and its card in the report, tell of the run itself.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -18,20 +19,25 @@ from dermray import reporting, storage
 from dermray.corpus.manifest import Manifest, Shard
 from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import CAPTION_ASPECTS, PAIR_ASPECTS
-from dermray.prepare.plan import Plan
+from dermray.corpus.shards import read_row_group
+from dermray.errors import ImageError
+from dermray.prepare.fetch import ImageStore
+from dermray.prepare.generations import Generation
+from dermray.prepare.records import ShardRecord
 from dermray.prepare.samples import WORDS_LIMIT, WORDS_STEP
 from dermray.prepare.settings import PrepareConfig
-from dermray.prepare.shard import ShardRecord
 from dermray.prepare.sources.rows import DroppedRow
 from dermray.reporting import plots
 
 REPORT = "report/report.html"
 STATS = "report/stats.json"
+TIMING = "report/timing.json"
 DROPPED = "report/dropped.parquet"
 DROPPED_WHEN_STOPPED = "report/dropped-when-stopped.parquet"
 
 DROPPED_SCHEMA = pa.schema(
     [
+        pa.field("input", pa.string(), nullable=False),
         pa.field("row", pa.int64(), nullable=False),
         pa.field("source_id", pa.string(), nullable=False),
         pa.field("image", pa.string(), nullable=False),
@@ -53,34 +59,56 @@ REASONS = {
     "truncated": "the pixels cannot all be decoded",
     "too_many_pixels": "the picture is larger than allowed",
     "too_small": "the picture is smaller than allowed",
+    "near_duplicate": "a near-duplicate of another image, which stays",
+    "in_evaluation_corpus": "it resembles an image of an evaluation corpus",
     "blank": "the picture shows nothing: it is all of one colour",
 }
 SKIN_TYPES = {"1": "I", "2": "II", "3": "III", "4": "IV", "5": "V", "6": "VI", "unknown": "unknown"}
 NUM_THUMBNAILS = 24
 NUM_EXAMPLES = 3
+# Reasons that leave an image to look at.
+SHOWN = ("too_small", "blank", "near_duplicate", "in_evaluation_corpus", "empty_caption", "excluded_by_source")
+NUM_TWINS = 8
+NUM_TWIN_SHOTS = 4
 NUM_TOP = 25
 NUM_SHARES = 12
 NUM_SUGGESTED = 500
 
 
-def summarise(plan: Plan, records: Sequence[ShardRecord], manifest: Manifest, ontology: Ontology) -> dict[str, Any]:
+def summarise(
+    generations: Sequence[Generation],
+    made: Sequence[ShardRecord],
+    final: Sequence[ShardRecord],
+    manifest: Manifest,
+    ontology: Ontology,
+) -> dict[str, Any]:
     """The document of `stats.json`.
+
+    Args:
+        generations: all of the corpus.
+        made: the records of the shards that they have made: rows and originals are counted there.
+        final: the records of the corpus's shards: samples are counted there.
+        manifest: what is to be committed.
+        ontology: its disease tree.
 
     Raises:
         AssertionError: rows in are not rows out plus rows dropped.
     """
-    counts = _merged(records)
-    dropped = all_dropped(plan, records)
-    num_rows_kept = sum(record.num_rows - len(record.dropped) for record in records)
-    if num_rows_kept + len(dropped) != plan.num_rows:
-        raise AssertionError(f"{plan.num_rows} rows in, {num_rows_kept} in samples, {len(dropped)} dropped")
+    counts = _merged(record.row_counts for record in made)
+    counts.update(_merged(record.sample_counts for record in final))
+    dropped = all_dropped(generations)
+    num_good = sum(record.num_rows - len(record.dropped) for record in made)
+    num_left_out = sum(len(generation.left_out) for generation in generations)
+    num_kept = num_good - num_left_out
+    num_rows = _rows_in(generations)
+    if num_kept + len(dropped) != num_rows:
+        raise AssertionError(f"{num_rows} rows in, {num_kept} in samples, {len(dropped)} dropped")
     captions = {aspect: counts["captions"][aspect] for aspect in CAPTION_ASPECTS}
-    ids = Counter(sample_id for record in records for sample_id in record.sample_ids)
     return {
-        "rows": {"in": plan.num_rows, "in_samples": num_rows_kept, "dropped": len(dropped)},
-        "dropped": reasons(dropped),
+        "rows": {"in": num_rows, "in_samples": num_kept, "dropped": len(dropped)},
+        "dropped": reasons(row for _, row in dropped),
         "samples": manifest.num_samples,
-        "identical_images": sum(count - 1 for count in ids.values()),
+        "duplicates": _duplicates(generations, final),
         "splits": manifest.splits,
         "shards": len(manifest.shards),
         "bytes": sum(shard.num_bytes for shard in manifest.shards),
@@ -103,10 +131,23 @@ def summarise(plan: Plan, records: Sequence[ShardRecord], manifest: Manifest, on
     }
 
 
-def all_dropped(plan: Plan, records: Iterable[ShardRecord]) -> list[DroppedRow]:
-    """Every dropped row, in table order."""
-    rows = [*plan.dropped, *(row for record in records for row in record.dropped)]
-    return sorted(rows, key=lambda row: row.row)
+def all_dropped(generations: Sequence[Generation]) -> list[tuple[str, DroppedRow]]:
+    """Every row that is in no sample, with its input, in table order."""
+    rows = [(each.identity["input"], row) for each in _last(generations) for row in each.dropped]
+    rows += [(each.identity["input"], row) for each in generations for row in each.left_out]
+    inputs = list(dict.fromkeys(each.identity["input"] for each in generations))
+    return sorted(rows, key=lambda pair: (inputs.index(pair[0]), pair[1].row))
+
+
+def _last(generations: Sequence[Generation]) -> list[Generation]:
+    """The last generation of each source: it has tried the bad rows of the ones before it again."""
+    return list({json.dumps(each.identity, sort_keys=True): each for each in generations}.values())
+
+
+def _rows_in(generations: Sequence[Generation]) -> int:
+    """Rows of all tables, each counted once."""
+    last = _last(generations)
+    return sum(each.num_rows - (0 if each in last else len(each.dropped)) for each in generations)
 
 
 def reasons(dropped: Iterable[DroppedRow]) -> dict[str, int]:
@@ -114,24 +155,26 @@ def reasons(dropped: Iterable[DroppedRow]) -> dict[str, int]:
     return _ranked(Counter(row.reason for row in dropped))
 
 
-def write_dropped(uri: str, dropped: Sequence[DroppedRow]) -> None:
-    """Publish dropped rows as a Parquet file."""
-    table = pa.Table.from_pylist([asdict(row) for row in dropped], schema=DROPPED_SCHEMA)
+def write_dropped(uri: str, dropped: Sequence[tuple[str, DroppedRow]]) -> None:
+    """Publish dropped rows, each with its input, as a Parquet file."""
+    rows = [{"input": source_uri, **asdict(row)} for source_uri, row in dropped]
     with storage.staged(uri) as aside:
-        pq.write_table(table, aside, compression="ZSTD")
+        pq.write_table(pa.Table.from_pylist(rows, schema=DROPPED_SCHEMA), aside, compression="ZSTD")
 
 
 def write(
     config: PrepareConfig,
-    plan: Plan,
-    records: Sequence[ShardRecord],
+    generations: Sequence[Generation],
+    final: Sequence[ShardRecord],
     manifest: Manifest,
     stats: Mapping[str, Any],
+    timing: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Publish `dropped.parquet`, `stats.json` and `report.html`."""
-    dropped = all_dropped(plan, records)
+    """Publish `dropped.parquet`, `stats.json`, `timing.json` and `report.html`."""
+    dropped = all_dropped(generations)
     write_dropped(storage.join(config.output, DROPPED), dropped)
     storage.write_json(storage.join(config.output, STATS), stats)
+    storage.write_json(storage.join(config.output, TIMING), timing)
     page = reporting.render(
         "prepare.html",
         config=config.content(),
@@ -140,19 +183,35 @@ def write(
         stats=stats,
         plots=_plots(stats),
         shares=_shares(stats),
-        reasons=_explained(dropped, stats["dropped"]),
+        reasons=_explained(config, dropped, stats["dropped"]),
         shots=_shots(config.output, manifest),
+        twins=_twins(config.output, final),
+        published=_published(generations, stats),
+        timing=timing,
         num_top=NUM_TOP,
     )
     storage.write_text(storage.join(config.output, REPORT), page)
 
 
-def _merged(records: Iterable[ShardRecord]) -> dict[str, Counter[str]]:
+def _merged(counts: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, Counter[str]]:
     merged: dict[str, Counter[str]] = defaultdict(Counter)
-    for record in records:
-        for kind, counter in record.counts.items():
+    for kinds in counts:
+        for kind, counter in kinds.items():
             merged[kind].update(counter)
     return merged
+
+
+def _duplicates(generations: Sequence[Generation], final: Sequence[ShardRecord]) -> dict[str, int]:
+    """What became of duplicates, over all generations."""
+    groups = Counter(group for record in final for group in record.notes["duplicate_group"].drop_null().to_pylist())
+    return {
+        "merged": sum(each.figures["merged"] for each in generations),
+        "left_out": sum(each.figures["left_out"] for each in generations),
+        "moved": sum(each.figures["moved"] for each in generations),
+        "near_groups": len(groups),
+        "near_samples": sum(groups.values()),
+        "largest_group": max(groups.values(), default=0),
+    }
 
 
 def _ranked(counter: Mapping[str, int]) -> dict[str, int]:
@@ -167,6 +226,9 @@ def _words(counter: Mapping[str, int]) -> dict[str, int]:
 
 def _levels(counts: Mapping[str, Counter[str]], ontology: Ontology) -> list[dict[str, int]]:
     """For each level of the tree: nodes, those that a label names, those with a label at or below, labels given."""
+    labels = Counter[int]()
+    for name, count in counts["labels"].items():
+        labels[ontology.level(name)] += count
     nodes = Counter(ontology.level(name) for name in ontology)
     named = set(counts["labels"])
     seen = Counter(ontology.level(name) for name in named)
@@ -177,7 +239,7 @@ def _levels(counts: Mapping[str, Counter[str]], ontology: Ontology) -> list[dict
             "nodes": nodes[level],
             "seen": seen[level],
             "covered": covered[level],
-            "labels": counts["levels"][str(level)],
+            "labels": labels[level],
         }
         for level in sorted(nodes)
     ]
@@ -232,16 +294,30 @@ def _shares(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _explained(dropped: Sequence[DroppedRow], counted: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Each reason with its count, meaning and some of its rows."""
-    examples: dict[str, list[DroppedRow]] = defaultdict(list)
-    for row in dropped:
+def _explained(
+    config: PrepareConfig, dropped: Sequence[tuple[str, DroppedRow]], counted: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """Each reason with its count, meaning and some of its rows, with a picture where there is one."""
+    examples: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for source_uri, row in dropped:
         if len(examples[row.reason]) < NUM_EXAMPLES:
-            examples[row.reason].append(row)
+            examples[row.reason].append({**asdict(row), "thumbnail": _thumbnail_of(config, source_uri, row)})
     return [
         {"reason": reason, "count": count, "meaning": REASONS.get(reason, ""), "examples": examples[reason]}
         for reason, count in counted.items()
     ]
+
+
+def _thumbnail_of(config: PrepareConfig, source_uri: str, row: DroppedRow) -> str | None:
+    """A dropped row's image as far as it can be shown."""
+    if row.reason not in SHOWN:
+        return None
+    store = ImageStore(source_uri, max_bytes=config.max_image_bytes, follow_links=config.follow_links)
+    fetched = store.fetch(row.image)
+    try:
+        return reporting.thumbnail(fetched.data, max_side=96) if fetched.data else None
+    except ImageError:
+        return None
 
 
 def _shots(output: str, manifest: Manifest) -> list[dict[str, Any]]:
@@ -249,13 +325,43 @@ def _shots(output: str, manifest: Manifest) -> list[dict[str, Any]]:
     step = max(1, len(manifest.shards) // NUM_THUMBNAILS)
     chosen = manifest.shards[::step][:NUM_THUMBNAILS]
     each = -(-NUM_THUMBNAILS // len(chosen))
-    shots = [shot for shard in chosen for shot in _first_samples(output, shard, each)]
-    return shots[:NUM_THUMBNAILS]
+    places = [(shard, position) for shard in chosen for position in range(min(each, shard.row_groups[0]))]
+    return [_shot(output, shard, position) for shard, position in places[:NUM_THUMBNAILS]]
 
 
-def _first_samples(output: str, shard: Shard, number: int) -> list[dict[str, Any]]:
-    fs, path = storage.filesystem(storage.join(output, shard.path))
+def _twins(output: str, final: Sequence[ShardRecord]) -> list[list[dict[str, Any]]]:
+    """The largest groups of near-duplicates, the first members of each."""
+    places: dict[str, list[tuple[Shard, int]]] = defaultdict(list)
+    for record in final:
+        if record.shard is None:
+            continue
+        for position, group in enumerate(record.notes["duplicate_group"].to_pylist()):
+            if group is not None:
+                places[group].append((record.shard, position))
+    largest = sorted(places.items(), key=lambda item: (-len(item[1]), item[0]))[:NUM_TWINS]
+    return [[_shot(output, shard, position) for shard, position in found[:NUM_TWIN_SHOTS]] for _, found in largest]
+
+
+def _shot(output: str, shard: Shard, position: int) -> dict[str, Any]:
+    """One sample with a thumbnail."""
     columns = ["image", "captions", "labels", "concepts", "split", "source_id", "skin_type"]
-    with fs.open_input_file(path) as file:
-        rows = pq.ParquetFile(file).read_row_group(0, columns=columns).slice(0, number).to_pylist()
-    return [{**row, "thumbnail": reporting.thumbnail(row.pop("image"), max_side=220)} for row in rows]
+    group = position // shard.row_groups[0]
+    table = read_row_group(storage.join(output, shard.path), group, columns)
+    row = table.slice(position - group * shard.row_groups[0], 1).to_pylist()[0]
+    return {**row, "thumbnail": reporting.thumbnail(row.pop("image"), max_side=220)}
+
+
+def _published(generations: Sequence[Generation], stats: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    """For Derm1M alone: what the paper (arXiv 2503.14911) says of the whole, beside what is here."""
+    if {each.identity["source"] for each in generations} != {"derm1m"}:
+        return []
+    return [
+        ("images", "403,563", stats["samples"]),
+        ("image-text pairs", "1,029,761", stats["pairs"]),
+        ("raw captions", "403,563", stats["captions"]["raw"]),
+        ("ontology captions", "403,563", stats["captions"]["ontology"]),
+        ("concept captions", "222,635", stats["captions"]["concept"]),
+        ("conditions", "over 390", len(stats["labels"])),
+        ("clinical concepts", "130", len(stats["concepts"])),
+        ("levels of the tree", "4", len(stats["levels"])),
+    ]

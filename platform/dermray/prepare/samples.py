@@ -94,14 +94,36 @@ def _bounded(captions: Sequence[Caption]) -> list[Caption]:
     return [caption for place, caption in enumerate(kept) if place not in last] if last else kept
 
 
-def count_sample(
-    counts: Counts, rows: Sequence[RawRow], sample: Mapping[str, Any], image: StandardImage, ontology: Ontology
-) -> None:
-    """Add one sample to the counts that the report shows."""
-    counts["sources"][sample["source"]] += 1
-    counts["origins"][rows[0]["origin"] or sample["source"]] += 1
+def merge_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One sample from several of the same image: the first one's, with the captions, labels and concepts of all."""
+    first = dict(samples[0])
+    if len(samples) == 1:
+        return first
+    captions = [(caption["aspect"], caption["text"]) for sample in samples for caption in sample["captions"]]
+    first["captions"] = [{"aspect": aspect, "text": text} for aspect, text in _bounded(captions)]
+    for name in ("labels", "concepts"):
+        first[name] = list(dict.fromkeys(value for sample in samples for value in sample[name]))
+    for name in ("skin_type", "meta"):
+        first[name] = next((sample[name] for sample in samples if sample[name] is not None), None)
+    return first
+
+
+def count_rows(counts: Counts, rows: Sequence[RawRow], image: StandardImage, ontology: Ontology) -> None:
+    """Add the rows of one image, and its original, to the counts that the report shows."""
+    counts["origins"][rows[0]["origin"] or rows[0]["source"]] += 1
     counts["formats"][image.original.format] += 1
     counts["sizes"][_size_class(image)] += 1
+    for row in rows:
+        if row["labels"]:
+            resolution = resolve_labels(row, ontology)
+            counts["rows"]["labelled"] += 1
+            counts["rows"]["resolved"] += bool(resolution.labels)
+            counts["unresolved"].update(resolution.unresolved)
+
+
+def count_sample(counts: Counts, sample: Mapping[str, Any]) -> None:
+    """Add one sample to the counts that the report shows."""
+    counts["sources"][sample["source"]] += 1
     counts["skin_types"][str(sample["skin_type"] or "unknown")] += 1
     counts["captions"].update(caption["aspect"] for caption in sample["captions"])
     for caption in sample["captions"]:
@@ -109,15 +131,8 @@ def count_sample(
         counts[f"words_{caption['aspect']}"][str(words // WORDS_STEP * WORDS_STEP)] += 1
     counts["concepts"].update(sample["concepts"])
     counts["labels"].update(sample["labels"])
-    counts["levels"].update(f"{ontology.level(label)}" for label in sample["labels"])
     body_site = (sample["meta"] or {}).get("body_site")
     counts["body_sites"].update(site.strip() for site in (body_site or "").split(",") if site.strip())
-    for row in rows:
-        if row["labels"]:
-            resolution = resolve_labels(row, ontology)
-            counts["rows"]["labelled"] += 1
-            counts["rows"]["resolved"] += bool(resolution.labels)
-            counts["unresolved"].update(resolution.unresolved)
 
 
 def _size_class(image: StandardImage) -> str:

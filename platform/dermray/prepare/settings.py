@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,6 +13,9 @@ from dermray.corpus.captions import MAX_SUB_CAPTIONS
 from dermray.images import DEFAULT_MAX_PIXELS, PILLOW_MAX_PIXELS
 from dermray.prepare.sources import READERS
 from dermray.prepare.sources.rows import Columns
+
+NearDuplicates = Literal["keep", "mark", "drop"]
+IfExists = Literal["append", "replace"]
 
 SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]*")
 TRAIN = "train"
@@ -48,6 +51,19 @@ class PrepareConfig(Config):
         4, ge=0, le=255, description="images that vary by fewer of 255 levels are dropped as blank; 0: none are"
     )
     follow_links: bool = Field(False, description="true: symbolic links may lead out of input")
+
+    near_duplicates: NearDuplicates = Field(
+        "mark", description="keep: not looked for; mark: given a group id and one split; drop: only the first stays"
+    )
+    max_distance: int = Field(
+        6, ge=0, le=16, description="bits of 64 by which the perceptual hashes of near-duplicates differ at most"
+    )
+    exclude: tuple[str, ...] = Field(
+        (), description="prepared evaluation corpora: images that resemble one of theirs are left out"
+    )
+    if_exists: IfExists = Field(
+        "append", description="append: a corpus at output takes new rows in, where it can; replace: it is made anew"
+    )
 
     rows_per_shard: int = Field(512, ge=1, description="samples of a Parquet file, and of a Ray task")
     row_group_size: int = Field(128, ge=1, description="samples of a Parquet row group: what training reads at once")
@@ -95,7 +111,11 @@ class PrepareConfig(Config):
         names = {"image_size", "jpeg_quality", "max_pixels", "max_image_bytes", "min_side", "min_contrast"}
         return self.model_dump(mode="json", include=names | {"follow_links", "sub_captions", "row_group_size"})
 
+    def duplicates(self) -> dict[str, Any]:
+        """The keys that decide what becomes of duplicates."""
+        return self.model_dump(mode="json", include={"near_duplicates", "max_distance"})
+
     def content(self) -> dict[str, Any]:
         """The keys that decide what the corpus holds, for its provenance: not where it is or how it is made."""
         how = {"output", "cpus_per_task", "max_tasks", "num_fetch_threads", "run_name", "cluster", "tracking"}
-        return self.model_dump(mode="json", exclude=how | {"max_dropped_fraction"})
+        return self.model_dump(mode="json", exclude=how | {"max_dropped_fraction", "if_exists"})

@@ -1,20 +1,23 @@
 """Making one shard: read its images, standardise them, write one Parquet file and a record of what happened.
 
-A shard's name carries a digest of everything that decides its bytes: its rows, the transform's settings, the disease
-tree, the versions of the codecs. So a finished shard is recognised by name after any crash, and making it twice gives
-the same file. The record, written after the shard, is what says that it is finished.
+A record's name carries a digest of everything that decides a shard but its images: its rows, the transform's settings,
+the disease tree, the versions of the codecs. So a finished shard is recognised by name after any crash, and making it
+twice gives the same file, whose own name carries a digest of its bytes. The record, written after the shard, is what
+says that it is finished.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,50 +28,26 @@ from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import SAMPLE, SCHEMA_VERSION
 from dermray.errors import ImageError
 from dermray.prepare.fetch import Fetched, ImageStore, Stamp, ahead
-from dermray.prepare.plan import ShardSpec
-from dermray.prepare.samples import Counts, RawRow, build_sample, count_sample
+from dermray.prepare.plan import ShardSpec, group_digest, row_digest
+from dermray.prepare.records import NOTES, ShardRecord, read_record, write_record
+from dermray.prepare.samples import Counts, RawRow, build_sample, count_rows, count_sample
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.sources.rows import DroppedRow
 
 # To be raised when this package makes other bytes from the same input.
-FORMAT = 1
+FORMAT = 2
 DATA = "data"
-RECORDS = "records"
 # Progress is told every so many images.
 STEP = 32
 IMAGE_COLUMN = "image"
 
 
-@dataclass(frozen=True)
-class ShardRecord:
-    """What making a shard came to; the same whenever and wherever it is made."""
+class Made(NamedTuple):
+    """A shard's record, whether it had to be made, and the seconds spent on each kind of work."""
 
-    key: str
-    shard: Shard | None
-    num_rows: int
-    inputs: str
-    dropped: tuple[DroppedRow, ...]
-    counts: dict[str, dict[str, int]]
-    sample_ids: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON document that `from_json` reads."""
-        document = asdict(self)
-        document["shard"] = self.shard.model_dump(mode="json") if self.shard else None
-        return document
-
-    @classmethod
-    def from_json(cls, document: dict[str, Any]) -> ShardRecord:
-        """Rebuild a record."""
-        return cls(
-            key=document["key"],
-            shard=Shard.model_validate(document["shard"]) if document["shard"] else None,
-            num_rows=document["num_rows"],
-            inputs=document["inputs"],
-            dropped=tuple(DroppedRow(**row) for row in document["dropped"]),
-            counts=document["counts"],
-            sample_ids=tuple(document["sample_ids"]),
-        )
+    record: ShardRecord
+    fresh: bool
+    seconds: dict[str, float]
 
 
 class ShardMaker:
@@ -81,8 +60,9 @@ class ShardMaker:
             "format": FORMAT,
             "schema": SCHEMA_VERSION,
             "transform": config.transform(),
+            "prescribed": isinstance(config.split, str),
             "ontology": ontology.to_json(),
-            "versions": {**images.codec_versions(), "pyarrow": pa.__version__},
+            "versions": versions(),
         }
 
     @cached_property
@@ -91,77 +71,102 @@ class ShardMaker:
             self.config.input, max_bytes=self.config.max_image_bytes, follow_links=self.config.follow_links
         )
 
-    def make(self, spec: ShardSpec, on_images: Callable[[int], None]) -> tuple[ShardRecord, bool]:
+    def make(self, spec: ShardSpec, on_images: Callable[[int], None], *, needs_file: bool = False) -> Made:
         """Make a shard, or find it made; `on_images` hears how many images are done as they are.
 
-        Returns the record, and whether the shard had to be made.
+        Args:
+            spec: its rows.
+            on_images: called with a number of images, now and then.
+            needs_file: false: a record alone will do, since the file may have been replaced by a later one.
 
         Raises:
             StorageError: the input or the output fails for good.
         """
         rows = spec.rows.to_pylist()
         name = f"{spec.name}-{self._key(rows)}"
-        finished = self._finished(name, rows)
+        finished = self._finished(name, rows, needs_file)
         if finished is not None:
             on_images(len(_paths(rows)))
-            return finished, False
-        record = self._make(name, spec.split, rows, on_images)
-        storage.write_json(self._record_uri(name), record.to_json())
-        return record, True
+            return Made(finished, False, {})
+        clock = _Clock()
+        record = self._make(name, spec, rows, on_images, clock)
+        write_record(self.config.output, record)
+        return Made(record, True, dict(clock.seconds))
 
     def _key(self, rows: list[RawRow]) -> str:
         content = json.dumps([self._identity, rows], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
-    def _record_uri(self, name: str) -> str:
-        return storage.join(self.config.output, RECORDS, f"{name}.json")
-
-    def _finished(self, name: str, rows: list[RawRow]) -> ShardRecord | None:
-        """The record of a shard made before, if its file and its input images are still as they were."""
+    def _finished(self, name: str, rows: list[RawRow], needs_file: bool) -> ShardRecord | None:
+        """The record of a shard made before, if its input images are still as they were."""
         try:
-            record = ShardRecord.from_json(storage.read_json(self._record_uri(name)))
+            record = read_record(self.config.output, name)
         except FileNotFoundError:
             return None
-        if record.shard is not None:
-            try:
-                size = storage.size_bytes(storage.join(self.config.output, record.shard.path))
-            except FileNotFoundError:
-                return None
-            if size != record.shard.num_bytes:
-                return None
+        if needs_file and record.shard and not is_whole(self.config.output, record.shard):
+            return None
         paths = _paths(rows)
         stamps = ahead(paths, self._store.stamp, num_threads=self.config.num_fetch_threads)
         return record if record.inputs == _digest_inputs(zip(paths, stamps, strict=True)) else None
 
-    def _make(self, name: str, split: str, rows: list[RawRow], on_images: Callable[[int], None]) -> ShardRecord:
+    def _make(
+        self, name: str, spec: ShardSpec, rows: list[RawRow], on_images: Callable[[int], None], clock: _Clock
+    ) -> ShardRecord:
         samples: list[dict[str, Any]] = []
+        notes: list[dict[str, Any]] = []
         dropped: list[DroppedRow] = []
+        dropped_images: list[int] = []
         stamps: list[tuple[str, Stamp]] = []
-        counts: Counts = defaultdict(Counter)
-        for image_rows, fetched in self._fetched(rows):
+        row_counts: Counts = defaultdict(Counter)
+        sample_counts: Counts = defaultdict(Counter)
+        for image_rows, fetched in clock.waits("read", self._fetched(rows)):
             stamps.append((fetched.path, fetched.stamp))
+            digest = sum(row_digest(row, self.config.input) for row in image_rows) % 2**64
             try:
-                image = self._standardise(fetched)
+                with clock.on("standardise"):
+                    image = self._standardise(fetched)
             except ImageError as error:
                 dropped.extend(_drop(row, error) for row in image_rows)
+                dropped_images.append(digest)
             else:
-                sample = build_sample(
-                    image_rows, image, split, self.ontology, num_sub_captions=self.config.sub_captions
-                )
-                count_sample(counts, image_rows, sample, image, self.ontology)
-                samples.append(sample)
+                with clock.on("samples"):
+                    sample = build_sample(
+                        image_rows, image, spec.split, self.ontology, num_sub_captions=self.config.sub_captions
+                    )
+                    count_rows(row_counts, image_rows, image, self.ontology)
+                    count_sample(sample_counts, sample)
+                    samples.append(sample)
+                    notes.append(self._note(image_rows, sample, digest))
             if len(stamps) % STEP == 0:
                 on_images(STEP)
         on_images(len(stamps) % STEP)
+        with clock.on("write"):
+            shard = self._write(spec, samples)
         return ShardRecord(
             key=name,
-            shard=self._write(name, split, samples) if samples else None,
+            shard=shard,
             num_rows=len(rows),
             inputs=_digest_inputs(stamps),
             dropped=tuple(dropped),
-            counts={kind: dict(sorted(counter.items())) for kind, counter in sorted(counts.items())},
-            sample_ids=tuple(sample["sample_id"] for sample in samples),
+            dropped_images=tuple(dropped_images),
+            row_counts=sorted_counts(row_counts),
+            sample_counts=sorted_counts(sample_counts),
+            notes=pa.Table.from_pylist(notes, schema=NOTES),
         )
+
+    def _note(self, rows: list[RawRow], sample: dict[str, Any], digest: int) -> dict[str, Any]:
+        groups = {group_digest(row["source"], row["group"]) for row in rows if row["group"] is not None}
+        return {
+            "sample_id": sample["sample_id"],
+            "digest": hashlib.sha256(sample["image"]).hexdigest()[:24],
+            "phash": sample["phash"],
+            "image": rows[0]["image"],
+            "row": rows[0]["row"],
+            "known": [digest],
+            "groups": sorted(groups),
+            "prescribed": isinstance(self.config.split, str) or any(row["split"] is not None for row in rows),
+            "duplicate_group": None,
+        }
 
     def _fetched(self, rows: list[RawRow]) -> Iterator[tuple[list[RawRow], Fetched]]:
         """The rows of each image with its bytes, reading ahead."""
@@ -181,33 +186,83 @@ class ShardMaker:
             min_contrast=self.config.min_contrast,
         )
 
-    def _write(self, name: str, split: str, samples: list[dict[str, Any]]) -> Shard:
-        path = f"{DATA}/{name}.parquet"
-        with storage.staged(storage.join(self.config.output, path)) as aside:
-            pq.write_table(
-                pa.Table.from_pylist(samples, schema=SAMPLE),
-                aside,
-                row_group_size=self.config.row_group_size,
-                # JPEGs do not get smaller, and a plain column can be read without copying.
-                compression={leaf: "NONE" if leaf == IMAGE_COLUMN else "ZSTD" for leaf in _leaves(SAMPLE)},
-                use_dictionary=[leaf for leaf in _leaves(SAMPLE) if leaf not in (IMAGE_COLUMN, "sample_id")],
-                write_statistics=["source", "split", "skin_type", "width", "height"],
-            )
-            content = aside.read_bytes()
-        group_size = self.config.row_group_size
-        return Shard(
-            path=path,
-            split=split,
-            num_samples=len(samples),
-            num_bytes=len(content),
-            sha256=hashlib.sha256(content).hexdigest(),
-            row_groups=tuple(min(group_size, len(samples) - first) for first in range(0, len(samples), group_size)),
-        )
+    def _write(self, spec: ShardSpec, samples: list[dict[str, Any]]) -> Shard | None:
+        if not samples:
+            return None
+        return write_shard(self.config.output, spec.name, spec.split, samples, self.config.row_group_size)
+
+
+def write_shard(output: str, place: str, split: str, samples: Sequence[dict[str, Any]], row_group_size: int) -> Shard:
+    """Publish samples as a Parquet file under `output`, named by its place (`train-00000`) and its content."""
+    sink = io.BytesIO()
+    pq.write_table(
+        pa.Table.from_pylist(samples, schema=SAMPLE),
+        sink,
+        row_group_size=row_group_size,
+        # JPEGs do not get smaller, and a plain column can be read without copying.
+        compression={leaf: "NONE" if leaf == IMAGE_COLUMN else "ZSTD" for leaf in _leaves(SAMPLE)},
+        use_dictionary=[leaf for leaf in _leaves(SAMPLE) if leaf not in (IMAGE_COLUMN, "sample_id", "phash")],
+        write_statistics=["source", "split", "skin_type", "width", "height"],
+    )
+    content = sink.getvalue()
+    digest = hashlib.sha256(content).hexdigest()
+    path = f"{DATA}/{place}-{digest[:16]}.parquet"
+    storage.write_bytes(storage.join(output, path), content)
+    return Shard(
+        path=path,
+        split=split,
+        num_samples=len(samples),
+        num_bytes=len(content),
+        sha256=digest,
+        row_groups=tuple(min(row_group_size, len(samples) - first) for first in range(0, len(samples), row_group_size)),
+    )
+
+
+def is_whole(output: str, shard: Shard) -> bool:
+    """True if a shard's file is there in full length."""
+    try:
+        return storage.size_bytes(storage.join(output, shard.path)) == shard.num_bytes
+    except FileNotFoundError:
+        return False
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that decide a shard's bytes."""
+    return {**images.codec_versions(), "pyarrow": pa.__version__}
 
 
 def made_by() -> dict[str, str]:
     """Versions that a corpus's provenance names."""
-    return {"dermray": __version__, **images.codec_versions(), "pyarrow": pa.__version__}
+    return {"dermray": __version__, **versions()}
+
+
+def sorted_counts(counts: Counts) -> dict[str, dict[str, int]]:
+    """Counts by kind in a fixed order."""
+    return {kind: dict(sorted(counter.items())) for kind, counter in sorted(counts.items())}
+
+
+class _Clock:
+    """Seconds spent on each kind of work."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def on(self, kind: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[kind] += time.perf_counter() - started
+
+    def waits(self, kind: str, items: Iterator[Any]) -> Iterator[Any]:
+        """The items; the time until each comes is counted."""
+        while True:
+            with self.on(kind):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
 
 
 def _paths(rows: list[RawRow]) -> list[str]:

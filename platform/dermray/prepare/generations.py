@@ -1,0 +1,198 @@
+"""What a committed corpus is made of, and how new work joins it.
+
+Every source, or lot of rows, that came into a corpus is a generation, with a document in `records/`. The
+same command again finds its generation unchanged; with more rows, or another source, it adds one; where settings
+differ, or rows have gone, the corpus must be made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dermray import storage
+from dermray.corpus.manifest import MANIFEST_NAME, Manifest
+from dermray.corpus.ontology import Ontology
+from dermray.errors import CorpusError
+from dermray.prepare.fetch import ahead
+from dermray.prepare.plan import Holdings, Usable, image_digests
+from dermray.prepare.records import RECORDS, ShardRecord, read_record
+from dermray.prepare.settings import PrepareConfig
+from dermray.prepare.sources.rows import DroppedRow
+
+NUM_READERS = 16
+IDENTITY = ("source", "input", "table", "columns")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one run added to a corpus.
+
+    Attributes:
+        number: from 1.
+        identity: which source: its keys of IDENTITY.
+        content: the other keys that decide what the corpus holds.
+        made: records of the shards made from the source.
+        final: records of all shards of the corpus as this generation left it, in order.
+        num_rows: rows that it has looked at.
+        dropped: rows that are in no sample because something is wrong with them.
+        left_out: rows whose sample was left out on purpose.
+        left_out_images: digests of the rows of these.
+        figures: what became of duplicates.
+    """
+
+    number: int
+    identity: dict[str, Any]
+    content: dict[str, Any]
+    made: tuple[str, ...]
+    final: tuple[str, ...]
+    num_rows: int
+    dropped: tuple[DroppedRow, ...]
+    left_out: tuple[DroppedRow, ...] = ()
+    left_out_images: tuple[int, ...] = ()
+    figures: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Name of its document, by content: the manifest names exactly the one it was written with."""
+        digest = hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+        return f"generation-{self.number:05d}-{digest[:16]}"
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON document that `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Generation:
+        """Rebuild a generation."""
+        rows = {name: tuple(DroppedRow(**row) for row in document[name]) for name in ("dropped", "left_out")}
+        lists = {name: tuple(document[name]) for name in ("made", "final", "left_out_images")}
+        return cls(**{**document, **rows, **lists})
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The committed corpus that new work joins: nothing, or some generations and all records they name."""
+
+    generations: tuple[Generation, ...] = ()
+    records: Mapping[str, ShardRecord] = field(default_factory=dict)
+    ontology: Ontology | None = None
+
+    @property
+    def held(self) -> list[ShardRecord]:
+        """The records of its shards, in order."""
+        return [self.records[key] for key in self.generations[-1].final] if self.generations else []
+
+    def made(self, generations: Iterable[Generation]) -> list[ShardRecord]:
+        """The records made by some of its generations."""
+        return [self.records[key] for generation in generations for key in generation.made]
+
+    def known(self, generations: Sequence[Generation]) -> frozenset[int]:
+        """Digests of the images that some of its generations have brought in, or left out on purpose."""
+        kept = (
+            digest
+            for record in self.made(generations)
+            for digests in record.notes["known"].to_pylist()
+            for digest in digests
+        )
+        return frozenset(kept).union(*(generation.left_out_images for generation in generations))
+
+    def holdings(self) -> Holdings:
+        """What a plan must know of it."""
+        splits: dict[int, str] = {}
+        num_shards: dict[str, int] = {}
+        for record in self.held:
+            split, index = record.place
+            num_shards[split] = max(num_shards.get(split, 0), index + 1)
+            for groups in record.notes["groups"].to_pylist():
+                splits.update(dict.fromkeys(groups, split))
+        return Holdings(self.known(self.generations), splits, num_shards)
+
+    def before_last(self) -> Standing:
+        """The corpus as it was before its last generation."""
+        return Standing(self.generations[:-1], self.records, self.ontology) if len(self.generations) > 1 else Standing()
+
+
+def generation_uri(output: str, key: str) -> str:
+    """Where a generation's document lies."""
+    return storage.join(output, RECORDS, f"{key}.json")
+
+
+def identity(config: PrepareConfig) -> dict[str, Any]:
+    """What tells one source from another."""
+    return {name: value for name, value in config.content().items() if name in IDENTITY}
+
+
+def content(config: PrepareConfig) -> dict[str, Any]:
+    """What must stay the same for more rows of a source to join."""
+    return {name: value for name, value in config.content().items() if name not in (*IDENTITY, "limit")}
+
+
+def standing(config: PrepareConfig, usable: Usable) -> Standing:
+    """The corpus at `config.output` that the rows join; nothing where there is none, or it is to be made anew.
+
+    Raises:
+        CorpusError: settings or rows have changed and other sources are in the corpus, or its records are gone.
+    """
+    if config.if_exists == "replace" or not storage.exists(storage.join(config.output, MANIFEST_NAME)):
+        return Standing()
+    committed = _load(config.output)
+    generations = committed.generations
+    mine = [generation for generation in generations if generation.identity == identity(config)]
+    last = generations[-1]
+    if not mine:
+        return committed if _joins(last, config) else _replaced(committed, config, "has other settings")
+    if mine[-1].content != content(config):
+        return _replaced(committed, config, "was made with other settings")
+    present = set(image_digests(usable.table, config.input).values())
+    if not committed.known(mine) <= present:
+        return _replaced(committed, config, "holds rows that have changed or gone")
+    before = committed.before_last()
+    if last is mine[-1] and present - before.known(before.generations) == _considered(committed, last):
+        return before
+    return committed
+
+
+def _joins(last: Generation, config: PrepareConfig) -> bool:
+    """Samples of other sources must be stored alike, and duplicates treated alike."""
+    alike = {**config.transform(), **config.duplicates()}
+    del alike["sub_captions"]
+    return all(last.content[name] == value for name, value in alike.items())
+
+
+def _considered(committed: Standing, generation: Generation) -> set[int]:
+    """Digests of all images that a generation has looked at."""
+    looked_at = set(committed.known([generation]))
+    return looked_at.union(*(record.dropped_images for record in committed.made([generation])))
+
+
+def _replaced(committed: Standing, config: PrepareConfig, why: str) -> Standing:
+    if all(generation.identity == identity(config) for generation in committed.generations):
+        return Standing()
+    others = sorted({f"{g.identity['source']} of {g.identity['input']}" for g in committed.generations})
+    raise CorpusError(
+        f"{config.output} {why}, and it holds {', '.join(others)}: choose another output, or if_exists=replace to make "
+        "it anew from this source alone"
+    )
+
+
+def _load(output: str) -> Standing:
+    manifest = Manifest.load(output)
+    try:
+        generations = tuple(
+            Generation.from_json(storage.read_json(generation_uri(output, key)))
+            for key in manifest.provenance["generations"]
+        )
+        keys = sorted({key for generation in generations for key in (*generation.made, *generation.final)})
+        records = dict(
+            zip(keys, ahead(keys, lambda key: read_record(output, key), num_threads=NUM_READERS), strict=True)
+        )
+    except (FileNotFoundError, KeyError) as error:
+        raise CorpusError(
+            f"{output} is a corpus without the records of its making ({error}): choose another output, or "
+            "if_exists=replace to make it anew"
+        ) from None
+    return Standing(generations, records, Ontology.load(output))
