@@ -48,7 +48,10 @@ class PrepareConfig(Config):
     max_image_bytes: int = Field(256 << 20, ge=1, description="larger files are dropped unread")
     min_side: int = Field(32, ge=1, description="images with a shorter side below this are dropped")
     min_contrast: int = Field(
-        4, ge=0, le=255, description="images that vary by fewer of 255 levels are dropped as blank; 0: none are"
+        4,
+        ge=0,
+        le=255,
+        description="images whose brightness varies by less (of 255) are dropped as blank; 0: none are",
     )
     follow_links: bool = Field(False, description="true: symbolic links may lead out of input")
 
