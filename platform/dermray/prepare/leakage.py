@@ -1,0 +1,232 @@
+"""Leakage: samples of evaluation corpora that resemble samples of a training corpus.
+
+    Ray Data, one item a shard: read hashes ─▶ banded search ─▶ Ray Data: read what is in a pair ─▶ report
+
+Of all samples only the hashes are read, of those in a pair their ids and labels, of those that the report shows their
+images. Where a corpus holds no hashes (an older one), they are made from its images on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import ray.data
+from ray.exceptions import RayTaskError
+
+from dermray import images
+from dermray.corpus.manifest import Manifest
+from dermray.corpus.schema import SAMPLE
+from dermray.corpus.shards import ShardIndex
+from dermray.errors import DermRayError, ImageError
+from dermray.prepare.duplicates import cross_pairs, distances
+from dermray.prepare.leakage_settings import CorpusPart, LeakageConfig
+
+# What the report says of a sample in a pair.
+DESCRIBED = ["sample_id", "source", "source_id", "labels", "split"]
+
+
+@dataclass(frozen=True)
+class CorpusHashes:
+    """Perceptual hashes of a corpus, or of some splits of it.
+
+    Attributes:
+        uri: of the corpus.
+        corpus_digest: of the whole corpus, not of the splits.
+        manifest: the shards of the chosen splits.
+        samples: indices in `manifest` of the samples with a hash, int64 `[N]`, ascending.
+        phashes: uint64 `[N]`.
+    """
+
+    uri: str
+    corpus_digest: str
+    manifest: Manifest
+    samples: np.ndarray
+    phashes: np.ndarray
+
+    @property
+    def num_unreadable(self) -> int:
+        """Samples that have no hash and whose image cannot be decoded either."""
+        return self.manifest.num_samples - len(self.samples)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One evaluation corpus against the training corpus.
+
+    Attributes:
+        part: what was compared.
+        hashes: of it.
+        pairs: training and evaluation sample by index in their manifests, int64 `[P, 2]`, sorted.
+        distances: bits in which the hashes of a pair differ, int64 `[P]`.
+    """
+
+    part: CorpusPart
+    hashes: CorpusHashes
+    pairs: np.ndarray
+    distances: np.ndarray
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """What a search came to."""
+
+    training: CorpusHashes
+    comparisons: tuple[Comparison, ...]
+
+
+def check_inputs(config: LeakageConfig) -> None:
+    """Refuse a missing corpus or split before a cluster is started for them.
+
+    Raises:
+        CorpusError: no corpus there, or no such split in it.
+    """
+    select(Manifest.load(config.corpus), config.splits)
+    for part in config.parts():
+        select(Manifest.load(part.uri), part.splits)
+
+
+def find_leakage(config: LeakageConfig, *, say: Callable[[str], None] = lambda line: None) -> Leakage:
+    """Search every evaluation corpus for what resembles training samples, on the connected Ray cluster.
+
+    Raises:
+        CorpusError: as `check_inputs`; or a shard is gone or damaged.
+        StorageError: a corpus cannot be read.
+    """
+    training = read_corpus_hashes(config.corpus, config.splits)
+    say(f"training: {len(training.phashes):,} samples of {config.corpus} ({', '.join(config.splits)})")
+    comparisons = []
+    for part in config.parts():
+        hashes = read_corpus_hashes(part.uri, part.splits)
+        found = cross_pairs(training.phashes, hashes.phashes, max_distance=config.max_distance)
+        apart = distances(training.phashes[found[:, 0]], hashes.phashes[found[:, 1]])
+        pairs = np.stack([training.samples[found[:, 0]], hashes.samples[found[:, 1]]], axis=1)
+        comparisons.append(Comparison(part, hashes, pairs, apart))
+        concerned = len(np.unique(pairs[:, 1]))
+        say(f"{part.name}: {concerned:,} of {len(hashes.phashes):,} samples resemble a training sample")
+    return Leakage(training, tuple(comparisons))
+
+
+def select(manifest: Manifest, splits: Sequence[str] | None) -> Manifest:
+    """The manifest of some splits (None: of all), its shards in their order.
+
+    Raises:
+        CorpusError: the corpus has no such split.
+    """
+    if splits is None:
+        return manifest
+    chosen = {shard.path for split in splits for shard in manifest.select(split).shards}
+    return manifest.model_copy(update={"shards": tuple(shard for shard in manifest.shards if shard.path in chosen)})
+
+
+def read_hashes(corpus_uri: str, manifest: Manifest) -> tuple[list[str], np.ndarray]:
+    """Sample ids and their perceptual hashes, uint64 `[N]`, in manifest order, with Ray Data over the shards.
+
+    A hash that the corpus does not hold is made from the image; a sample whose image cannot be decoded is left out.
+
+    Raises:
+        CorpusError: a shard is gone or damaged.
+    """
+    table = _hash_table(ShardIndex.of(corpus_uri, manifest), manifest, ["sample_id"])
+    return table["sample_id"].to_pylist(), table["phash"].to_numpy()
+
+
+def read_corpus_hashes(corpus_uri: str, splits: Sequence[str] | None) -> CorpusHashes:
+    """As `read_hashes`, of some splits (None: of all), with sample indices instead of ids.
+
+    Raises:
+        CorpusError: no corpus, no such split, or a shard is gone or damaged.
+    """
+    whole = Manifest.load(corpus_uri)
+    manifest = select(whole, splits)
+    index = ShardIndex.of(corpus_uri, manifest)
+    table = _hash_table(index, manifest, [])
+    return CorpusHashes(index.corpus, whole.digest, manifest, table["sample"].to_numpy(), table["phash"].to_numpy())
+
+
+def describe(hashes: CorpusHashes, samples: np.ndarray) -> pa.Table:
+    """`DESCRIBED` of the samples at the given ascending indices, in their order, with Ray Data over the shards.
+
+    Raises:
+        CorpusError: a shard is gone or damaged.
+    """
+    ends = np.cumsum([shard.num_samples for shard in hashes.manifest.shards])
+    items = [part.tolist() for part in np.split(samples, np.searchsorted(samples, ends[:-1])) if len(part)]
+    if not items:
+        return SAMPLE.empty_table().select(DESCRIBED)
+    index = ShardIndex.of(hashes.uri, hashes.manifest)
+    return _over_shards(items, _describe_samples, index=index).select(DESCRIBED)
+
+
+def group_hashes(index: ShardIndex, group: int, columns: Sequence[str]) -> pa.Table:
+    """`sample` (its index), `phash` and further columns of a row group; samples whose image is no image are left out.
+
+    Raises:
+        CorpusError: the shard is gone or damaged.
+    """
+    table = index.read_row_group(group, ["phash", *columns])
+    samples = pa.array(np.arange(index.starts[group], index.starts[group + 1]), type=pa.int64())
+    known = table["phash"] if "phash" in table.column_names else pa.nulls(table.num_rows, pa.uint64())
+    if known.null_count:
+        encoded = index.read_row_group(group, ["image"])["image"]
+        made = [
+            _hash_of(image.as_py()) if phash is None else phash
+            for phash, image in zip(known.to_pylist(), encoded, strict=True)
+        ]
+        known = pa.array(made, type=pa.uint64())
+    found = pa.table({"sample": samples, "phash": known, **{name: table[name] for name in columns}})
+    return found.filter(found["phash"].is_valid())
+
+
+def _hash_table(index: ShardIndex, manifest: Manifest, columns: Sequence[str]) -> pa.Table:
+    """`sample`, `phash` and further columns of every sample with a hash, by sample index."""
+    ends = np.cumsum([0, *(len(shard.row_groups) for shard in manifest.shards)]).tolist()
+    items = [list(range(first, end)) for first, end in pairwise(ends)]
+    return _over_shards(items, _hash_row_groups, index=index, columns=list(columns))
+
+
+def _over_shards(items: Sequence[list[int]], task: Callable[..., pa.Table], **settings: Any) -> pa.Table:
+    """What a task returns of each item (numbers of one shard), by sample index; an error of ours is raised as it is."""
+    dataset = ray.data.from_items([{"numbers": item} for item in items], override_num_blocks=len(items))
+    # Of this pipeline alone: other pipelines of the process keep their settings.
+    context = dataset.context
+    context.raise_original_map_exception = True
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.verbose_progress = False
+    read = dataset.map_batches(task, fn_kwargs=settings, batch_size=1, batch_format="pyarrow")
+    try:
+        tables = list(read.iter_batches(batch_size=None, batch_format="pyarrow"))
+    except RayTaskError as error:
+        if isinstance(error.cause, DermRayError):
+            # Ray appends lines of advice to the message of an error that ends a task.
+            error.cause.args = (str(error.cause).partition("\n")[0],)
+            raise error.cause from error
+        raise
+    table = pa.concat_tables(tables)
+    return table.take(pa.array(np.argsort(table["sample"].to_numpy())))
+
+
+def _hash_row_groups(item: pa.Table, *, index: ShardIndex, columns: list[str]) -> pa.Table:
+    """Ray's side of a shard: its row groups, one after the other."""
+    # The cores are shared out by Ray; OpenCV would take them all for each task.
+    cv2.setNumThreads(1)
+    return pa.concat_tables([group_hashes(index, group, columns) for group in item["numbers"][0].as_py()])
+
+
+def _describe_samples(item: pa.Table, *, index: ShardIndex) -> pa.Table:
+    """Ray's side of a shard: the rows of some of its samples."""
+    samples = np.array(item["numbers"][0].as_py(), dtype=np.int64)
+    return index.read(samples, DESCRIBED).append_column("sample", pa.array(samples))
+
+
+def _hash_of(image: bytes) -> int | None:
+    try:
+        return images.perceptual_hash(images.decode(image))
+    except ImageError:
+        return None

@@ -1,0 +1,215 @@
+"""What a search for leakage leaves behind: `leakage.parquet` (every pair), `leakage.html` and `leakage.json`.
+
+Everything here is a function of the corpora and the configuration, without clock or host. The JSON document is written
+last: where it is, the report is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dermray import reporting, storage
+from dermray.corpus.shards import ShardIndex
+from dermray.errors import ImageError
+from dermray.prepare.leakage import Comparison, CorpusHashes, Leakage, describe
+from dermray.prepare.leakage_settings import LeakageConfig
+from dermray.reporting import plots
+
+SCHEMA_VERSION = 1
+HTML = "leakage.html"
+JSON = "leakage.json"
+PAIRS = "leakage.parquet"
+THUMBNAIL_SIDE = 260
+
+PAIRS_SCHEMA = pa.schema(
+    [
+        # The training sample.
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("source_id", pa.string(), nullable=False),
+        # The evaluation sample.
+        pa.field("evaluation_corpus", pa.string(), nullable=False),
+        pa.field("evaluation_split", pa.string(), nullable=False),
+        pa.field("evaluation_sample_id", pa.string(), nullable=False),
+        pa.field("evaluation_source", pa.string(), nullable=False),
+        pa.field("evaluation_source_id", pa.string(), nullable=False),
+        # Bits in which the perceptual hashes differ.
+        pa.field("distance", pa.int8(), nullable=False),
+    ]
+)
+
+
+def write(config: LeakageConfig, leakage: Leakage) -> dict[str, Any]:
+    """Publish the three files into `config.output`; returns the document of `leakage.json`.
+
+    Raises:
+        CorpusError: a shard is gone or damaged.
+        StorageError: the output cannot be written.
+    """
+    document = summarise(config, leakage)
+    training = _Described(leakage.training, [one.pairs[:, 0] for one in leakage.comparisons])
+    sections = []
+    with (
+        storage.staged(storage.join(config.output, PAIRS)) as aside,
+        pq.ParquetWriter(aside, PAIRS_SCHEMA, compression="ZSTD") as writer,
+    ):
+        for comparison, counted in zip(leakage.comparisons, document["evaluations"], strict=True):
+            evaluation = _Described(comparison.hashes, [comparison.pairs[:, 1]])
+            if len(comparison.pairs):
+                writer.write_table(_pair_table(comparison, training, evaluation))
+            chosen = shown_pairs(comparison, config.num_shown)
+            sections.append(
+                {
+                    "name": comparison.part.short_name,
+                    "counted": counted,
+                    "plot": _plot(counted["distances"]),
+                    "shots": _shots(comparison, chosen, training, evaluation),
+                }
+            )
+    page = reporting.render(
+        "leakage.html", name=storage.name_of(config.corpus), config=config, document=document, sections=sections
+    )
+    storage.write_text(storage.join(config.output, HTML), page)
+    storage.write_json(storage.join(config.output, JSON), document)
+    return document
+
+
+def summarise(config: LeakageConfig, leakage: Leakage) -> dict[str, Any]:
+    """The document of `leakage.json`."""
+    evaluations = [_counted(comparison, config.max_distance) for comparison in leakage.comparisons]
+    concerned = np.unique(np.concatenate([one.pairs[:, 0] for one in leakage.comparisons]))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "max_distance": config.max_distance,
+        "training": {
+            "uri": config.corpus,
+            "splits": list(config.splits),
+            **_size(leakage.training),
+            "num_samples_found": len(concerned),
+        },
+        "evaluations": evaluations,
+        "num_evaluation_samples": sum(one["num_samples"] for one in evaluations),
+        "num_evaluation_samples_found": sum(one["num_samples_found"] for one in evaluations),
+        "num_pairs": sum(one["num_pairs"] for one in evaluations),
+    }
+
+
+def metrics(document: Mapping[str, Any]) -> dict[str, float]:
+    """Figures of a report, for tracking."""
+    return {
+        "training_samples": document["training"]["num_samples"],
+        "training_samples_found": document["training"]["num_samples_found"],
+        **{key: document[key] for key in ("num_evaluation_samples", "num_evaluation_samples_found", "num_pairs")},
+    }
+
+
+def shown_pairs(comparison: Comparison, num_shown: int) -> np.ndarray:
+    """Which pairs to show: the nearest one of each evaluation sample, as many of each distance as there is room for.
+
+    Returns:
+        int64 `[at most num_shown]`: places in `comparison.pairs`, by distance.
+    """
+    apart, evaluation = comparison.distances, comparison.pairs[:, 1]
+    order = np.lexsort((comparison.pairs[:, 0], apart, evaluation))
+    _, first = np.unique(evaluation[order], return_index=True)
+    nearest = order[first]
+    nearest = nearest[np.argsort(apart[nearest], kind="stable")]
+    sorted_distances = apart[nearest]
+    rank = np.arange(len(nearest)) - np.searchsorted(sorted_distances, sorted_distances)
+    return nearest[np.sort(np.lexsort((sorted_distances, rank))[:num_shown])]
+
+
+class _Described:
+    """Texts of the samples that pairs are made of."""
+
+    def __init__(self, hashes: CorpusHashes, samples: Sequence[np.ndarray]) -> None:
+        self.hashes = hashes
+        self._samples = np.unique(np.concatenate(samples))
+        self._table = describe(hashes, self._samples)
+
+    def take(self, samples: np.ndarray) -> pa.Table:
+        """Rows of the given samples, in their order."""
+        return self._table.take(pa.array(np.searchsorted(self._samples, samples)))
+
+    def take_shown(self, samples: np.ndarray) -> list[dict[str, Any]]:
+        """Rows of the given samples with their images."""
+        rows = self.take(samples).to_pylist()
+        wanted, places = np.unique(samples, return_inverse=True)
+        encoded = ShardIndex.of(self.hashes.uri, self.hashes.manifest).read(wanted, ["image"])["image"]
+        return [{**row, "image": encoded[int(place)].as_py()} for row, place in zip(rows, places, strict=True)]
+
+
+def _pair_table(comparison: Comparison, training: _Described, evaluation: _Described) -> pa.Table:
+    left, right = training.take(comparison.pairs[:, 0]), evaluation.take(comparison.pairs[:, 1])
+    columns = [
+        *(left[name] for name in ("sample_id", "source", "source_id")),
+        pa.repeat(comparison.part.uri, len(comparison.pairs)),
+        *(right[name] for name in ("split", "sample_id", "source", "source_id")),
+        pa.array(comparison.distances, type=pa.int8()),
+    ]
+    return pa.table(columns, schema=PAIRS_SCHEMA)
+
+
+def _size(hashes: CorpusHashes) -> dict[str, Any]:
+    return {
+        "digest": hashes.corpus_digest,
+        "num_samples": hashes.manifest.num_samples,
+        "num_unreadable": hashes.num_unreadable,
+    }
+
+
+def _counted(comparison: Comparison, max_distance: int) -> dict[str, Any]:
+    """Counts of one evaluation corpus; `distances` counts its samples by that of their nearest training sample."""
+    samples, place = np.unique(comparison.pairs[:, 1], return_inverse=True)
+    nearest = np.full(len(samples), max_distance, dtype=np.int64)
+    np.minimum.at(nearest, place, comparison.distances)
+    by_distance = np.bincount(nearest, minlength=max_distance + 1)
+    return {
+        "uri": comparison.part.uri,
+        "split": comparison.part.split,
+        **_size(comparison.hashes),
+        "num_samples_found": len(samples),
+        "num_training_samples": len(np.unique(comparison.pairs[:, 0])),
+        "num_pairs": len(comparison.pairs),
+        "distances": {str(distance): int(count) for distance, count in enumerate(by_distance)},
+    }
+
+
+def _plot(by_distance: Mapping[str, int]) -> Any:
+    """Bars by distance; odd ones, which hashes with 32 bits set never have, only where there is something."""
+    shown = {name: count for name, count in by_distance.items() if count or int(name) % 2 == 0}
+    names = [f"{name} bits" if name != "0" else "0 bits: the same hash" for name in shown]
+    title = "evaluation images by the distance to their nearest training image"
+    return plots.bar_chart(names, list(shown.values()), title=title)
+
+
+def _shots(
+    comparison: Comparison, chosen: np.ndarray, training: _Described, evaluation: _Described
+) -> list[dict[str, Any]]:
+    """The chosen pairs with thumbnails, labels and where they come from."""
+    if not len(chosen):
+        return []
+    left = training.take_shown(comparison.pairs[chosen, 0])
+    right = evaluation.take_shown(comparison.pairs[chosen, 1])
+    return [
+        {
+            "distance": int(distance),
+            "same_bytes": one["image"] == other["image"],
+            "same_labels": set(one["labels"]) == set(other["labels"]),
+            "sides": [{**side, "thumbnail": _thumbnail(side.pop("image"))} for side in (one, other)],
+        }
+        for distance, one, other in zip(comparison.distances[chosen], left, right, strict=True)
+    ]
+
+
+def _thumbnail(image: bytes) -> str | None:
+    try:
+        return reporting.thumbnail(image, max_side=THUMBNAIL_SIDE)
+    except ImageError:
+        # The corpus holds a hash of it, so it was an image once: the pair is shown without its picture.
+        return None

@@ -1,0 +1,92 @@
+"""The keys of `jobs/leakage.py`."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from pydantic import Field, field_validator, model_validator
+
+from dermray import storage
+from dermray.config import ClusterConfig, Config, TrackingConfig
+from dermray.prepare.settings import SPLIT_NAME, TRAIN
+
+
+class CorpusPart(NamedTuple):
+    """A prepared corpus, or one split of it."""
+
+    uri: str
+    split: str | None
+
+    @property
+    def splits(self) -> tuple[str, ...] | None:
+        """The one split, or None for all."""
+        return None if self.split is None else (self.split,)
+
+    @property
+    def name(self) -> str:
+        """`URI`, or `URI#split`."""
+        return self.uri if self.split is None else f"{self.uri}#{self.split}"
+
+    @property
+    def short_name(self) -> str:
+        """The last segment of the name."""
+        return storage.name_of(self.name)
+
+
+def corpus_part(text: str) -> CorpusPart:
+    """`URI` or `URI#split` → a part; what follows a `#` and is no split name belongs to the URI."""
+    uri, mark, split = text.rpartition("#")
+    if mark and SPLIT_NAME.fullmatch(split):
+        return CorpusPart(storage.normalise(uri), split)
+    return CorpusPart(storage.normalise(text), None)
+
+
+class LeakageConfig(Config):
+    """What to compare with what, and how near is too near."""
+
+    corpus: str = Field(description="prepared corpus to train on")
+    against: tuple[str, ...] = Field(
+        min_length=1, description="prepared corpora to evaluate on, [URI,URI,...]; URI#split: that split alone"
+    )
+    output: str = Field(description="folder or URI of the report, a folder of its own")
+    splits: tuple[str, ...] = Field((TRAIN,), min_length=1, description="splits of corpus that are trained on")
+    max_distance: int = Field(
+        6, ge=0, le=15, description="bits of 64 in which two perceptual hashes may differ to be a pair"
+    )
+    num_shown: int = Field(48, ge=0, le=1000, description="pairs that the report shows of each of against")
+    run_name: str | None = Field(None, description="name of the MLflow run")
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("against", "splits", mode="before")
+    @classmethod
+    def _one_alone(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("corpus", "output")
+    @classmethod
+    def _absolute(cls, uri: str) -> str:
+        return storage.normalise(uri)
+
+    @field_validator("against")
+    @classmethod
+    def _absolute_once_each(cls, against: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(corpus_part(text).name for text in against))
+
+    @model_validator(mode="after")
+    def _apart(self) -> LeakageConfig:
+        if corpus_part(self.corpus).split is not None:
+            raise ValueError(f"corpus: write splits=[{corpus_part(self.corpus).split}] instead of URI#split")
+        for part in self.parts():
+            if part.uri == self.corpus and (part.split is None or part.split in self.splits):
+                raise ValueError(
+                    f"against: {part.name} shares samples with the splits of corpus that are trained on "
+                    f"({', '.join(self.splits)}); name another split, URI#split"
+                )
+            if self.output in (part.uri, self.corpus):
+                raise ValueError("output: must be another folder than the corpora, as it is logged as a whole")
+        return self
+
+    def parts(self) -> list[CorpusPart]:
+        """What to compare with, in the given order."""
+        return [corpus_part(text) for text in self.against]
