@@ -110,7 +110,7 @@ def test_many_random_hashes_with_the_sizes_of_every_day(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("max_distance", range(9))
 def test_no_spread_of_the_differing_bits_is_missed(monkeypatch: pytest.MonkeyPatch, max_distance: int) -> None:
-    """Bands nearly as wide as they get, and pairs exactly at the limit: one band less and some of them would share none."""
+    """Bands nearly as wide as they get, and pairs exactly at the limit: with one band less some share none."""
     monkeypatch.setattr(duplicates, "BUCKET_SIZE", 2**-6)
     random = np.random.default_rng(max_distance)
     base = random.integers(0, 2**64, 300, dtype=np.uint64)
