@@ -22,6 +22,7 @@ from open_clip.model import get_model_preprocess_cfg, set_model_preprocess_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from torch import nn
 
+from dermray import storage
 from dermray.errors import ModelError
 from dermray.model_uri import HUB_PREFIX, LOCAL_PREFIX, folder_uri
 from dermray.models import folder, huggingface, towers, weights
@@ -93,9 +94,37 @@ def architecture(name_or_uri: str) -> dict[str, Any]:
     return copy.deepcopy(open_clip.get_model_config(name_or_uri))
 
 
+def check(
+    name_or_uri: str,
+    pretrained: str | None = None,
+    *,
+    pretrained_image: str | None = None,
+    pretrained_text: str | None = None,
+) -> None:
+    """Refuse what `create` would refuse for want of a file, without building the model.
+
+    Raises:
+        ModelError: an unknown architecture, a tokeniser that cannot be had, or weights that are not there.
+    """
+    architecture(name_or_uri)
+    if folder_uri(name_or_uri) is None:
+        tokenizer(name_or_uri)([""])
+    named = pretrained is not None and not open_clip.get_pretrained_cfg(name_or_uri, pretrained)
+    for source in (pretrained if named else None, pretrained_image, pretrained_text):
+        if source is not None:
+            weights.require(source)
+
+
 def located(name_or_uri: str) -> str:
     """A folder's URI made absolute, for processes that run elsewhere; a name stays as it is."""
     return folder_uri(name_or_uri) or name_or_uri
+
+
+def located_weights(source: str | None) -> str | None:
+    """A checkpoint's path made absolute; tags, hub ids and URIs stay as they are."""
+    if source is None or source.startswith(HUB_PREFIX) or not ("/" in source or storage.exists(source)):
+        return source
+    return storage.normalise(source)
 
 
 @dataclass(frozen=True)

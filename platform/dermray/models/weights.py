@@ -57,7 +57,7 @@ def read(source: str) -> dict[str, Tensor]:
             raise ModelError(f"checkpoint {source!r} is larger than {MAX_CHECKPOINT_BYTES >> 30} GiB")
         document = _read_safetensors(file) if suffix == SAFETENSORS_SUFFIX else _read_torch(file)
     except FileNotFoundError:
-        raise ModelError(f"checkpoint {source!r} does not exist, or is a folder without weights") from None
+        raise _absent(source) from None
     except DermRayError:
         raise
     except Exception as error:  # what parsers raise at foreign bytes has no common base
@@ -66,6 +66,19 @@ def read(source: str) -> dict[str, Tensor]:
             f"checkpoint {source!r} is damaged, or holds more than tensors and is not opened for that: {reason}"
         ) from error
     return _unwrapped(document, source)
+
+
+def require(source: str) -> None:
+    """Refuse a checkpoint that is not there, without reading it; what a hub has is not asked.
+
+    Raises:
+        ModelError: no such file, or a folder without weights.
+    """
+    if not source.startswith(HUB_PREFIX):
+        try:
+            storage.size_bytes(_file_of(source))
+        except FileNotFoundError:
+            raise _absent(source) from None
 
 
 def load(module: nn.Module, state: Mapping[str, Tensor], *, source: str, optional: Sequence[str] = ()) -> None:
@@ -95,6 +108,10 @@ def load(module: nn.Module, state: Mapping[str, Tensor], *, source: str, optiona
     if problems:
         raise ModelError(f"the weights of {source!r} do not fit the architecture: {'; '.join(problems)}")
     module.load_state_dict(dict(state), strict=False)
+
+
+def _absent(source: str) -> ModelError:
+    return ModelError(f"checkpoint {source!r} does not exist, or is a folder without weights")
 
 
 def _first(keys: Sequence[str]) -> str:
