@@ -139,7 +139,7 @@ def test_a_checkpoint_of_our_own_training_is_one_too(tmp_path: Path) -> None:
     assert_equal(models.create(NAME, pretrained=str(tmp_path / "state.pt"))[0], state)
 
 
-def test_a_checkpoint_in_an_object_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_in_an_object_store(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, state = other(5)
     for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(key, "test")
@@ -154,6 +154,10 @@ def test_a_checkpoint_in_an_object_store(tmp_path: Path, monkeypatch: pytest.Mon
             for name in ("weights.pt", "weights.safetensors"):
                 read = weights.read(f"s3://{BUCKET}/{name}")
                 assert all(torch.equal(read[key], value) for key, value in state.items())
+            storage.copy_tree(folder, f"s3://{BUCKET}/language-model")
+            with huggingface.language_model_folder(f"s3://{BUCKET}/language-model") as copied:
+                assert copied is not None
+                assert (copied / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
             with pytest.raises(ModelError, match="does not exist"):
                 weights.read(f"s3://{BUCKET}/absent.pt")
     finally:
@@ -212,6 +216,26 @@ def test_the_language_model_alone(tmp_path: Path, form: str) -> None:
     safetensors.torch.save_file(stored, tmp_path / "model.safetensors")
     model, _, _ = models.create(NAME, pretrained_text=str(tmp_path))
     assert_equal(model.get_submodule("text.transformer"), donor)
+
+
+def test_a_language_models_folder_brings_its_tokenizer(folder: Path, tmp_path: Path) -> None:
+    """Without network the hub's name leads nowhere; the downloaded folder has it all."""
+    downloaded = tmp_path / "pubmedbert"
+    downloaded.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folder / name, downloaded)
+    tokenizer_json = json.loads((downloaded / "tokenizer.json").read_text())
+    vocabulary = tokenizer_json["model"]["vocab"]
+    vocabulary["melanoma"], vocabulary["shiny"] = vocabulary["shiny"], vocabulary["melanoma"]
+    (downloaded / "tokenizer.json").write_text(json.dumps(tokenizer_json))
+    donor = other(9)[0].get_submodule("text.transformer").state_dict()
+    safetensors.torch.save_file({key: value.clone() for key, value in donor.items()}, downloaded / "model.safetensors")
+    model, _, tokenizer = models.create(NAME, pretrained_text=str(downloaded))
+    assert_equal(model.get_submodule("text.transformer"), donor)
+    assert not torch.equal(tokenizer(TEXTS), models.tokenizer(NAME)(TEXTS))
+    assert torch.equal(models.tokenizer(NAME, str(downloaded))(TEXTS), tokenizer(TEXTS))
+    models.save(model, str(tmp_path / "model"), model_cfg=models.architecture(NAME), provenance={})
+    assert torch.equal(models.create(str(tmp_path / "model"))[2](TEXTS), tokenizer(TEXTS))
 
 
 def test_a_clip_text_tower_is_no_language_model(tmp_path: Path) -> None:

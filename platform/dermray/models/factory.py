@@ -49,7 +49,7 @@ def create(
             which bring their weights.
         pretrained_image: checkpoint of the vision tower alone, loaded last (`towers.load_image`).
         pretrained_text: checkpoint of the language model inside a Hugging Face text tower, loaded last
-            (`huggingface.load_text`).
+            (`huggingface.load_text`). A folder also gives its tokeniser.
 
     Returns:
         `(model, image_transform, tokenizer)`: PIL image → float32 `[3, S, S]`; list of N texts → int64 `[N, L]`. The
@@ -66,8 +66,8 @@ def create(
     else:
         if not name_or_uri.startswith(HUB_PREFIX):
             _require_known(name_or_uri)
-        with _explained(name_or_uri):
-            made = _from_name(name_or_uri, pretrained)
+        with _explained(name_or_uri), huggingface.language_model_folder(pretrained_text) as text_folder:
+            made = _from_name(name_or_uri, pretrained, text_folder)
     model, image_transform, tokenizer = made
     with _explained(uri or name_or_uri):
         if pretrained_image is not None:
@@ -107,12 +107,12 @@ def check(
         ModelError: an unknown architecture, a tokeniser that cannot be had, or weights that are not there.
     """
     architecture(name_or_uri)
-    if folder_uri(name_or_uri) is None:
-        tokenizer(name_or_uri)([""])
     named = pretrained is not None and not open_clip.get_pretrained_cfg(name_or_uri, pretrained)
     for source in (pretrained if named else None, pretrained_image, pretrained_text):
         if source is not None:
             weights.require(source)
+    if folder_uri(name_or_uri) is None:
+        tokenizer(name_or_uri, pretrained_text)([""])
 
 
 def located(name_or_uri: str) -> str:
@@ -148,8 +148,8 @@ def preprocessing(model: nn.Module) -> Preprocessing:
 
 
 @lru_cache(maxsize=8)
-def tokenizer(name_or_uri: str) -> Tokenizer:
-    """The tokeniser of a model without its weights; made once per process.
+def tokenizer(name_or_uri: str, pretrained_text: str | None = None) -> Tokenizer:
+    """The tokeniser of a model without its weights, as `create` would return it; made once per process.
 
     Raises:
         ModelError: as in `create`.
@@ -158,8 +158,11 @@ def tokenizer(name_or_uri: str) -> Tokenizer:
     ours = towers.is_ours(model_cfg)
     uri = folder_uri(name_or_uri)
     with _explained(uri or name_or_uri):
+        if uri is None and ours:
+            with huggingface.language_model_folder(pretrained_text) as text_folder:
+                return huggingface.tokenizer(model_cfg["text_cfg"], text_folder)
         if uri is None:
-            return huggingface.tokenizer(model_cfg["text_cfg"]) if ours else open_clip.get_tokenizer(name_or_uri)
+            return open_clip.get_tokenizer(name_or_uri)
         with folder.opened(uri) as path:
             if ours:
                 return huggingface.tokenizer(model_cfg["text_cfg"], path)
@@ -178,7 +181,9 @@ def _from_folder(path: Path) -> tuple[nn.Module, ImageTransform, Tokenizer]:
     return made
 
 
-def _from_name(name: str, pretrained: str | None) -> tuple[nn.Module, ImageTransform, Tokenizer]:
+def _from_name(
+    name: str, pretrained: str | None, text_folder: Path | None
+) -> tuple[nn.Module, ImageTransform, Tokenizer]:
     in_hub = name.startswith(HUB_PREFIX)
     config = _hub_config(name) if in_hub else {"model_cfg": copy.deepcopy(open_clip.get_model_config(name))}
     tag = {} if in_hub or pretrained is None else open_clip.get_pretrained_cfg(name, pretrained)
@@ -187,7 +192,7 @@ def _from_name(name: str, pretrained: str | None) -> tuple[nn.Module, ImageTrans
             return _open_clip(name, pretrained=pretrained)
         made = _open_clip(name, load_weights=False)
     else:
-        made = _built({**config, "preprocess_cfg": tag} if tag else config)
+        made = _built({**config, "preprocess_cfg": tag} if tag else config, text_folder)
     source = name if in_hub else pretrained
     if source is not None:
         file = open_clip.download_pretrained(tag) if tag else source

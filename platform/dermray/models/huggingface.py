@@ -2,12 +2,15 @@
 
 An architecture names its text model (`hf_model_name`, `hf_tokenizer_name`: a hub id or a local folder, as in
 open_clip) and may carry that model's configuration (`hf_config`), which makes it known without network. A model
-folder holds `config.json` and the tokeniser's files, and needs nothing else.
+folder, and the folder of a downloaded language model, hold `config.json` and the tokeniser's files; these go before
+names.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,12 @@ from transformers import AutoConfig, PretrainedConfig
 
 from dermray import storage
 from dermray.errors import ModelError
+from dermray.model_uri import HUB_PREFIX
 from dermray.models import weights
 
 CONFIG_NAME = "config.json"
+# No tokeniser's file is larger; weights, which lie beside them, are.
+MAX_TOKENIZER_FILE_BYTES = 64 << 20
 TOKENIZER_NAMES = ("tokenizer_config.json", "tokenizer.json", "vocab.txt")
 # Tokenisers that the package brings along are named `dermray:NAME`.
 PACKAGED_PREFIX = "dermray:"
@@ -81,6 +87,25 @@ class Tokenizer:
             return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 
+@contextmanager
+def language_model_folder(source: str | None) -> Iterator[Path | None]:
+    """A local view of what lies beside the weights of a language model: configuration and tokeniser.
+
+    Args:
+        source: as for `load_text`; a hub id or a lone file gives None.
+    """
+    if source is None or source.startswith(HUB_PREFIX) or not storage.exists(storage.join(source, CONFIG_NAME)):
+        yield None
+    elif storage.is_local(source):
+        yield storage.local_path(source)
+    else:
+        with tempfile.TemporaryDirectory(prefix="dermray-") as folder:
+            for file in storage.list_files(source):
+                if storage.size_bytes(file) <= MAX_TOKENIZER_FILE_BYTES:
+                    (Path(folder) / storage.name_of(file)).write_bytes(storage.read_bytes(file))
+            yield Path(folder)
+
+
 def is_huggingface(text_cfg: dict[str, Any]) -> bool:
     """Whether an architecture's text tower is a transformers model."""
     return bool(text_cfg.get("hf_model_name"))
@@ -91,7 +116,7 @@ def tokenizer(text_cfg: dict[str, Any], folder: Path | None = None) -> Tokenizer
 
     Args:
         text_cfg: the architecture's section.
-        folder: a model folder, whose own files win; they are read at once.
+        folder: of a model or a language model, whose own files win; they are read at once.
 
     Raises:
         ModelError: the folder's files are malformed.
@@ -119,7 +144,7 @@ def text_tower(text_cfg: dict[str, Any], embed_dim: int, folder: Path | None = N
     Args:
         text_cfg: the architecture's section.
         embed_dim: width of the joint space.
-        folder: a model folder, which may hold the text model's `config.json`.
+        folder: of a model or a language model, which may hold the text model's `config.json`.
 
     Raises:
         ModelError: the configuration cannot be had, or is not one of a text model that open_clip knows.
@@ -189,5 +214,5 @@ def _unavailable(what: str, source: str, error: Exception) -> ModelError:
     reason = " ".join(str(error).split())[:300]
     return ModelError(
         f"cannot load the {what} of the text model {source!r}: {type(error).__name__}: {reason}. Without network, "
-        "download its folder elsewhere and name that in hf_model_name and hf_tokenizer_name"
+        "download its folder elsewhere and give that as pretrained_text"
     )

@@ -90,7 +90,7 @@ def build(model_cfg: dict[str, Any], folder: Path | None = None) -> TwoTowers:
 
     Args:
         model_cfg: the architecture.
-        folder: a model folder that may hold the text tower's configuration and tokeniser.
+        folder: of a model or a language model, for the text tower's configuration and tokeniser.
 
     Raises:
         ModelError: sizes that do not fit, or a text model that cannot be had.

@@ -222,7 +222,7 @@ def _train_worker(config: PretrainConfig, provenance: dict[str, Any], channel: A
         manifest=manifest.select(config.data.split),
         settings=config.data,
         image_size=preprocess.size,
-        tokenizer=functools.partial(models.tokenizer, config.model),
+        tokenizer=functools.partial(models.tokenizer, config.model, config.pretrained_text),
         seed=config.seed,
         global_batch_size=config.train.global_batch_size,
         rank=rank,
