@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Batch
 from dermray.losses import ClipLoss
 
@@ -30,14 +31,18 @@ class Task(Protocol):
 class ContrastiveTask:
     """CLIP's objective on one image and one caption a sample."""
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> None:
+    def __init__(
+        self, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, color: ColorAugmentation
+    ) -> None:
+        self._color = color
         self._loss = ClipLoss()
         self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255
         self._std = torch.tensor(std, device=device).view(1, 3, 1, 1) * 255
 
     def loss(self, model: nn.Module, batch: Batch, device: torch.device) -> Tensor:
-        """Normalise uint8 pixels on the device, run both towers, compare over the global batch."""
-        pixels = (batch.pixels.to(device, non_blocking=True).float() - self._mean) / self._std
+        """Augment and normalise uint8 pixels on the device, run both towers, compare over the global batch."""
+        levels = self._color(batch.pixels.to(device, non_blocking=True), epoch=batch.epoch, samples=batch.samples)
+        pixels = (levels - self._mean) / self._std
         tokens = batch.tokens.to(device, non_blocking=True)
         image_features, text_features, logit_scale = model(pixels, tokens)[:3]
         return self._loss(image_features.float(), text_features.float(), logit_scale.float())
