@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import pyarrow.fs as pafs
@@ -51,6 +53,7 @@ class ImageStore:
         self.root = root
         self.max_bytes = max_bytes
         self._real_root = None if follow_links or not storage.is_local(root) else os.path.realpath(root)
+        self._real_folders: dict[str, str] = {}
         # An archive is asked for its size and time once, not once an image.
         self._archives: dict[str, Stamp] = {}
 
@@ -115,17 +118,32 @@ class ImageStore:
     def _leaves_root(self, uri: str) -> bool:
         if self._real_root is None:
             return False
-        real = os.path.realpath(storage.local_path(uri))
+        path = os.fspath(storage.local_path(uri))
+        folder, _ = os.path.split(path)
+        # Where a folder really is, is asked once; images are many, and few are links.
+        if folder not in self._real_folders:
+            self._real_folders[folder] = os.path.realpath(folder)
+        real = os.path.realpath(path) if os.path.islink(path) else self._real_folders[folder]
         return os.path.commonpath([real, self._real_root]) != self._real_root
 
 
 def _stat(uri: str) -> Stamp:
+    if storage.is_local(uri):
+        return storage.with_retries(lambda: _local_stamp(storage.local_path(uri)), uri)
     fs, path = storage.filesystem(uri)
     try:
         info = storage.with_retries(lambda: fs.get_file_info(path), uri)
     except (FileNotFoundError, NotADirectoryError):
         return NO_STAMP
     return Stamp(info.size, info.mtime_ns or 0) if info.type == pafs.FileType.File else NO_STAMP
+
+
+def _local_stamp(path: Path) -> Stamp:
+    try:
+        info = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return NO_STAMP
+    return Stamp(info.st_size, info.st_mtime_ns) if stat.S_ISREG(info.st_mode) else NO_STAMP
 
 
 def ahead(items: Iterable[ItemT], function: Callable[[ItemT], ResultT], *, num_threads: int) -> Iterator[ResultT]:
