@@ -29,6 +29,7 @@ from dermray.errors import CorpusError, DermRayError, StorageError
 from dermray.prepare import report
 from dermray.prepare.plan import Plan, ShardSpec, plan_shards
 from dermray.prepare.progress import Progress
+from dermray.prepare.rewriting.captions import RewriteStats, rewrite_captions
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import DATA, RECORDS, ShardMaker, ShardRecord, made_by
 from dermray.prepare.sources import READERS, RawRows, SourceRequest
@@ -72,13 +73,16 @@ class Work:
     plan: Plan
     ontology: Ontology
     captions_from: Mapping[CaptionAspect, str] = field(default_factory=dict)
+    rewritten: tuple[RewriteStats, ...] = ()
 
 
 def read(config: PrepareConfig) -> Work:
     """Read the table and make the plan: whatever is wrong with them shows here, before Ray starts.
 
     Raises:
+        ConfigError: captions are to be rewritten, and the key is missing or the source brings its own.
         CorpusError: the input has no table, a column is missing, or too many rows are bad as they stand.
+        EndpointError: the language model that is to rewrite captions cannot be used.
         OntologyError: the disease tree is malformed.
         StorageError: the input cannot be read.
     """
@@ -87,7 +91,11 @@ def read(config: PrepareConfig) -> Work:
     plan = plan_shards(raw, split=config.split, seed=config.seed, rows_per_shard=config.rows_per_shard)
     print(_announce(config, plan), flush=True)
     _check_ceiling(config, plan, plan.dropped)
-    return Work(plan, ontology, _captions_from(config, raw))
+    # A model is asked only once the table has turned out to be sound.
+    raw, rewritten = rewrite_captions(raw, config.rewrite, output=config.output)
+    if rewritten:
+        plan = plan_shards(raw, split=config.split, seed=config.seed, rows_per_shard=config.rows_per_shard)
+    return Work(plan, ontology, _captions_from(config, raw), rewritten)
 
 
 def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
@@ -243,6 +251,8 @@ def _commit(config: PrepareConfig, work: Work, records: Sequence[ShardRecord]) -
         },
     )
     stats = report.summarise(plan, records, manifest, ontology)
+    if work.rewritten:
+        stats["rewritten"] = [done.to_json() for done in work.rewritten]
     if not shards:
         uri = storage.join(config.output, report.DROPPED_WHEN_STOPPED)
         report.write_dropped(uri, report.all_dropped(plan, records))
