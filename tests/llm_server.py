@@ -79,7 +79,7 @@ class LlmServer:
         return next((self.poison[caption] for caption in request.captions if caption in self.poison), None), {}
 
     def leave(self) -> None:
-        """A request is answered."""
+        """A request is about to be answered."""
         with self._lock:
             self._at_once -= 1
 
@@ -151,8 +151,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         request = Asked(time.monotonic(), self.path, self.headers.get("Authorization"), body)
         fault, headers = self.server_side.enter(request)
+        time.sleep(SLOW_S if fault == SLOW else self.server_side.delay_s)
+        # Before the answer: whoever has it may ask again at once.
+        self.server_side.leave()
         try:
-            time.sleep(SLOW_S if fault == SLOW else self.server_side.delay_s)
             if self.path != PATH:
                 fault = 404
             if isinstance(fault, int):
@@ -160,13 +162,12 @@ class _Handler(BaseHTTPRequestHandler):
                 said = f"injected {fault} for {request.authorization}"
                 self._send(fault, headers, json.dumps({"error": {"message": said, "code": fault}}).encode())
             elif fault == ENDLESS:
-                self._send(200, {}, b" " * (9 << 20))
+                # What follows the spaces is sound.
+                self._send(200, {}, b" " * (9 << 20) + json.dumps(answer(request, None)).encode())
             else:
                 self._send(200, {}, json.dumps(answer(request, fault)).encode())
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
-        finally:
-            self.server_side.leave()
 
     def _send(self, status: int, headers: dict[str, str], content: bytes) -> None:
         self.send_response_only(status)

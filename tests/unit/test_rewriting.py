@@ -292,10 +292,9 @@ def test_a_redirect_is_not_followed(server: LlmServer, tmp_path: Path) -> None:
 
 
 def test_an_endpoint_that_is_down_stops_at_once(server: LlmServer, tmp_path: Path) -> None:
-    started = time.monotonic()
-    with pytest.raises(EndpointError, match=r"http://127\.0\.0\.1:9/v1/chat/completions cannot be reached"):
+    with pytest.raises(EndpointError, match=r"http://127\.0\.0\.1:9/v1/chat/completions cannot be reached") as caught:
         run(rows(numbered(30)), settings(server, endpoint="http://127.0.0.1:9/v1"), tmp_path)
-    assert time.monotonic() - started < 10
+    assert "attempts" not in str(caught.value)
 
 
 def test_too_many_failures_stop_the_run_and_keep_the_answers(server: LlmServer, tmp_path: Path) -> None:
