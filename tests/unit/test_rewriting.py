@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -425,6 +427,27 @@ def test_what_a_killed_write_leaves_is_no_segment(server: LlmServer, tmp_path: P
     (tmp_path / "rewrites" / ".answers-000001-0123456789abcdef.jsonl.abc.part").write_text('{"key":')
     _, stats = run(rows(["one"]), settings(server), tmp_path)
     assert stats.num_from_cache == 1
+
+
+def test_interrupted_keeps_the_answers_and_says_nothing(
+    server: LlmServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.delay_s = 0.05
+
+    def interrupt() -> None:
+        while len(server.requests) < 20:
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    pressing = threading.Thread(target=interrupt)
+    pressing.start()
+    with pytest.raises(KeyboardInterrupt):
+        run(rows(numbered(1000)), settings(server, captions_per_request=1, num_concurrent=4), tmp_path)
+    pressing.join()
+    gc.collect()
+    assert capfd.readouterr().err == ""
+    kept = sum(len(file.read_text().splitlines()) for file in (tmp_path / "rewrites").iterdir())
+    assert len(server.requests) - 2 * 4 <= kept < 1000
 
 
 def prepare_arguments(server: LlmServer, output: Path, **more: str) -> list[str]:

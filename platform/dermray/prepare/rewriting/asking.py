@@ -80,15 +80,15 @@ class Asking:
             )
             ticking = asyncio.create_task(self._tick())
             working = [asyncio.create_task(self._work(endpoint)) for _ in range(self._config.num_concurrent)]
+            # The work ends by itself; ticking ends first only by an error.
+            ends: list[asyncio.Future[Any]] = [asyncio.gather(*working), ticking]
             try:
-                # The work ends by itself; ticking ends first only by an error.
-                ends: list[asyncio.Future[Any]] = [asyncio.gather(*working), ticking]
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 next(end for end in ends if end.done()).result()
             finally:
                 for task in (ticking, *working):
                     task.cancel()
-                await asyncio.gather(ticking, *working, return_exceptions=True)
+                await asyncio.gather(*ends, *working, return_exceptions=True)
                 self._publish()
         self._cache.add_failed(self._failed)
         self._tally.num_requests = endpoint.num_requests
