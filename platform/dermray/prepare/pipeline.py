@@ -34,6 +34,7 @@ from dermray.prepare.leakage import read_hashes
 from dermray.prepare.plan import Plan, ShardSpec, plan_shards, usable_rows, without_known
 from dermray.prepare.reconcile import Amendment, Excluded, Reconciled, reconcile
 from dermray.prepare.records import RECORDS, ShardRecord, read_record
+from dermray.prepare.rewriting.captions import RewriteStats, rewrite_captions
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import DATA, ShardMaker, is_whole, made_by
 from dermray.prepare.sources import READERS, RawRows, SourceRequest
@@ -51,6 +52,7 @@ class PrepareResult:
     num_shards_found: int
     seconds: float
     unchanged: bool
+    rewritten: tuple[RewriteStats, ...] = ()
 
     @property
     def report_uri(self) -> str:
@@ -69,6 +71,7 @@ class PrepareResult:
             "shards_found": self.num_shards_found,
             "seconds": self.seconds,
             **{f"duplicates_{name}": value for name, value in self.stats["duplicates"].items()},
+            **{name: value for done in self.rewritten for name, value in done.metrics().items()},
         }
 
 
@@ -100,21 +103,40 @@ class Work:
     ontology: Ontology
     standing: Standing
     captions_from: Mapping[CaptionAspect, str] = field(default_factory=dict)
+    rewritten: tuple[RewriteStats, ...] = ()
     timing: Timing = field(default_factory=Timing)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that count for the limit on bad ones: what a committed corpus holds already counts as good."""
+        committed = self.standing.made(self.standing.generations)
+        return self.plan.num_rows + sum(record.num_rows - len(record.dropped) for record in committed)
+
+    @property
+    def is_void(self) -> bool:
+        """True if there is no image to look at, now or before."""
+        return not self.plan.shards and not self.standing.generations
 
 
 def read(config: PrepareConfig) -> Work:
     """Read the table and make the plan: whatever is wrong with them shows here, before Ray starts.
 
     Raises:
+        ConfigError: captions are to be rewritten, and the key is missing or the source brings its own.
         CorpusError: the input has no table, a column is missing, too many rows are bad as they stand, or the corpus
             at the output cannot take them in.
+        EndpointError: the language model that is to rewrite captions cannot be used.
         OntologyError: the disease tree is malformed.
         StorageError: the input cannot be read.
     """
     timing = Timing()
     with timing.stage("read the table"):
         raw = READERS[config.source](SourceRequest(config.input, config.table, config.columns, config.limit))
+    if config.rewrite.mode != "off":
+        # A model is asked only once the table has turned out to be sound.
+        _check_ceiling(config, usable_rows(raw).dropped, num_rows=raw.num_rows, nothing_left=False)
+    with timing.stage("rewrite captions"):
+        raw, rewritten = rewrite_captions(raw, config.rewrite, output=config.output)
     with timing.stage("plan"):
         usable = usable_rows(raw)
         committed = standing(config, usable)
@@ -126,8 +148,9 @@ def read(config: PrepareConfig) -> Work:
         )
         ontology = _tree(raw, committed.ontology)
     print(_announce(config, plan, committed), flush=True)
-    _check_ceiling(config, plan, plan.dropped, committed)
-    return Work(plan, ontology, committed, _captions_from(config, raw), timing)
+    work = Work(plan, ontology, committed, _captions_from(config, raw), rewritten, timing)
+    _check_ceiling(config, plan.dropped, num_rows=work.num_rows, nothing_left=work.is_void)
+    return work
 
 
 def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
@@ -161,6 +184,7 @@ def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
         num_shards_found=len(made) - num_fresh,
         seconds=time.monotonic() - started,
         unchanged=unchanged,
+        rewritten=work.rewritten,
     )
 
 
@@ -222,24 +246,21 @@ def _make(config: PrepareConfig, work: Work) -> tuple[list[ShardRecord], int]:
             num_fresh += fresh
             dropped.extend(record.dropped)
             work.timing.tasks.update({kind: work.timing.tasks[kind] + spent for kind, spent in seconds.items()})
-            _check_ceiling(config, work.plan, dropped, work.standing)
+            _check_ceiling(config, dropped, num_rows=work.num_rows, nothing_left=False)
     place = {(spec.split, spec.index): number for number, spec in enumerate(work.plan.shards)}
     return sorted(records, key=lambda record: place[record.place]), num_fresh
 
 
-def _check_ceiling(config: PrepareConfig, plan: Plan, dropped: Sequence[DroppedRow], committed: Standing) -> None:
+def _check_ceiling(config: PrepareConfig, dropped: Sequence[DroppedRow], *, num_rows: int, nothing_left: bool) -> None:
     """Stop while it is cheap when too much of the table is bad; finished shards stay for the next run."""
     bad = [row for row in dropped if row.reason != EXCLUDED]
-    # What a committed corpus holds already counts as good.
-    num_good = sum(record.num_rows - len(record.dropped) for record in committed.made(committed.generations))
-    allowed = config.max_dropped_fraction * (plan.num_rows + num_good)
-    if len(bad) <= allowed and (plan.shards or committed.generations):
+    if len(bad) <= config.max_dropped_fraction * num_rows and not nothing_left:
         return
     uri = storage.join(config.output, report.DROPPED_WHEN_STOPPED)
     report.write_dropped(uri, [(config.input, row) for row in dropped])
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in report.reasons(bad).items())
-    found = f"{len(bad):,} of {plan.num_rows:,} rows are unusable so far ({reasons})"
-    if not plan.shards:
+    found = f"{len(bad):,} of {num_rows:,} rows are unusable so far ({reasons})"
+    if nothing_left:
         raise CorpusError(f"nothing to prepare from {config.input}: {found}; they are listed in {uri}")
     raise CorpusError(
         f"stopped: {found}, more than max_dropped_fraction={config.max_dropped_fraction:g} allows; they are listed in "
@@ -365,6 +386,7 @@ def _generation(
         left_out=tuple(sorted(rows, key=lambda row: row.row)),
         left_out_images=tuple(sorted(digest for sample in decided.left_out for digest in sample.known)),
         figures=decided.figures,
+        rewritten=tuple(done.to_json() for done in work.rewritten),
     )
 
 
