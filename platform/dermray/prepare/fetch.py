@@ -7,6 +7,7 @@ import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -32,6 +33,8 @@ class Stamp(NamedTuple):
     modified_ns: int
 
 
+# Items that a thread takes at once: handing over one by one would cost more than reading a small file.
+BUNDLE = 4
 NO_STAMP = Stamp(-1, -1)
 NOTHING = b""
 
@@ -147,16 +150,21 @@ def _local_stamp(path: Path) -> Stamp:
 
 
 def ahead(items: Iterable[ItemT], function: Callable[[ItemT], ResultT], *, num_threads: int) -> Iterator[ResultT]:
-    """`map(function, items)` in order, with at most twice `num_threads` results waiting."""
-    waiting: deque[Future[ResultT]] = deque()
+    """`map(function, items)` in order; threads work on `BUNDLE` items at a time, one bundle each ahead at most."""
+    waiting: deque[Future[list[ResultT]]] = deque()
+    remaining = iter(items)
     with ThreadPoolExecutor(num_threads, thread_name_prefix="fetch") as pool:
         try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= 2 * num_threads:
-                    yield waiting.popleft().result()
+            while bundle := list(islice(remaining, BUNDLE)):
+                waiting.append(pool.submit(_each, function, bundle))
+                if len(waiting) >= num_threads:
+                    yield from waiting.popleft().result()
             while waiting:
-                yield waiting.popleft().result()
+                yield from waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _each(function: Callable[[ItemT], ResultT], items: list[ItemT]) -> list[ResultT]:
+    return [function(item) for item in items]
