@@ -104,30 +104,39 @@ def standardise(
     header = _header(image)
     _check_size(header, max_pixels, min_side)
     pixels = resize_shorter(_pixels(image, data, image_size), image_size)
-    small = _reduced(pixels)
-    if int(small.max()) - int(small.min()) < min_contrast:
-        raise ImageError("blank", f"its brightness varies by less than {min_contrast} of 255 levels: nothing to see")
     height, width = pixels.shape[:2]
     jpeg = data if _is_published(image, data, image_size, jpeg_quality) else encode_jpeg(pixels, jpeg_quality)
+    small = _small_grey(jpeg)
+    if int(small.max()) - int(small.min()) < min_contrast:
+        raise ImageError("blank", f"its brightness varies by less than {min_contrast} of 255 levels: nothing to see")
     return StandardImage(jpeg, width, height, _hash(small), header)
 
 
-def perceptual_hash(image: np.ndarray) -> int:
-    """64-bit perceptual hash of uint8 [H, W, 3]: signs of the lowest frequencies of its 32 x 32 grey picture.
+def perceptual_hash(image: bytes) -> int:
+    """64-bit perceptual hash of a stored image: signs of the lowest frequencies of its 32 x 32 grey picture.
 
     The 64 cosine coefficients next to the constant one, each above (1) or below (0) their median. Rescaling, JPEG
     compression, brightness and contrast change a few bits at most.
+
+    Raises:
+        ImageError: as `decode`.
     """
-    return _hash(_reduced(image))
+    try:
+        return _hash(_small_grey(image))
+    except ValueError:
+        return _hash(_small_grey(encode_jpeg(decode(image), 95)))
 
 
-def _reduced(image: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] → its small grey picture, uint8 [32, 32]."""
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    # Box means sampled bilinearly are area means but for a grey level, and much faster to get.
-    box = (max(1, image.shape[1] // HASH_SIDE), max(1, image.shape[0] // HASH_SIDE))
-    means = cv2.blur(grey, box, borderType=cv2.BORDER_REPLICATE)
-    return cv2.resize(means, (HASH_SIDE, HASH_SIDE), interpolation=cv2.INTER_LINEAR)
+def _small_grey(jpeg: bytes) -> np.ndarray:
+    """The grey picture of a JPEG, uint8 [32, 32]; of large ones only the means of blocks are decoded.
+
+    Raises:
+        ValueError: it is no JPEG, or damaged.
+    """
+    grey = simplejpeg.decode_jpeg(
+        jpeg, colorspace="GRAY", min_width=2 * HASH_SIDE, min_height=2 * HASH_SIDE, min_factor=1
+    )
+    return cv2.resize(grey, (HASH_SIDE, HASH_SIDE), interpolation=cv2.INTER_AREA)
 
 
 def resize_shorter(image: np.ndarray, side: int) -> np.ndarray:

@@ -39,7 +39,7 @@ def photograph(seed: int) -> np.ndarray:
 
 
 def row(index: int, split: str, image: bytes) -> dict[str, Any]:
-    phash = images.perceptual_hash(images.decode(image))
+    phash = images.perceptual_hash(image)
     return {**corpora.sample(index, split, image=image), "phash": phash, "duplicate_group": None}
 
 
