@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
@@ -162,7 +162,13 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("format", sorted(SOURCES))
-@examples(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(
+    max_examples=8,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    # An example takes a tenth of a second: shrinking one would take minutes.
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
 @given(drawn=prepared_samples, samples_per_file=st.sampled_from([1, 3, 100]), number=st.uuids())
 def test_export_and_import_give_the_same_samples(
     format: str, tmp_path: Path, drawn: list[dict[str, Any]], samples_per_file: int, number: object
