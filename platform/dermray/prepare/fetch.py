@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 
 from dermray import storage
 from dermray.errors import CorpusError, StorageError
-from dermray.prepare.archives import Member, find, read_member, split_address
+from dermray.prepare.archives import PARQUET_CELL, Member, find, read_member, split_address
 
 MISSING_FILE = "missing_file"
 TOO_MANY_BYTES = "too_many_bytes"
@@ -74,7 +74,11 @@ class ImageStore:
         Raises:
             StorageError: the store failed for good, so that every other image would fail as well.
         """
-        return self._reach(path, lambda uri, member: read_member(uri, member) if member else storage.read_bytes(uri))
+
+        def read(uri: str, member: Member | None) -> bytes:
+            return read_member(uri, member, self._archives[uri]) if member else storage.read_bytes(uri)
+
+        return self._reach(path, read)
 
     def _reach(self, path: str, read: Callable[[str, Member | None], bytes]) -> Fetched:
         """Find an image and `read` it from its file, or as a member of its archive."""
@@ -89,16 +93,20 @@ class ImageStore:
             if stamp == NO_STAMP:
                 return Fetched(path, stamp, None, MISSING_FILE, f"there is no file {uri}")
             member = None
+            num_bytes = stamp.num_bytes
             if address:
                 archive, stamp = stamp, NO_STAMP
                 member = find(uri, archive, address)
                 if member is None:
                     return Fetched(path, stamp, None, MISSING_FILE, f"{uri} holds no {address.member}")
-                stamp = Stamp(member.size, archive.modified_ns)
-            if stamp.num_bytes > self.max_bytes:
-                detail = f"{stamp.num_bytes:,} bytes are more than the {self.max_bytes:,} allowed"
+                stamp = archive if member.method == PARQUET_CELL else Stamp(member.size, archive.modified_ns)
+                num_bytes = member.size
+            data = read(uri, member) if num_bytes <= self.max_bytes else None
+            num_bytes = max(num_bytes, len(data or NOTHING))
+            if data is None or num_bytes > self.max_bytes:
+                detail = f"{num_bytes:,} bytes are more than the {self.max_bytes:,} allowed"
                 return Fetched(path, stamp, None, TOO_MANY_BYTES, detail)
-            return Fetched(path, stamp, read(uri, member))
+            return Fetched(path, stamp, data)
         except FileNotFoundError:
             return Fetched(path, NO_STAMP, None, MISSING_FILE, f"there is no file {uri}")
         except CorpusError as error:
