@@ -36,7 +36,7 @@ from dermray.train import checkpoint, loop
 from dermray.train.optimiser import build_optimiser
 from dermray.train.progress import ProgressListener, StepRecord
 from dermray.train.settings import PretrainConfig
-from dermray.train.task import ContrastiveTask
+from dermray.train.task import ContrastiveTask, fit_to_loss, trained_architecture
 from dermray.train.validation import Validator
 
 MODEL_FOLDER = "model"
@@ -155,7 +155,7 @@ def _check_before_start(config: PretrainConfig, manifest: Manifest) -> None:
     plan.streams_of(0, config.num_workers)
     if config.validation.every_steps:
         manifest.select(config.validation.split)
-    models.architecture(config.model)
+    trained_architecture(models.architecture(config.model), config.loss)
     for info in checkpoint.committed(config.output)[-1:]:
         checkpoint.require_same_run(info, trajectory=config.trajectory(), corpus_digest=manifest.digest)
 
@@ -208,6 +208,7 @@ def _train_worker(config: PretrainConfig, provenance: dict[str, Any], channel: A
     _settle_numerics(config, device)
     manifest = Manifest.load(config.corpus)
     model, image_transform, tokenizer = models.create(config.model, config.pretrained)
+    fit_to_loss(model, models.architecture(config.model), config.loss)
     model = model.to(device).train()
     preprocess = models.preprocessing(model)
     loader = Loader(
@@ -225,7 +226,7 @@ def _train_worker(config: PretrainConfig, provenance: dict[str, Any], channel: A
     loader.num_steps = config.num_steps(loader.steps_per_epoch)
     trainer = loop.Trainer(
         config=config,
-        task=ContrastiveTask(preprocess.mean, preprocess.std, device),
+        task=ContrastiveTask(preprocess.mean, preprocess.std, device, config.loss, config.train.micro_batch_size),
         model=model,
         wrapped=_wrap(model, device, world_size),
         optimiser=build_optimiser(model, config.optim, fused=True),
@@ -326,7 +327,7 @@ def _finish(
         summary["weights_sha256"] = models.save(
             trainer.model,
             summary["model_uri"],
-            model_cfg=models.architecture(config.model),
+            model_cfg=trained_architecture(models.architecture(config.model), config.loss),
             provenance={
                 "code_version": __version__,
                 "corpus_digest": manifest.digest,
