@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dermray.errors import ConfigError
@@ -84,4 +85,4 @@ def _dense(image: Tensor, text: Tensor, scale: Tensor, labels: Tensor | None) ->
 
 def _cross_entropy(logits: Tensor, first_row: int) -> Tensor:
     """Of rows whose targets are the columns from `first_row` on."""
-    return (logits.logsumexp(1) - logits.diagonal(first_row)).mean()
+    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device) + first_row)
