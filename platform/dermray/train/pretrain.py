@@ -37,7 +37,7 @@ from dermray.train import checkpoint, loop, toy
 from dermray.train.optimiser import build_optimiser
 from dermray.train.progress import ProgressListener, StepRecord
 from dermray.train.settings import PretrainConfig
-from dermray.train.task import ContrastiveTask
+from dermray.train.task import ContrastiveTask, fit_to_loss, trained_architecture
 from dermray.train.validation import Validator
 
 MODEL_FOLDER = "model"
@@ -163,6 +163,7 @@ def _check_before_start(config: PretrainConfig, manifest: Manifest) -> None:
     if config.validation.every_steps:
         manifest.select(config.validation.split)
     models.check(config.model, **_initial_weights(config))
+    trained_architecture(models.architecture(config.model), config.loss)
     for info in checkpoint.committed(config.output)[-1:]:
         checkpoint.require_same_run(info, trajectory=config.trajectory(), corpus_digest=manifest.digest)
 
@@ -215,6 +216,7 @@ def _train_worker(config: PretrainConfig, provenance: dict[str, Any], channel: A
     _settle_numerics(config, device)
     manifest = Manifest.load(config.corpus)
     model, image_transform, tokenizer = models.create(config.model, **_initial_weights(config))
+    fit_to_loss(model, models.architecture(config.model), config.loss)
     model = model.to(device).train()
     preprocess = models.preprocessing(model)
     loader = Loader(
@@ -232,7 +234,14 @@ def _train_worker(config: PretrainConfig, provenance: dict[str, Any], channel: A
     loader.num_steps = config.num_steps(loader.steps_per_epoch)
     trainer = loop.Trainer(
         config=config,
-        task=ContrastiveTask(preprocess.mean, preprocess.std, device, ColorAugmentation(config.data, config.seed)),
+        task=ContrastiveTask(
+            preprocess.mean,
+            preprocess.std,
+            device,
+            ColorAugmentation(config.data, config.seed),
+            config.loss,
+            config.train.micro_batch_size,
+        ),
         model=model,
         wrapped=_wrap(model, device, world_size),
         optimiser=build_optimiser(model, config.optim, fused=True),
@@ -333,7 +342,7 @@ def _finish(
         summary["weights_sha256"] = models.save(
             trainer.model,
             summary["model_uri"],
-            model_cfg=models.architecture(config.model),
+            model_cfg=trained_architecture(models.architecture(config.model), config.loss),
             provenance={
                 "code_version": __version__,
                 "corpus_digest": manifest.digest,

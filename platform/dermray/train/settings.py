@@ -21,6 +21,9 @@ class TrainConfig(Config):
         None, ge=1, description="end after so many optimiser steps; empty: train.epochs decides"
     )
     global_batch_size: int = Field(4096, ge=1, description="samples of one optimiser step over all workers")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="samples of a worker that go through the towers at once; empty: all"
+    )
     precision: Precision = Field("auto", description="auto: bf16 autocast on GPU, fp32 on CPU")
     grad_clip_norm: float | None = Field(None, gt=0, description="clip the global gradient norm; empty: no clipping")
     log_every_steps: int = Field(10, ge=1, description="cadence of the progress line and of MLflow metrics")
@@ -28,6 +31,16 @@ class TrainConfig(Config):
     keep_checkpoints: int = Field(2, ge=1, description="how many of the last checkpoints stay")
     max_failures: int = Field(3, ge=-1, description="restarts after a lost worker or node; -1: without limit")
     collective_timeout_s: int = Field(600, ge=10, description="a collective that takes longer fails the attempt")
+
+
+class LossConfig(Config):
+    """What is compared with what."""
+
+    name: Literal["clip", "siglip"] = Field("clip", description="clip: softmax over the global batch; siglip: sigmoid")
+    method: Literal["local", "dense", "tiled"] = Field(
+        "tiled", description="of clip: tiled (least memory), local (own rows whole) or dense (the whole matrix)"
+    )
+    mask_duplicates: bool = Field(False, description="samples with the same text are not negatives of each other")
 
 
 class OptimConfig(Config):
@@ -73,6 +86,7 @@ class PretrainConfig(Config):
         None, gt=0, description="logical CPUs a worker reserves; empty: 1 with a GPU, else half of the cluster shared"
     )
     train: TrainConfig = TrainConfig()
+    loss: LossConfig = LossConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     validation: ValidationConfig = ValidationConfig()
@@ -93,6 +107,8 @@ class PretrainConfig(Config):
             "train.global_batch_size": self.train.global_batch_size,
             "train.precision": self.train.precision,
             "train.grad_clip_norm": self.train.grad_clip_norm,
+            "loss.name": self.loss.name,
+            "loss.mask_duplicates": self.loss.mask_duplicates,
             **{f"data.{key}": value for key, value in data.items()},
             **{f"optim.{key}": value for key, value in self.optim.model_dump(mode="json").items()},
         }
