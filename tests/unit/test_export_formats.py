@@ -29,7 +29,7 @@ from dermray.export.manifest import EXPORT_NAME, STATE, PartRecord
 from dermray.export.parts import Part, key, titles
 from dermray.export.settings import ExportConfig
 from dermray.export.work import Work, begin, commit, plan
-from dermray.prepare.plan import plan_shards
+from dermray.prepare.plan import plan_shards, usable_rows
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import ShardMaker
 from dermray.prepare.sources import READERS, SourceRequest
@@ -92,7 +92,7 @@ def write_corpus(folder: Path, drawn: list[dict[str, Any]]) -> Manifest:
                 "width": 64,
                 "height": 48,
                 "captions": [{"aspect": aspect, "text": text} for aspect, text in each["captions"]],
-                "phash": images.perceptual_hash(images.decode(JPEGS[number])),
+                "phash": images.perceptual_hash(JPEGS[number]),
                 "duplicate_group": None,
             }
             for number, each in enumerate(drawn)
@@ -134,12 +134,12 @@ def imported(folder: Path | str, output: Path, source: str, **options: Any) -> l
     raw = READERS[source](SourceRequest(config.input, config.table, config.columns, config.limit))
     assert raw.dropped == ()
     assert raw.ontology is not None
-    work = plan_shards(raw, split=config.split, seed=0, rows_per_shard=4)
+    work = plan_shards(usable_rows(raw), split=config.split, seed=0, rows_per_shard=4)
     assert work.dropped == ()
     maker = ShardMaker(config, raw.ontology)
     made = []
     for spec in work.shards:
-        record, _ = maker.make(spec, lambda count: None)
+        record, _, _ = maker.make(spec, lambda count: None)
         assert record.dropped == ()
         assert record.shard is not None
         made.extend(pq.read_table(output / record.shard.path).to_pylist())
@@ -153,9 +153,9 @@ def prepared(corpus: Path) -> list[dict[str, Any]]:
 
 
 def comparable(samples: list[dict[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Samples by id. The hash of a raw image is taken before it is compressed, that of an exported one after."""
+    """Samples by id."""
     assert len({sample["sample_id"] for sample in samples}) == len(samples)
-    return {sample["sample_id"]: {**sample, "phash": None} for sample in samples}
+    return {sample["sample_id"]: sample for sample in samples}
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from dermray import models
 from dermray.errors import ModelError
+from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Batch
+from dermray.ingest.settings import DataConfig
 from dermray.losses import ClipLoss, SigLipLoss
 from dermray.train.pretrain import check
 from dermray.train.settings import LossConfig, PretrainConfig
@@ -44,12 +46,12 @@ def batch(num: int = 10) -> Batch:
     tokens = torch.from_numpy(random.integers(1, 64, (num, 12)))
     tokens[3:6] = tokens[0]
     pixels = torch.from_numpy(random.integers(0, 256, (num, 3, 16, 16), dtype=np.uint8))
-    return Batch(step=0, samples=np.arange(num), pixels=pixels, tokens=tokens)
+    return Batch(step=0, epoch=0, samples=np.arange(num), pixels=pixels, tokens=tokens)
 
 
 def backward(model: open_clip.CLIP, loss: LossConfig, micro_batch_size: int | None = None) -> tuple[Tensor, list[Any]]:
     model.zero_grad()
-    task = ContrastiveTask(MEAN, STD, CPU, loss, micro_batch_size)
+    task = ContrastiveTask(MEAN, STD, CPU, ColorAugmentation(DataConfig(), 0), loss, micro_batch_size)
     value = task.backward(model, batch(), CPU, nullcontext)
     return value, [parameter.grad for parameter in model.parameters()]
 
@@ -87,7 +89,7 @@ def test_micro_batches_and_methods_change_no_gradient(settings_of_loss: dict[str
 
 
 def test_the_task_tells_scale_and_bias() -> None:
-    task = ContrastiveTask(MEAN, STD, CPU)
+    task = ContrastiveTask(MEAN, STD, CPU, ColorAugmentation(DataConfig(), 0))
     assert task.report(make_model()).keys() == {"logit_scale"}
     assert task.report(make_model(init_logit_bias=-4.0))["logit_bias"] == -4.0
 
