@@ -1,4 +1,7 @@
-"""Score a model on a prepared corpus: `python jobs/evaluate.py model=URI corpus=URI output=URI`."""
+"""Score a model on a prepared corpus, a published benchmark or a table of one's own.
+
+`python jobs/evaluate.py model=URI corpus=URI output=URI`, or `benchmark=derm1m data=FOLDER`, or `data=TABLE.csv`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from dermray import entry, storage
 from dermray.config import load
 from dermray.evaluate.settings import EvaluateConfig
 
-DESCRIPTION = "Zero-shot classification and retrieval with intervals; writes report.json and report.html."
+DESCRIPTION = (
+    "Zero-shot classification, concepts, retrieval, linear probes and few-shot learning, with intervals and beside "
+    "published scores; writes report.json and report.html."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,9 +33,11 @@ def run(config: EvaluateConfig) -> int:
     model = tracking.resolve_model(config.model, config.tracking)
     suite.check_inputs(config, model_uri=model.folder_uri)
     cluster.connect(config.cluster)
-    name = config.run_name or f"evaluate {model.name} on {storage.name_of(config.corpus)}"
+    target = config.benchmark or storage.name_of(config.corpus or config.data or "")
+    name = config.run_name or f"evaluate {model.name} on {target}"
     with tracking.run(config.tracking, kind="evaluate", name=name, resolved=config) as current:
-        current.log_corpus(config.corpus, Manifest.load(config.corpus), context="evaluation")
+        if config.corpus is not None:
+            current.log_corpus(config.corpus, Manifest.load(config.corpus), context="evaluation")
         report = suite.evaluate(config, model_uri=model.folder_uri, say=_say)
         report.save(config.output)
         current.log_metrics(report.metrics())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from dermray.config import parse
+from dermray.corpus.ontology import Ontology
 from dermray.encoder import EncoderInfo
 from dermray.errors import ConfigError, CorpusError, EvaluationError
 from dermray.evaluate.features import Features
@@ -17,7 +19,7 @@ from dermray.evaluate.retrieval import Retrieval
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.tasks import Context
-from dermray.evaluate.zero_shot import TEMPLATES, ZeroShot, classifier_weights, fill
+from dermray.evaluate.zero_shot import TEMPLATES, ZeroShot, classifier_weights, fill, hierarchy_hits
 from tests.corpora import CONDITIONS, write_prepared_corpus
 
 INFO = EncoderInfo("tiny", 4, 32, 24, "a" * 64, "b" * 64, 1000)
@@ -40,7 +42,8 @@ def features(samples: Samples, images: np.ndarray, texts: dict[str, np.ndarray],
 
 def one_hot_of(text: str) -> np.ndarray:
     """The axis of the condition that a prompt or caption names."""
-    return np.eye(4)[next(row for row, name in enumerate(CONDITIONS) if name.partition(",")[0] in text)]
+    names = [(row, one.strip()) for row, name in enumerate(CONDITIONS) for one in name.split(",")]
+    return np.eye(4)[next(row for row, name in names if name in text)]
 
 
 @pytest.fixture
@@ -57,9 +60,63 @@ def context(tmp_path):
 
 def test_prompts_use_the_first_synonym(context):
     prompts = ZeroShot().texts(context.samples, context.config)
-    assert len(prompts) == 4 * len(TEMPLATES)
-    assert "A skin image of eczema." in prompts
-    assert not any("dermatitis" in prompt for prompt in prompts)
+    by_first, by_all = prompts[: 4 * len(TEMPLATES)], prompts[4 * len(TEMPLATES) :]
+    assert "A skin image of eczema." in by_first
+    assert not any("dermatitis" in prompt for prompt in by_first)
+    assert len(by_all) == 5 * len(TEMPLATES)
+    assert "A skin image of dermatitis." in by_all
+
+
+def test_synonyms_are_averaged_into_one_class(context):
+    texts = context.features._text_rows
+    for text, row in texts.items():
+        if "dermatitis" in text:
+            # By this name the model takes eczema for its opposite, and surer than it knows it by the first.
+            context.features._texts[row] = [-3.0, 0.0, 0.0, 0.0]
+    result = ZeroShot().run(context)
+    assert result.details["num_classes_with_synonyms"] == 1
+    assert result.metrics["accuracy"].value == 1.0
+    assert result.metrics["synonyms_accuracy"].value < 1.0
+
+
+def test_right_at_a_level_of_the_tree(context):
+    images = context.features.images
+    # Psoriasis taken for eczema is right at the first level, a nevus taken for psoriasis at none.
+    images[1], images[7] = images[0], images[1 + 4]
+    result = ZeroShot().run(context)
+    assert result.metrics["accuracy"].value == pytest.approx(36 / 38)
+    assert result.metrics["level_1_accuracy"].value == pytest.approx(37 / 38)
+    assert result.metrics["level_2_accuracy"].value == pytest.approx(36 / 38)
+    assert result.details["num_samples_by_level"] == {"1": 38, "2": 38}
+
+
+def test_levels_count_over_every_parent_and_only_as_deep_as_the_class():
+    tree = Ontology({"root": ["a", "b"], "a": ["x"], "b": ["x", "y"], "y": ["z"]})
+    truth, predictions = np.array([0, 0, 1, 2]), np.array([2, 1, 2, 1])
+    found = hierarchy_hits(tree, ["x", "y", "z"], truth, predictions)
+    # x lies below a (its path) and b; z and y share b.
+    np.testing.assert_array_equal(found[1][1], [0, 0, 1, 1])
+    np.testing.assert_array_equal(found[2][1], [0, 0, 1, 1])
+    np.testing.assert_array_equal(found[3][0], [3])
+    np.testing.assert_array_equal(found[3][1], [0])
+
+
+def test_fixed_classes_keep_their_order_and_count_what_is_outside(context):
+    samples = replace(context.samples, class_names=("nevus", "eczema", "psoriasis"))
+    result = ZeroShot().run(replace(context, samples=samples))
+    assert [row["name"] for row in result.details["classes"]] == ["nevus", "eczema", "psoriasis"]
+    # The list has no melanoma: every fourth sample is outside, one of them unreadable.
+    assert result.excluded == {"without a label": 0, "label outside the class list": 10, "image not readable": 0} | {
+        "without a label": 1
+    }
+    assert result.num_samples == 29
+    assert result.metrics["accuracy"].value == 1.0
+
+
+def test_no_label_of_the_class_list_is_said(context):
+    samples = replace(context.samples, class_names=("scabies", "acne"))
+    with pytest.raises(EvaluationError, match="no sample of the split 'val' has a label among the 2 classes"):
+        ZeroShot().run(replace(context, samples=samples))
 
 
 def test_perfect_model(context):
@@ -172,7 +229,7 @@ def test_first_samples_only(tmp_path):
     write_prepared_corpus(tmp_path / "corpus", {"val": 40}, row_group_size=8)
     samples = Samples.load(str(tmp_path / "corpus"), "val", max_samples=19)
     assert len(samples) == 19
-    assert [group.num_rows for group in samples.row_groups] == [8, 8, 3]
+    assert [group.num_rows for group in samples.images] == [8, 8, 3]
     everything = Samples.load(str(tmp_path / "corpus"), "val")
     assert everything.ids[:19] == samples.ids
     assert everything.read_images([39, 0, 17])[17] == samples.read_images([17])[17]

@@ -61,3 +61,10 @@ def with_interval(value: float, resampled: np.ndarray) -> Metric:
         return Metric(value)
     low, high = np.percentile(resampled, [LOW_PERCENTILE, HIGH_PERCENTILE])
     return Metric(value, float(low), float(high))
+
+
+def mean_with_interval(values: np.ndarray, strata: np.ndarray, *, num_resamples: int, seed: int) -> Metric:
+    """The mean of one value a sample, float `[N]`, with its stratified bootstrap interval."""
+    chunks = [values @ weights for weights in resample_weights(strata, num_resamples, seed)]
+    resampled = np.concatenate(chunks or [np.empty(0)]) / len(values)
+    return with_interval(float(values.mean()), resampled)

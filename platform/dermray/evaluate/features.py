@@ -1,7 +1,7 @@
 """Features of images and texts, computed once by Ray Data over a pool of encoder actors and shared by all tasks.
 
-The unit of work is one Parquet row group, or a few hundred texts; each text is encoded once however often it occurs.
-An image that cannot be decoded costs one row: it is counted by reason and left out.
+The unit of work is one Parquet row group, some image files, or a few hundred texts; each text is encoded once however
+often it occurs. An image that is missing or cannot be decoded costs one row: it is counted by reason and left out.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,11 @@ import ray.data
 from dermray import cluster, errors
 from dermray.encoder import Encoder, EncoderInfo, Precision
 from dermray.errors import DermRayError, EvaluationError, ImageError
-from dermray.evaluate.samples import RowGroup, Samples, read_row_group
+from dermray.evaluate.samples import Images, Samples, from_document, to_document
 
 TEXTS_PER_ITEM = 512
 PROGRESS_EVERY_S = 5.0
+MISSING = "missing"
 
 Say = Callable[[str], None]
 Batch = dict[str, np.ndarray]
@@ -43,6 +44,10 @@ class Features:
     num_actors: int
     _texts: np.ndarray
     _text_rows: dict[str, int]
+
+    def rows(self, start: int, stop: int) -> Features:
+        """The same for the images from `start` up to `stop`; texts and counts are those of all."""
+        return replace(self, images=self.images[start:stop], usable=self.usable[start:stop])
 
     def of_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of texts that were asked for, float32 `[len(texts), D]`; equal texts give the same vector."""
@@ -76,17 +81,20 @@ class EncodeActor:
         if "texts" in item:
             vectors = encoder.encode_texts(item["texts"], batch_size=self._batch_size)
             return vectors, [""] * len(vectors)
-        return self._encode_images(encoder, RowGroup(**item["row_group"]))
+        return self._encode_images(encoder, from_document(item["images"]))
 
-    def _encode_images(self, encoder: Encoder, group: RowGroup) -> tuple[np.ndarray, list[str]]:
-        images = read_row_group(group, ["image"]).column("image").to_pylist()
+    def _encode_images(self, encoder: Encoder, unit: Images) -> tuple[np.ndarray, list[str]]:
+        images = unit.read()
         vectors = np.zeros((len(images), encoder.info.embedding_dim), dtype=np.float32)
         failures = [""] * len(images)
         for start in range(0, len(images), self._batch_size):
             rows, pixels = [], []
-            for row in range(start, min(start + self._batch_size, len(images))):
+            for row, data in enumerate(images[start : start + self._batch_size], start):
+                if data is None:
+                    failures[row] = MISSING
+                    continue
                 try:
-                    pixels.append(encoder.preprocess(images[row]))
+                    pixels.append(encoder.preprocess(data))
                     rows.append(row)
                 except ImageError as error:
                     failures[row] = error.reason
@@ -229,7 +237,7 @@ def _from_json(text: str) -> DermRayError:
 
 
 def _items(samples: Samples, texts: list[str]) -> Iterator[dict[str, Any]]:
-    for group in samples.row_groups:
-        yield {"item": json.dumps({"position": group.position, "row_group": asdict(group)})}
+    for unit in samples.images:
+        yield {"item": json.dumps({"position": unit.position, "images": to_document(unit)})}
     for start in range(0, len(texts), TEXTS_PER_ITEM):
         yield {"item": json.dumps({"position": start, "texts": texts[start : start + TEXTS_PER_ITEM]})}

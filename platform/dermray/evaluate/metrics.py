@@ -24,7 +24,7 @@ from scipy import sparse
 from dermray.errors import EvaluationError
 from dermray.evaluate.bootstrap import Metric, resample_weights, with_interval
 
-__all__ = ["METRIC_NAMES", "ClassScores", "Metric", "classification", "per_class"]
+__all__ = ["METRIC_NAMES", "BinaryArea", "ClassScores", "Metric", "classification", "per_class"]
 
 TOP_K = 5
 METRIC_NAMES = (
@@ -197,6 +197,11 @@ class _ClassRanks:
         self._class_share_rows = self._negative_rows.astype(np.float64)
         self._class_share_rows.data /= counts[truth[self._negative_rows.indices]]
 
+    def ordered(self, weights: np.ndarray) -> np.ndarray:
+        """Weighted (positive, negative) pairs in the right order, ties half; float64 `[R]`."""
+        positives = (self._positive_rows @ weights).astype(np.float64)
+        return self._ordered(positives, self._negative_rows @ weights)
+
     def areas(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """One-vs-rest area, and mean one-vs-one area against each other class; each float64 `[R]`."""
         positives = (self._positive_rows @ weights).astype(np.float64)
@@ -208,6 +213,28 @@ class _ClassRanks:
     def _ordered(self, positives: np.ndarray, by_gap: np.ndarray) -> np.ndarray:
         below = np.cumsum(by_gap, axis=0, dtype=np.float64)
         return np.einsum("lr,lr->r", positives, below[0:-1:2] + 0.5 * by_gap[1::2])
+
+
+class BinaryArea:
+    """Area under the ROC curve of one score against yes or no, as a function of sample weights; ties count half."""
+
+    def __init__(self, scores: np.ndarray, positive: np.ndarray) -> None:
+        """Rank the scores, float `[N]`, against the answers, bool `[N]`.
+
+        Raises:
+            EvaluationError: all answers are the same.
+        """
+        truth = positive.astype(np.int64)
+        if truth.min() == truth.max():
+            raise EvaluationError(f"all {len(truth)} answers are {bool(truth[0])}; an area under the curve needs both")
+        self._positive = positive
+        self._ranks = _ClassRanks(scores.astype(np.float64), truth, 1)
+
+    def __call__(self, weights: np.ndarray) -> np.ndarray:
+        """Areas, float64 `[R]`, under weights `[N, R]`; NaN where they leave only one answer."""
+        pairs = weights[self._positive].sum(axis=0, dtype=np.float64) * weights[~self._positive].sum(axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return self._ranks.ordered(weights) / np.where(pairs > 0, pairs, np.nan)
 
 
 def _sum_by(

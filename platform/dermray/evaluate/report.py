@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +14,11 @@ from markupsafe import Markup
 
 from dermray import __version__, reporting, storage
 from dermray.errors import ImageError
+from dermray.evaluate.benchmarks import Benchmark, Suite
+from dermray.evaluate.bootstrap import Metric
+from dermray.evaluate.cases import Skipped
 from dermray.evaluate.samples import Samples
+from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.tasks import Context, TaskResult
 from dermray.reporting import plots
 
@@ -49,8 +53,7 @@ class Report:
         """A few lines for a terminal."""
         lines = []
         for task, section in self.document["tasks"].items():
-            names = HEADLINE_METRICS[task]
-            shown = ", ".join(f"{name} {_with_interval(section['metrics'][name])}" for name in names)
+            shown = ", ".join(f"{name} {_with_interval(section['metrics'][name])}" for name in section["headline"])
             lines.append(f"{task} ({section['num_samples']:,} samples): {shown}")
         return lines
 
@@ -60,13 +63,95 @@ class Report:
         storage.write_json(storage.join(uri, JSON_NAME), self.document)
 
 
-HEADLINE_METRICS = {
-    "zero_shot": ("accuracy", "top5_accuracy", "macro_auroc"),
-    "retrieval": ("image_to_text_R@1", "image_to_text_R@5", "image_to_text_R@10"),
-}
+@dataclass(frozen=True)
+class SuiteReport:
+    """A finished benchmark: one report a data set, and what sets them beside the published scores."""
+
+    document: dict[str, Any]
+    html: str
+    reports: dict[str, Report]
+
+    def metrics(self) -> dict[str, float]:
+        """Every score under `DATASET/TASK/NAME`."""
+        return {
+            f"{_short(name)}/{key}": value
+            for name, report in self.reports.items()
+            for key, value in report.metrics().items()
+        }
+
+    def headline(self) -> list[str]:
+        """A few lines for a terminal: each data set that was scored, and each that was not."""
+        lines = [f"{_short(name)}: {line}" for name, report in self.reports.items() for line in report.headline()]
+        return lines + [f"skipped {one['line']}" for one in self.document["skipped"]]
+
+    def save(self, uri: str) -> None:
+        """Write each data set's report into its own folder below `uri`, then the summary into `uri`."""
+        for name, report in self.reports.items():
+            report.save(storage.join(uri, _short(name)))
+        storage.write_text(storage.join(uri, HTML_NAME), self.html)
+        storage.write_json(storage.join(uri, JSON_NAME), self.document)
 
 
-def build(context: Context, results: Mapping[str, TaskResult], *, model_uri: str, duration_s: float) -> Report:
+def summarise(
+    suite: Suite,
+    reports: Mapping[str, Report],
+    skipped: Sequence[Skipped],
+    *,
+    config: EvaluateConfig,
+    duration_s: float,
+) -> SuiteReport:
+    """Set the reports of a benchmark's data sets side by side.
+
+    Args:
+        suite: the benchmark.
+        reports: name of a data set's benchmark → its report.
+        skipped: those that were not scored.
+        config: of the run.
+        duration_s: of the whole evaluation.
+    """
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "suite": suite.model_dump(mode="json", exclude={"benchmarks"}),
+        "model": next((report.document["model"] for report in reports.values()), None),
+        "duration_s": round(duration_s, 3),
+        "config": config.model_dump(mode="json"),
+        "benchmarks": {
+            name: {
+                "report": storage.join(_short(name), JSON_NAME),
+                "corpus": report.document["corpus"],
+                "benchmark": report.document["benchmark"],
+                "num_samples": {task: section["num_samples"] for task, section in report.document["tasks"].items()},
+                "excluded": {task: section["excluded"] for task, section in report.document["tasks"].items()},
+            }
+            for name, report in reports.items()
+        },
+        "skipped": [
+            {
+                "name": one.benchmark.name,
+                "title": one.benchmark.title,
+                "reason": one.reason,
+                "offered": one.benchmark.dataset.offered,
+                "bundle": one.benchmark.bundle or suite.bundle,
+                "line": str(one),
+            }
+            for one in skipped
+        ],
+    }
+    html = reporting.render(
+        "benchmark.html", document=document, pages={name: f"{_short(name)}/{HTML_NAME}" for name in reports}
+    )
+    return SuiteReport(document, html, dict(reports))
+
+
+def build(
+    context: Context,
+    results: Mapping[str, TaskResult],
+    *,
+    model_uri: str,
+    duration_s: float,
+    benchmark: Benchmark | None = None,
+) -> Report:
     """Assemble the document and render the page.
 
     Args:
@@ -74,8 +159,10 @@ def build(context: Context, results: Mapping[str, TaskResult], *, model_uri: str
         results: task name → result.
         model_uri: where the model was loaded from.
         duration_s: of the whole evaluation.
+        benchmark: what was computed, where it is a published one.
     """
     document = _document(context, results, model_uri, duration_s)
+    document["benchmark"] = _compared(benchmark, document) if benchmark else None
     thumbnails = _thumbnails(context.samples, _shown_indices(document["tasks"]))
     html = reporting.render(
         "evaluate.html",
@@ -86,8 +173,35 @@ def build(context: Context, results: Mapping[str, TaskResult], *, model_uri: str
     return Report(document, html)
 
 
+def _short(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _compared(benchmark: Benchmark, document: Mapping[str, Any]) -> dict[str, Any]:
+    """The benchmark's facts, and a table of our scores and the published ones, in the publication's metrics."""
+    ours = {
+        f"{task}/{name}": metric
+        for task, section in document["tasks"].items()
+        for name, metric in section["metrics"].items()
+    }
+    reported = [*benchmark.metrics, *(metric for one in benchmark.published for metric in one.scores)]
+    metrics = [metric for metric in dict.fromkeys(reported) if metric in ours]
+    own = {"model": document["model"]["name"], "scores": {name: ours[name] for name in metrics}, "reference": None}
+    published = [
+        {
+            "model": one.model,
+            "scores": {name: asdict(Metric(one.scores[name])) for name in metrics if name in one.scores},
+            "reference": one.reference,
+        }
+        for one in benchmark.published
+    ]
+    facts = benchmark.model_dump(mode="json", include={"name", "title", "dataset", "bundle"})
+    return {**facts, "metrics": metrics, "rows": [own, *(row for row in published if row["scores"])]}
+
+
 def _document(context: Context, results: Mapping[str, TaskResult], model_uri: str, duration_s: float) -> dict[str, Any]:
     samples, features = context.samples, context.features
+    num_images = len(samples) + (len(context.training[0]) if context.training else 0)
     return {
         "schema_version": SCHEMA_VERSION,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -97,6 +211,8 @@ def _document(context: Context, results: Mapping[str, TaskResult], model_uri: st
             "digest": samples.corpus_digest,
             "split": samples.split,
             "num_samples": len(samples),
+            "train_split": context.training[0].split if context.training else None,
+            "num_train_samples": len(context.training[0]) if context.training else None,
         },
         "code": {
             "dermray": __version__,
@@ -107,13 +223,14 @@ def _document(context: Context, results: Mapping[str, TaskResult], model_uri: st
             "duration_s": round(duration_s, 3),
             "encoding_s": round(features.duration_s, 3),
             "num_actors": features.num_actors,
-            "images_per_s": round(len(samples) / max(features.duration_s, 1e-9), 1),
+            "images_per_s": round(num_images / max(features.duration_s, 1e-9), 1),
             "failed_images": features.failures,
         },
         "config": context.config.model_dump(mode="json"),
         "tasks": {
             name: {
                 "num_samples": result.num_samples,
+                "headline": list(result.headline),
                 "excluded": result.excluded,
                 "metrics": {key: asdict(metric) for key, metric in result.metrics.items()},
                 **result.details,

@@ -157,6 +157,8 @@ def _checked(image_features: Any, text_features: Any) -> tuple[torch.Tensor, tor
 class Retrieval:
     """Finds an image's raw caption among all captions, and a caption's image among all images."""
 
+    needs_training = False
+
     def texts(self, samples: Samples, config: EvaluateConfig) -> list[str]:
         """The raw captions."""
         return [caption for caption in samples.captions if caption is not None]
@@ -177,6 +179,7 @@ class Retrieval:
             scores |= score_ranks(ranks, direction, DEFAULT_KS, bootstrap=config.bootstrap, seed=config.seed)
         return TaskResult(
             metrics=scores,
+            headline=("image_to_text_R@1", "image_to_text_R@5", "image_to_text_R@10"),
             num_samples=len(kept),
             excluded={
                 "without a raw caption": int((~captioned).sum()),

@@ -1,4 +1,4 @@
-"""The samples that are scored: everything about them but their pixels, in manifest order.
+"""The samples that are scored: everything about them but their pixels, in the order of their manifest or table.
 
 Images are read where they are encoded (`dermray.evaluate.features`); the few that a report shows are read one by one.
 """
@@ -6,7 +6,7 @@ Images are read where they are encoded (`dermray.evaluate.features`); the few th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,38 +18,86 @@ from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import Ontology
 
 RAW_ASPECT = "raw"
-_COLUMNS = ["sample_id", "captions", "labels"]
+_COLUMNS = ["sample_id", "captions", "labels", "concepts"]
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One Parquet row group: its shard, its number there, where its rows stand in the split, and how many count."""
+    """One Parquet row group: its shard, its number there, where its rows stand among the samples, how many count."""
 
     uri: str
     number: int
     position: int
     num_rows: int
 
+    def read(self) -> list[bytes | None]:
+        """The encoded images.
+
+        Raises:
+            CorpusError: the shard is missing or damaged.
+        """
+        return read_row_group(self, ["image"]).column("image").to_pylist()
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Some image files of a raw data set, and where they stand among the samples."""
+
+    uris: tuple[str, ...]
+    position: int
+
+    @property
+    def num_rows(self) -> int:
+        """How many there are."""
+        return len(self.uris)
+
+    def read(self) -> list[bytes | None]:
+        """The encoded images; None for a file that is not there."""
+        return [_read_file(uri) for uri in self.uris]
+
+
+Images = RowGroup | ImageFiles
+
+
+def to_document(images: Images) -> dict[str, Any]:
+    """JSON-serialisable form of a unit of work, for `from_document`."""
+    return {"row_group" if isinstance(images, RowGroup) else "files": asdict(images)}
+
+
+def from_document(document: dict[str, Any]) -> Images:
+    """The unit of work that `to_document` described."""
+    if "files" in document:
+        return ImageFiles(tuple(document["files"]["uris"]), document["files"]["position"])
+    return RowGroup(**document["row_group"])
+
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of one split, in manifest order. All lists have one entry a sample."""
+    """The samples of one split, in manifest or table order. All lists have one entry a sample."""
 
     uri: str
     split: str
-    # digest of the whole corpus, not of the split
+    # digest of the whole corpus or table, not of the split
     corpus_digest: str
-    row_groups: tuple[RowGroup, ...]
+    images: tuple[Images, ...]
     ids: list[str]
     # the raw caption, None where there is none
     captions: list[str | None]
-    # ontology nodes; may be empty
+    # ontology nodes, or what a raw table says; may be empty
     labels: list[list[str]]
+    # concepts marked as present; may be empty
+    concepts: list[list[str]]
     ontology: Ontology
+    # the classes to choose from, in their order; empty: those that occur
+    class_names: tuple[str, ...] = ()
+    # the concepts that were looked for; empty: those that occur
+    concept_names: tuple[str, ...] = ()
+    # rows of a raw table left out, by reason
+    dropped: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def load(cls, uri: str, split: str, *, max_samples: int | None = None) -> Samples:
-        """Read captions and labels of a split of the prepared corpus at `uri`.
+        """Read captions, labels and concepts of a split of the prepared corpus at `uri`.
 
         Raises:
             CorpusError: no corpus, no such split (the message lists those there are), or a damaged shard.
@@ -66,27 +114,44 @@ class Samples:
             uri=uri,
             split=split,
             corpus_digest=manifest.digest,
-            row_groups=row_groups,
+            images=row_groups,
             ids=[row["sample_id"] for row in rows],
             captions=[_raw_caption(row["captions"]) for row in rows],
             labels=labels,
+            concepts=[list(row["concepts"]) for row in rows],
             ontology=Ontology.load(uri) if known else Ontology.flat({one for each in labels for one in each}),
         )
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def followed_by(self, other: Samples) -> Samples:
+        """These samples and then the other ones, which are of the same data: what is encoded in one go."""
+        moved = [replace(each, position=each.position + len(self)) for each in other.images]
+        return replace(
+            self,
+            images=(*self.images, *moved),
+            ids=self.ids + other.ids,
+            captions=self.captions + other.captions,
+            labels=self.labels + other.labels,
+            concepts=self.concepts + other.concepts,
+        )
+
     def read_images(self, indices: list[int]) -> dict[int, bytes]:
-        """Encoded images of a few samples, by their index."""
-        starts = np.array([group.position for group in self.row_groups])
+        """Encoded images of a few samples, by their index; files that are not there are left out."""
+        starts = np.array([each.position for each in self.images])
         wanted: dict[int, list[int]] = {}
         for index in sorted(set(indices)):
             wanted.setdefault(int(np.searchsorted(starts, index, "right")) - 1, []).append(index)
         found: dict[int, bytes] = {}
         for number, members in wanted.items():
-            group = self.row_groups[number]
-            column = read_row_group(group, ["image"]).column("image")
-            found.update({index: column[index - group.position].as_py() for index in members})
+            unit = self.images[number]
+            if isinstance(unit, RowGroup):
+                column = read_row_group(unit, ["image"]).column("image")
+                found.update({index: column[index - unit.position].as_py() for index in members})
+            else:
+                read = {index: _read_file(unit.uris[index - unit.position]) for index in members}
+                found.update({index: data for index, data in read.items() if data is not None})
         return found
 
 
@@ -97,6 +162,13 @@ def read_row_group(group: RowGroup, columns: list[str]) -> pa.Table:
         CorpusError: the shard is missing or damaged.
     """
     return shards.read_row_group(group.uri, group.number, columns).slice(0, group.num_rows)
+
+
+def _read_file(uri: str) -> bytes | None:
+    try:
+        return storage.read_bytes(uri)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return None
 
 
 def _row_groups(uri: str, split: Manifest, max_samples: int | None) -> Iterator[RowGroup]:

@@ -4,27 +4,57 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from dermray.config import ClusterConfig, Config, TrackingConfig
 
-TaskName = Literal["zero_shot", "retrieval"]
+TaskName = Literal["zero_shot", "concepts", "retrieval", "linear_probe", "knn", "few_shot"]
+
+
+class TableColumns(Config):
+    """Column names of a table of one's own; a column named here must exist, a default name is used where it exists."""
+
+    image: str = Field("image", description="path of the image: below the table's folder, or absolute")
+    label: str = Field("label", description="class: a name, or a number that counts in classes=[...] from 0")
+    caption: str = Field("caption", description="caption, for retrieval")
+    split: str = Field("split", description="split of each row; without it all rows are scored")
 
 
 class EvaluateConfig(Config):
     """What to score, on what, and how."""
 
     model: str = Field(description="model folder (path or URI), models:/NAME@ALIAS, or an open_clip name")
-    corpus: str = Field(description="URI of a prepared corpus")
+    corpus: str | None = Field(None, description="URI of a prepared corpus to score on")
+    benchmark: str | None = Field(
+        None, description="published benchmark to score on: a suite (derm1m) or one of it (derm1m/ham10000)"
+    )
+    data: str | None = Field(
+        None,
+        description="folder with a benchmark's data, published or prepared; or a table (.csv) of one's own",
+    )
     output: str = Field(description="URI of the folder for report.json and report.html")
-    split: str = Field("val", description="split of the corpus to score on")
-    tasks: tuple[TaskName, ...] = Field(("zero_shot", "retrieval"), min_length=1, description="what to compute")
+    split: str = Field("val", description="split of the corpus or table to score on; benchmarks bring their own")
+    train_split: str = Field("train", description="split that linear_probe, knn and few_shot learn from")
+    tasks: tuple[TaskName, ...] = Field(
+        (), description="what to compute; empty: what the benchmark asks for, else zero_shot and retrieval"
+    )
+    columns: TableColumns = TableColumns()
+    classes: tuple[str, ...] = Field((), description="class names of a table of one's own, in the order of its numbers")
+    ontology: str | None = Field(
+        None, description="disease tree for synonyms and hierarchical accuracy; empty: the corpus's own"
+    )
     templates: tuple[str, ...] = Field(
         (), description="zero-shot prompts, {} stands for the class name; empty: the eight published ones"
     )
+    label_fractions: tuple[float, ...] = Field(
+        (0.01, 0.1, 1.0), min_length=1, description="shares of the training labels for linear_probe"
+    )
+    shots: tuple[int, ...] = Field((1, 5, 10), min_length=1, description="training images a class for few_shot")
+    num_draws: int = Field(5, ge=1, description="times that fewer labels are drawn, for linear_probe and few_shot")
+    neighbours: int = Field(20, ge=1, description="training images that vote in knn")
     batch_size: int = Field(64, ge=1, description="images or texts per forward pass; changes no score")
     bootstrap: int = Field(1000, ge=0, description="resamples behind the 95 % intervals; 0: no intervals")
-    seed: int = Field(0, ge=0, description="of the bootstrap and of the examples shown")
+    seed: int = Field(0, ge=0, description="of the bootstrap, of the shots drawn and of the examples shown")
     num_actors: int | None = Field(
         None, ge=1, description="encoders at work; empty: one per GPU, else one per two logical CPUs"
     )
@@ -48,3 +78,34 @@ class EvaluateConfig(Config):
     @classmethod
     def _once_each(cls, tasks: tuple[TaskName, ...]) -> tuple[TaskName, ...]:
         return tuple(dict.fromkeys(tasks))
+
+    @field_validator("label_fractions")
+    @classmethod
+    def _are_shares(cls, fractions: tuple[float, ...]) -> tuple[float, ...]:
+        for fraction in fractions:
+            if not 0 < fraction <= 1:
+                raise ValueError(f"a share of the labels lies above 0 and at most at 1, not at {fraction}")
+        return tuple(dict.fromkeys(fractions))
+
+    @field_validator("shots")
+    @classmethod
+    def _are_counts(cls, shots: tuple[int, ...]) -> tuple[int, ...]:
+        if min(shots) < 1:
+            raise ValueError(f"few_shot needs at least one image a class, not {min(shots)}")
+        return tuple(dict.fromkeys(shots))
+
+    @field_validator("classes")
+    @classmethod
+    def _differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"the class name {repeated!r} is given more than once; each class needs its own")
+        return names
+
+    @model_validator(mode="after")
+    def _one_thing_to_score_on(self) -> EvaluateConfig:
+        if self.corpus is not None and (self.data is not None or self.benchmark is not None):
+            raise ValueError("corpus: give either corpus=, or data= with or without benchmark=")
+        if self.corpus is None and self.data is None:
+            raise ValueError("corpus: give corpus=PREPARED, benchmark=NAME data=FOLDER, or data=TABLE.csv of your own")
+        return self

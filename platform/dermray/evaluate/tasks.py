@@ -16,11 +16,12 @@ from dermray.evaluate.settings import EvaluateConfig
 
 @dataclass(frozen=True)
 class Context:
-    """What a task works on."""
+    """What a task works on: the split that is scored and, where there is one, the split to learn from."""
 
     config: EvaluateConfig
     samples: Samples
     features: Features
+    training: tuple[Samples, Features] | None = None
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class TaskResult:
 
     Attributes:
         metrics: name → score with its interval.
+        headline: the names that sum it up, a few.
         num_samples: samples behind the scores.
         excluded: samples left out, by reason.
         details: JSON-serialisable content of the task's section in `report.json`.
     """
 
     metrics: dict[str, Metric]
+    headline: tuple[str, ...]
     num_samples: int
     excluded: dict[str, int]
     details: dict[str, Any] = field(default_factory=dict)
@@ -42,6 +45,9 @@ class TaskResult:
 
 class Task(Protocol):
     """One way to score a model."""
+
+    # whether `Context.training` must be there
+    needs_training: bool
 
     def texts(self, samples: Samples, config: EvaluateConfig) -> list[str]:
         """Texts whose vectors `run` will ask for."""

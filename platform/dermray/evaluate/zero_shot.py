@@ -2,21 +2,27 @@
 
 A class's weight vector is the mean of the text vectors of its filled templates, normalised again. Logits are 100 times
 the cosine (the published fixed factor, not the model's learned scale), probabilities their softmax.
+
+Where a disease tree is at hand, predictions are also scored level by level, and a second classifier asks for each class
+by all its names: the mean runs over every template filled with every synonym.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dermray.corpus.ontology import display_names
+from dermray.corpus.ontology import Ontology
 from dermray.errors import EvaluationError
 from dermray.evaluate import metrics
+from dermray.evaluate.bootstrap import mean_with_interval
+from dermray.evaluate.classes import Classes, classes_of
+from dermray.evaluate.features import Features
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.tasks import Context, TaskResult
@@ -36,6 +42,8 @@ TEMPLATES = (
     "This image depicts {}, a type of skin cancer.",
 )
 LOGIT_SCALE = 100.0
+# Scores of the classifier whose classes are asked for by all their names; `synonyms_` stands before each.
+SYNONYM_METRICS = ("accuracy", "top5_accuracy", "balanced_accuracy", "macro_auroc", "weighted_f1")
 NUM_EXAMPLES = 12
 MAX_EXAMPLES_PER_CLASS = 2
 NUM_GUESSES = 3
@@ -88,73 +96,124 @@ def build_classifier(encoder: Encoder, class_names: Sequence[str], templates: Se
 
 
 class ZeroShot:
-    """Names the condition of each image among those that occur in the split."""
+    """Names the condition of each image among the benchmark's classes, or among those that occur in the split."""
+
+    needs_training = False
 
     def texts(self, samples: Samples, config: EvaluateConfig) -> list[str]:
-        """The prompts of all classes."""
-        return fill(display_names(_classes(samples)), config.templates or TEMPLATES)
+        """The prompts of all classes, and of the synonyms of their names."""
+        classes, templates = classes_of(samples), config.templates or TEMPLATES
+        synonyms = [name for names in _synonyms(samples, classes) for name in names]
+        return fill(classes.names, templates) + fill(list(dict.fromkeys(synonyms)), templates)
 
     def run(self, context: Context) -> TaskResult:
         """Score every sample that has a label and an image; see `docs/evaluation.md` for the metrics."""
         samples, features, config = context.samples, context.features, context.config
-        classes = _classes(samples)
-        labels = _targets(samples, classes)
+        classes = classes_of(samples)
+        labels = classes.targets
         kept = np.flatnonzero((labels >= 0) & features.usable)
         if len(kept) == 0:
             raise EvaluationError(f"no sample of the split {samples.split!r} has both a label and a readable image")
         templates = config.templates or TEMPLATES
-        names = display_names(classes)
-        weights = classifier_weights(_by_class(features.of_texts(fill(names, templates)), len(classes)))
-        scores = probabilities(torch.from_numpy(features.images[kept]), weights).numpy()
-        truth = labels[kept]
+        images, truth = torch.from_numpy(features.images[kept]), labels[kept]
+        weights = classifier_weights(_by_class(features.of_texts(fill(classes.names, templates)), len(classes.names)))
+        scores = probabilities(images, weights).numpy()
+        synonyms = _synonyms(samples, classes)
         per_class = metrics.per_class(scores, truth)
+        hierarchy = hierarchy_hits(samples.ontology, classes.nodes, truth, scores.argmax(axis=1))
+        found = metrics.classification(scores, truth, bootstrap=config.bootstrap, seed=config.seed)
+        found |= _level_scores(hierarchy, truth, config)
+        if any(len(names) > 1 for names in synonyms):
+            several = torch.stack([_class_weight(features, names, templates) for names in synonyms])
+            found |= _synonym_scores(probabilities(images, several).numpy(), truth, config)
         return TaskResult(
-            metrics=metrics.classification(scores, truth, bootstrap=config.bootstrap, seed=config.seed),
+            metrics=found,
+            headline=("accuracy", "top5_accuracy", "macro_auroc"),
             num_samples=len(kept),
-            excluded={
-                "without a label": int((labels < 0).sum()),
-                "image not readable": int((~features.usable & (labels >= 0)).sum()),
-            },
+            excluded=classes.excluded() | {"image not readable": int((~features.usable & (labels >= 0)).sum())},
             details={
                 "templates": list(templates),
                 "logit_scale": LOGIT_SCALE,
-                "chance": 1.0 / len(classes),
+                "chance": 1.0 / len(classes.names),
                 "most_frequent_class_share": float(per_class.num_samples.max() / len(kept)),
                 "num_samples_with_several_labels": sum(len(samples.labels[index]) > 1 for index in kept),
-                "classes": _class_rows(classes, names, per_class),
+                "num_classes_with_synonyms": sum(len(names) > 1 for names in synonyms),
+                "num_samples_by_level": {str(level): len(rows) for level, (rows, _) in hierarchy.items()},
+                "classes": _class_rows(classes.labels, classes.names, per_class),
                 "confusion": per_class.confusion.tolist(),
-                "examples": _examples(samples, kept, scores, truth, classes, names),
+                "examples": _examples(samples, kept, scores, truth, classes.labels, classes.names),
             },
         )
 
 
 def class_targets(samples: Samples) -> tuple[list[str], np.ndarray]:
-    """The prompts' names of the classes that occur, and the class of each sample, int64 `[N]`, -1 without a label.
+    """The prompts' names of the classes that occur, and the class of each sample, int64 `[N]`, below 0 without one.
 
     Raises:
         EvaluationError: no sample has a label.
     """
-    classes = _classes(samples)
-    return list(display_names(classes)), _targets(samples, classes)
+    classes = classes_of(samples)
+    return list(classes.names), classes.targets
 
 
-def _targets(samples: Samples, classes: Sequence[str]) -> np.ndarray:
-    number = {label: index for index, label in enumerate(classes)}
-    return np.array([number.get(_best_label(samples, each) or "", -1) for each in samples.labels], dtype=np.int64)
+def hierarchy_hits(
+    ontology: Ontology, nodes: Sequence[str | None], truth: np.ndarray, predictions: np.ndarray
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Whether predictions are right at each level of the disease tree.
+
+    At level l a sample counts whose class's path (`Ontology.path`) reaches that deep. It is a hit when the path's node
+    at that level is the predicted class or stands above it, over whichever parent.
+
+    Args:
+        ontology: the tree.
+        nodes: the tree's node of each class, None where it has none.
+        truth: classes of the samples, int64 `[N]`.
+        predictions: predicted classes, int64 `[N]`.
+
+    Returns:
+        Level, from 1 → rows that count and whether each is a hit.
+    """
+    paths = [ontology.path(node) if node else [] for node in nodes]
+    above = [{node, *ontology.ancestors(node)} if node else set() for node in nodes]
+    levels: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for level in range(1, max(map(len, paths), default=0) + 1):
+        deep = np.array([len(path) >= level for path in paths])
+        rows = np.flatnonzero(deep[truth])
+        hits = [paths[truth[row]][level - 1] in above[predictions[row]] for row in rows]
+        levels[level] = rows, np.array(hits, dtype=np.float64)
+    return {level: found for level, found in levels.items() if len(found[0])}
 
 
-def _classes(samples: Samples) -> list[str]:
-    """The labels that occur as some sample's best label, in the ontology's order."""
-    present = {_best_label(samples, labels) for labels in samples.labels if labels}
-    classes = [name for name in samples.ontology if name in present]
-    if not classes:
-        raise EvaluationError(f"no sample of the split {samples.split!r} has a label; zero_shot needs labels")
-    return classes
+def _level_scores(
+    hierarchy: Mapping[int, tuple[np.ndarray, np.ndarray]], truth: np.ndarray, config: EvaluateConfig
+) -> dict[str, metrics.Metric]:
+    """`level_1_accuracy` … where the tree has more than one level among the classes."""
+    if len(hierarchy) < 2:
+        return {}
+    return {
+        f"level_{level}_accuracy": mean_with_interval(
+            hits, truth[rows], num_resamples=config.bootstrap, seed=config.seed
+        )
+        for level, (rows, hits) in hierarchy.items()
+    }
 
 
-def _best_label(samples: Samples, labels: Sequence[str]) -> str | None:
-    """The most specific label: the deepest in the ontology, of equals the first."""
-    return max(labels, key=samples.ontology.level, default=None)
+def _synonym_scores(scores: np.ndarray, truth: np.ndarray, config: EvaluateConfig) -> dict[str, metrics.Metric]:
+    found = metrics.classification(scores, truth, bootstrap=config.bootstrap, seed=config.seed)
+    return {f"synonyms_{name}": found[name] for name in SYNONYM_METRICS}
+
+
+def _synonyms(samples: Samples, classes: Classes) -> list[list[str]]:
+    """What each class may be called: its name first, then the ontology's other names of its node."""
+    return [
+        list(dict.fromkeys([name, *(samples.ontology.synonyms(node) if node else [])]))
+        for name, node in zip(classes.names, classes.nodes, strict=True)
+    ]
+
+
+def _class_weight(features: Features, names: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
+    vectors = torch.from_numpy(features.of_texts(fill(names, templates)))
+    return classifier_weights(vectors[None])[0]
 
 
 def _by_class(vectors: np.ndarray, num_classes: int) -> torch.Tensor:

@@ -1,0 +1,228 @@
+"""Concept annotation: is a papule, a scale, a pigment network in the image? As MONET (Kim et al., 2024) asks it.
+
+Each of T templates is filled with each of a concept's K terms and paired with a reference sentence that names no
+concept. The cosines of an image with the terms are averaged, a softmax against the reference gives a probability a
+template, and the mean over templates is the concept's score. A concept's area under the ROC curve compares the scores
+with the marks on the images; `mean_auroc` is the plain mean over concepts. Marks and scores are paired by name, in
+lower case; the published code pairs them by position.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import torch
+
+from dermray.errors import EvaluationError
+from dermray.evaluate import metrics
+from dermray.evaluate.bootstrap import Metric, resample_weights, with_interval
+from dermray.evaluate.features import Features
+from dermray.evaluate.samples import Samples
+from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.tasks import Context, TaskResult
+
+TERMS_NAME = "concept_terms.json"
+# The published temperature: logits are cosines times exp(4.5944).
+TEMPERATURE = 1.0 / math.exp(4.5944)
+GOOD_AUROC = 0.7
+_BLOCK_SCORES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The published words: templates (`{}` is a term), a reference sentence each, and the terms of each concept."""
+
+    templates: tuple[str, ...]
+    references: tuple[str, ...]
+    terms: dict[str, tuple[str, ...]]
+
+    @classmethod
+    @lru_cache(maxsize=1)
+    def load(cls) -> Prompts:
+        """Read the data file that comes with the package."""
+        text = resources.files("dermray.evaluate").joinpath(TERMS_NAME).read_text(encoding="utf-8")
+        document = json.loads(text)
+        terms = {concept: tuple(words) for concept, words in document["terms"].items()}
+        return cls(tuple(document["templates"]), tuple(document["references"]), terms)
+
+    def targets(self, concept: str) -> list[str]:
+        """Every template with every term of a concept, template by template."""
+        return [template.replace("{}", term) for template in self.templates for term in self.terms[concept]]
+
+
+def presence_scores(image_features: Any, target: Any, reference: Any, temperature: float = TEMPERATURE) -> Any:
+    """How sure a concept is present in each image.
+
+    Args:
+        image_features: `[N, D]`, numpy or torch, L2-normalised.
+        target: `[T, K, D]`, L2-normalised: T templates filled with K terms of the concept.
+        reference: `[T, 1, D]`, L2-normalised: the sentence without the concept that belongs to each template.
+        temperature: cosines are divided by it before the softmax.
+
+    Returns:
+        `[N]` in (0, 1), numpy or torch as the images are, and in their precision.
+
+    Raises:
+        EvaluationError: shapes that do not fit, no prompts, a temperature of 0 or below, or values that are not finite.
+    """
+    images = torch.as_tensor(image_features).detach()
+    targets, references = (torch.as_tensor(one).detach().to(images.device).double() for one in (target, reference))
+    _check(images, targets, references, temperature)
+    # Linear in the terms: the mean of the cosines is the cosine with the mean.
+    difference = targets.mean(dim=1) - references[:, 0]
+    present = torch.empty(len(images), dtype=torch.float64, device=images.device)
+    rows = max(1, _BLOCK_SCORES // len(difference))
+    for start in range(0, len(images), rows):
+        logits = images[start : start + rows].double() @ difference.T / temperature
+        present[start : start + rows] = torch.sigmoid(logits).mean(dim=1)
+    present = present.to(images.dtype)
+    return present if isinstance(image_features, torch.Tensor) else present.numpy()
+
+
+def mean_auroc(
+    scores: np.ndarray, marks: np.ndarray, *, bootstrap: int = 1000, seed: int = 0
+) -> tuple[Metric, list[Metric]]:
+    """Area under the ROC curve of each concept and their mean.
+
+    Whole images are resampled, all concepts together; a resample in which a concept has no or only marked images is
+    left out of that concept's interval and of that resample's mean.
+
+    Args:
+        scores: `[N, C]`.
+        marks: `[N, C]`, 0 or 1; each column must hold both.
+        bootstrap: resamples behind the 95 % intervals; 0 leaves them out.
+        seed: of the bootstrap.
+
+    Returns:
+        `(mean, one for each concept)`.
+
+    Raises:
+        EvaluationError: shapes that do not fit, scores that are not finite, or a concept marked on no or on all images.
+    """
+    if scores.shape != marks.shape or scores.ndim != 2 or 0 in scores.shape:
+        raise EvaluationError(f"scores {list(scores.shape)} and marks {list(marks.shape)} must both be [N, C]")
+    if not np.isfinite(scores).all():
+        raise EvaluationError("concept scores are not finite; look for NaN in the model's weights")
+    areas = [metrics.BinaryArea(scores[:, column], marks[:, column] > 0) for column in range(scores.shape[1])]
+    points = np.array([area(np.ones((len(scores), 1)))[0] for area in areas])
+    chunks = [
+        np.stack([area(weights) for area in areas])
+        for weights in resample_weights(np.zeros(len(scores), dtype=np.int64), bootstrap, seed)
+    ]
+    resampled = np.concatenate(chunks, axis=1) if chunks else np.empty((len(areas), 0))
+    defined = ~np.isnan(resampled)
+    means = np.where(defined, resampled, 0.0).sum(axis=0) / np.maximum(defined.sum(axis=0), 1)
+    each = [with_interval(float(point), row[~np.isnan(row)]) for point, row in zip(points, resampled, strict=True)]
+    return with_interval(float(points.mean()), means), each
+
+
+class Concepts:
+    """Scores the presence of each concept that was looked for on the images."""
+
+    needs_training = False
+
+    def texts(self, samples: Samples, config: EvaluateConfig) -> list[str]:
+        """The target prompts of all concepts and the reference sentences."""
+        prompts = Prompts.load()
+        return [text for name in concepts_of(samples)[0] for text in prompts.targets(name)] + list(prompts.references)
+
+    def run(self, context: Context) -> TaskResult:
+        """Score every readable image; a concept that is marked on none or on all of them is left out and named."""
+        samples, features, config = context.samples, context.features, context.config
+        names, unknown = concepts_of(samples)
+        kept = np.flatnonzero(features.usable)
+        if len(kept) == 0:
+            raise EvaluationError(f"no image of the split {samples.split!r} is readable")
+        marks = marks_of(samples, names)[kept]
+        both = (marks.min(axis=0) == 0) & (marks.max(axis=0) == 1)
+        if not both.any():
+            raise EvaluationError("no concept is marked on some of the images and not on others; nothing to score")
+        scored = [name for name, usable in zip(names, both, strict=True) if usable]
+        images, prompts = features.images[kept], Prompts.load()
+        columns = [_scores(images, features, prompts, name) for name in scored]
+        mean, each = mean_auroc(np.stack(columns, axis=1), marks[:, both], bootstrap=config.bootstrap, seed=config.seed)
+        good = sum(metric.value > GOOD_AUROC for metric in each)
+        return TaskResult(
+            metrics={"mean_auroc": mean},
+            headline=("mean_auroc",),
+            num_samples=len(kept),
+            excluded={"image not readable": int((~features.usable).sum())},
+            details={
+                "templates": list(prompts.templates),
+                "references": list(prompts.references),
+                "temperature": TEMPERATURE,
+                "concepts": [
+                    {
+                        "name": name,
+                        "num_samples": int(num),
+                        "auroc": metric.value,
+                        "low": metric.low,
+                        "high": metric.high,
+                    }
+                    for name, num, metric in zip(scored, marks[:, both].sum(axis=0), each, strict=True)
+                ],
+                "num_above_0.7": good,
+                "concepts_of_one_kind": [name for name, usable in zip(names, both, strict=True) if not usable],
+                "concepts_without_terms": unknown,
+            },
+        )
+
+
+def concepts_of(samples: Samples) -> tuple[list[str], list[str]]:
+    """The concepts to score, in lower case, and those that the published terms do not know.
+
+    Raises:
+        EvaluationError: none has terms.
+    """
+    marked = {_plain(name) for names in samples.concepts for name in names}
+    terms = Prompts.load().terms
+    looked_for = [_plain(name) for name in samples.concept_names]
+    wanted = looked_for or [name for name in terms if name in marked] + sorted(marked - set(terms))
+    known = [name for name in wanted if name in terms]
+    if not known:
+        raise EvaluationError("none of the concepts marked on the images has published terms; nothing to ask for")
+    return known, [name for name in wanted if name not in terms]
+
+
+def marks_of(samples: Samples, names: Sequence[str]) -> np.ndarray:
+    """Which concepts are marked on which images, int64 `[N, C]`; "atypical pigment network" marks "pigment network"."""
+    marks = np.zeros((len(samples), len(names)), dtype=np.int64)
+    for row, marked in enumerate(samples.concepts):
+        for concept in marked:
+            text = _plain(concept)
+            for column, name in enumerate(names):
+                if text == name or text.endswith(f" {name}"):
+                    marks[row, column] = 1
+    return marks
+
+
+def _plain(concept: str) -> str:
+    return concept.strip().lower().replace("_", " ")
+
+
+def _scores(images: np.ndarray, features: Features, prompts: Prompts, concept: str) -> np.ndarray:
+    num_templates, num_terms = len(prompts.templates), len(prompts.terms[concept])
+    target = features.of_texts(prompts.targets(concept)).reshape(num_templates, num_terms, -1)
+    return presence_scores(images, target, features.of_texts(prompts.references)[:, None])
+
+
+def _check(images: torch.Tensor, targets: torch.Tensor, references: torch.Tensor, temperature: float) -> None:
+    shapes = [list(one.shape) for one in (images, targets, references)]
+    if images.ndim != 2 or targets.ndim != 3 or references.shape != (len(targets), 1, images.shape[-1]):
+        raise EvaluationError(
+            f"presence scores take images [N, D], targets [T, K, D] and references [T, 1, D], not {shapes}"
+        )
+    if targets.shape[2] != images.shape[1] or 0 in targets.shape[:2]:
+        raise EvaluationError(f"targets {shapes[1]} must hold at least one prompt of the images' width {shapes[0][1]}")
+    if not temperature > 0:
+        raise EvaluationError(f"the temperature must be above 0, not {temperature}")
+    for kind, one in (("image", images), ("target", targets), ("reference", references)):
+        if not torch.isfinite(one).all():
+            raise EvaluationError(f"the {kind} features are not finite; look for NaN in the model's weights")

@@ -1,0 +1,69 @@
+"""Linear probe: the published logistic regression on frozen image vectors, with all labels and with few.
+
+`fit` and `label_fraction` are the published computations (`dermray.evaluate.logistic`). For a fraction below 1 the
+subset is drawn with several seeds, the first being the published one; the score is the mean over them, its interval the
+95 % interval of Student's t. With all labels there is one fit and a bootstrap interval over the test images.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dermray.evaluate.bootstrap import Metric
+from dermray.evaluate.logistic import SUBSET_SEED, Logistic, fit, label_fraction
+from dermray.evaluate.probing import Labelled, over_seeds
+from dermray.evaluate.samples import Samples
+from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.tasks import Context, TaskResult
+
+__all__ = ["LinearProbe", "Logistic", "fit", "label_fraction", "prefix"]
+
+
+def prefix(fraction: float) -> str:
+    """What the scores of a label fraction are called: 0.1 → `10pct`."""
+    return f"{100 * fraction:g}pct"
+
+
+class LinearProbe:
+    """Names the condition of each image by a linear layer fitted on the training split's labels."""
+
+    needs_training = True
+
+    def texts(self, samples: Samples, config: EvaluateConfig) -> list[str]:
+        """None."""
+        return []
+
+    def run(self, context: Context) -> TaskResult:
+        """Score every sample that has a label and an image, for each label fraction."""
+        config, data = context.config, Labelled.of(context)
+        scores: dict[str, Metric] = {}
+        fractions: list[dict[str, Any]] = []
+        for fraction in config.label_fractions:
+            runs, num_labels = self._runs(data, fraction, config)
+            scores |= {f"{prefix(fraction)}_{name}": metric for name, metric in over_seeds(runs).items()}
+            fractions.append(
+                {
+                    "fraction": fraction,
+                    "num_labels": num_labels,
+                    "num_seeds": len(runs),
+                    "published_subset": {name: metric.value for name, metric in runs[0].items()},
+                }
+            )
+        return TaskResult(
+            metrics=scores,
+            headline=tuple(f"{prefix(fraction)}_accuracy" for fraction in config.label_fractions),
+            num_samples=len(data.labels),
+            excluded=data.excluded,
+            details=data.details() | {"fractions": fractions},
+        )
+
+    def _runs(self, data: Labelled, fraction: float, config: EvaluateConfig) -> tuple[list[dict[str, Metric]], int]:
+        """Scores of each seed, and how many labels a fit saw."""
+        num_seeds = 1 if fraction == 1 else config.num_draws
+        resamples = config.bootstrap if num_seeds == 1 else 0
+        runs, num_labels = [], 0
+        for seed in range(num_seeds):
+            rows = label_fraction(data.train_labels, fraction, seed=SUBSET_SEED + seed)
+            num_labels = len(rows)
+            runs.append(data.score(data.probe(rows, seed=0), bootstrap=resamples, seed=config.seed))
+        return runs, num_labels

@@ -1,0 +1,110 @@
+"""What tasks share that learn from labelled features: both splits, a fitted probe's probabilities, seeds to a mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+
+from dermray.errors import EvaluationError
+from dermray.evaluate import logistic, metrics
+from dermray.evaluate.bootstrap import Metric
+from dermray.evaluate.classes import Classes, classes_of
+from dermray.evaluate.tasks import Context
+
+# Scores of the published linear probes; their AUROC is one-vs-one.
+PROBE_METRICS = (
+    "accuracy",
+    "balanced_accuracy",
+    "weighted_f1",
+    "macro_auroc",
+    "macro_auroc_ovo",
+    "quadratic_kappa",
+)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Features and classes of the samples that have both, to learn from and to score on."""
+
+    classes: Classes
+    train_features: np.ndarray
+    train_labels: np.ndarray
+    features: np.ndarray
+    labels: np.ndarray
+    # samples of the scored split left out, by reason
+    excluded: dict[str, int]
+
+    @classmethod
+    def of(cls, context: Context) -> Labelled:
+        """Both splits of a context under one list of classes.
+
+        Raises:
+            EvaluationError: there is no training split, or no sample with a label in one of them.
+        """
+        assert context.training is not None, "the suite gives a training split to tasks that need one"
+        samples, (train_samples, train_features) = context.samples, context.training
+        classes = classes_of(samples.followed_by(train_samples))
+        targets, train_targets = classes.targets[: len(samples)], classes.targets[len(samples) :]
+        kept = (targets >= 0) & context.features.usable
+        learnt = (train_targets >= 0) & train_features.usable
+        for split, rows in ((samples.split, kept), (train_samples.split, learnt)):
+            if not rows.any():
+                raise EvaluationError(f"no sample of the split {split!r} has both a label and a readable image")
+        scored = replace(classes, targets=targets)
+        return cls(
+            classes=scored,
+            train_features=train_features.images[learnt],
+            train_labels=train_targets[learnt],
+            features=context.features.images[kept],
+            labels=targets[kept],
+            excluded=scored.excluded() | {"image not readable": int(((targets >= 0) & ~context.features.usable).sum())},
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Of both splits together."""
+        return len(self.classes.labels)
+
+    def probe(self, rows: np.ndarray, *, seed: int) -> np.ndarray:
+        """Probabilities of the scored samples, float64 `[N, C]`, by a linear probe fitted on some training samples.
+
+        A class that they lack gets the probability 0.
+        """
+        present, labels = np.unique(self.train_labels[rows], return_inverse=True)
+        fitted = logistic.fit(self.train_features[rows].astype(np.float64), labels, seed=seed)
+        probabilities = np.zeros((len(self.labels), self.num_classes))
+        probabilities[:, present] = fitted.predict_proba(self.features.astype(np.float64))
+        return probabilities
+
+    def score(self, probabilities: np.ndarray, *, bootstrap: int, seed: int) -> dict[str, Metric]:
+        """`PROBE_METRICS` of the scored samples."""
+        scores = metrics.classification(probabilities, self.labels, bootstrap=bootstrap, seed=seed)
+        return {name: scores[name] for name in PROBE_METRICS}
+
+    def details(self) -> dict[str, object]:
+        """How much there is to learn from, for the report."""
+        return {
+            "num_train_samples": len(self.train_labels),
+            "num_classes": self.num_classes,
+            "classes_without_training_sample": [
+                self.classes.names[number]
+                for number in np.setdiff1d(np.unique(self.labels), np.unique(self.train_labels))
+            ],
+        }
+
+
+def over_seeds(runs: Iterable[Mapping[str, Metric]]) -> dict[str, Metric]:
+    """Mean of each score over repetitions, with the 95 % interval of Student's t; one repetition keeps its own."""
+    listed = list(runs)
+    if len(listed) == 1:
+        return dict(listed[0])
+    return {name: _mean([run[name].value for run in listed]) for name in listed[0]}
+
+
+def _mean(values: Sequence[float]) -> Metric:
+    mean = float(np.mean(values))
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return Metric(mean, mean - half, mean + half)

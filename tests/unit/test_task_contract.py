@@ -1,0 +1,125 @@
+"""The contract of evaluation tasks: one suite, run against every one of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import get_args
+
+import numpy as np
+import pytest
+
+from dermray.errors import EvaluationError
+from dermray.evaluate.bootstrap import Metric
+from dermray.evaluate.features import Features
+from dermray.evaluate.report import build
+from dermray.evaluate.samples import Samples
+from dermray.evaluate.settings import EvaluateConfig, TaskName
+from dermray.evaluate.suite import TASKS
+from dermray.evaluate.tasks import Context
+from tests.corpora import write_prepared_corpus
+from tests.evaluation import features_of
+
+NUM_SCORED, BROKEN, UNLABELLED = 40, [6], [3]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("contract") / "corpus"
+    write_prepared_corpus(
+        folder, {"train": 80, "val": NUM_SCORED}, broken=BROKEN, unlabelled=UNLABELLED, without_raw=[8]
+    )
+    return str(folder)
+
+
+def context_of(corpus: str, name: str, **settings: object) -> Context:
+    settings = {"bootstrap": 50, "num_draws": 2, "shots": (1, 5), "label_fractions": (0.1, 1.0)} | settings
+    config = EvaluateConfig(model="m", corpus=corpus, output="o", tasks=(name,), **settings)  # type: ignore[arg-type]
+    samples, train = Samples.load(corpus, "val"), Samples.load(corpus, "train")
+    features = features_of(samples, TASKS[name].texts(samples, config), broken=BROKEN)
+    training = (train, features_of(train, [])) if TASKS[name].needs_training else None
+    return Context(config, samples, features, training)
+
+
+@pytest.fixture(params=sorted(TASKS))
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_the_registry_and_the_configuration_name_the_same_tasks() -> None:
+    assert set(get_args(TaskName)) == set(TASKS)
+
+
+def test_scores_are_finite_and_inside_their_intervals(corpus: str, name: str) -> None:
+    result = TASKS[name].run(context_of(corpus, name))
+    assert result.metrics
+    assert set(result.headline) <= set(result.metrics)
+    assert 1 <= len(result.headline) <= 3
+    for key, metric in result.metrics.items():
+        assert isinstance(metric, Metric)
+        assert np.isfinite(metric.value), key
+        assert metric.low is not None, key
+        assert metric.high is not None, key
+        assert metric.low <= metric.high, key
+    assert result.metrics[result.headline[0]].value > 0.05
+
+
+def test_every_sample_is_scored_or_counted(corpus: str, name: str) -> None:
+    result = TASKS[name].run(context_of(corpus, name))
+    assert result.num_samples + sum(result.excluded.values()) == NUM_SCORED
+    assert result.excluded["image not readable"] == len(BROKEN)
+
+
+def test_the_same_twice_and_without_intervals_the_same_points(corpus: str, name: str) -> None:
+    result = TASKS[name].run(context_of(corpus, name))
+    assert TASKS[name].run(context_of(corpus, name)).metrics == result.metrics
+    points = TASKS[name].run(context_of(corpus, name, bootstrap=0)).metrics
+    assert {key: metric.value for key, metric in points.items()} == {
+        key: metric.value for key, metric in result.metrics.items()
+    }
+
+
+def test_texts_are_asked_for_in_advance(corpus: str, name: str) -> None:
+    context = context_of(corpus, name)
+    texts = TASKS[name].texts(context.samples, context.config)
+    assert all(isinstance(text, str) and text for text in texts)
+    assert texts == TASKS[name].texts(context.samples, context.config)
+
+
+def test_nothing_readable_is_an_error(corpus: str, name: str) -> None:
+    context = context_of(corpus, name)
+    features = replace(context.features, usable=np.zeros(NUM_SCORED, dtype=bool))
+    with pytest.raises(EvaluationError):
+        TASKS[name].run(replace(context, features=features))
+
+
+def test_the_report_shows_it(corpus: str, name: str) -> None:
+    context = context_of(corpus, name)
+    result = TASKS[name].run(context)
+    report = build(context, {name: result}, model_uri="m", duration_s=1.0)
+    section = json.loads(json.dumps(report.document, allow_nan=False))["tasks"][name]
+    assert section["num_samples"] == result.num_samples
+    assert report.metrics()[f"{name}/{result.headline[0].replace('@', '_at_')}"] == pytest.approx(
+        result.metrics[result.headline[0]].value
+    )
+    assert report.headline()[0].startswith(f"{name} ({result.num_samples} samples): {result.headline[0]} ")
+    assert f"{result.num_samples} samples scored" in report.html
+    assert "<svg" in report.html or "<table" in report.html
+
+
+def test_only_learning_tasks_need_a_training_split() -> None:
+    assert {name for name, task in TASKS.items() if task.needs_training} == {"linear_probe", "knn", "few_shot"}
+
+
+def test_vectors_of_a_task_are_those_of_its_split(corpus: str) -> None:
+    context = context_of(corpus, "knn")
+    everything = context.samples.followed_by(context.training[0])  # type: ignore[index]
+    assert len(everything) == NUM_SCORED + 80
+    together = features_of(everything, [])
+    assert isinstance(together, Features)
+    np.testing.assert_array_equal(together.rows(NUM_SCORED, 120).images, context.training[1].images)  # type: ignore[index]
+    starts = [unit.position for unit in everything.images]
+    assert starts == sorted(starts)
+    assert everything.images[-1].position + everything.images[-1].num_rows == len(everything)
+    found = everything.read_images([0, NUM_SCORED])
+    assert found[NUM_SCORED] == context.training[0].read_images([0])[0]  # type: ignore[index]
