@@ -92,6 +92,14 @@ def pretrain(
             summary = trainer.fit().return_value
         except ray.train.TrainingFailedError as error:
             raise _as_own_error(error) from error
+        except SystemExit:
+            # How Ray Train ends a process that was interrupted: as if all were well.
+            if not listener.stop_was_requested:
+                raise KeyboardInterrupt from None
+            raise StoppedError(
+                f"aborted {config.train.grace_s:g} s after SIGTERM (train.grace_s), before a checkpoint was written; "
+                "the same command again goes on from the one before"
+            ) from None
         finally:
             storage.remove(scratch)
     if worker.FAILED in summary:

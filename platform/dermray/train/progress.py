@@ -74,6 +74,11 @@ class ProgressListener:
         """Have the workers write a checkpoint and end; safe in a signal handler."""
         self._stop_training.set()
 
+    @property
+    def stop_was_requested(self) -> bool:
+        """Whether it was."""
+        return self._stop_training.is_set()
+
     def _run(self) -> None:
         told = False
         while True:
