@@ -49,7 +49,9 @@ def run(config: PretrainConfig) -> int:
             current.log_metrics(record.metrics, step=record.step)
 
         result = pretrain(config, on_record=on_record, provenance={"mlflow_run_id": current.id})
-        current.set_tags({"model_uri": result.model_uri, "weights_sha256": result.weights_sha256})
+        current.set_tags(
+            {"model_uri": result.model_uri, "weights_sha256": result.weights_sha256, "verdict": printer.verdict}
+        )
     if result.resumed_step:
         print(f"resumed at step {result.resumed_step}")
     print(f"finished {result.num_steps} steps, loss {result.metrics['loss']:.4f}")

@@ -54,6 +54,20 @@ class CheckpointError(DermRayError):
     """A checkpoint is damaged or belongs to another run."""
 
 
+class NonFiniteError(DermRayError):
+    """Training met too many gradients or weights that are not finite; starting it again would not help."""
+
+
+class CollectiveError(DermRayError):
+    """Ranks waited in vain for each other. A consequence: some rank died, hangs, or failed with an error of its own."""
+
+
+class StoppedError(DermRayError):
+    """A run ended before its time because it was asked to, with a checkpoint to go on from."""
+
+    exit_code = 143
+
+
 class EvaluationError(DermRayError):
     """A score cannot be computed from what was given."""
 

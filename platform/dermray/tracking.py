@@ -25,7 +25,7 @@ from mlflow.exceptions import MlflowException
 from dermray import __version__, storage
 from dermray.config import TrackingConfig
 from dermray.corpus.manifest import Manifest
-from dermray.errors import TrackingError
+from dermray.errors import StoppedError, TrackingError
 
 DEFAULT_DATABASE = "mlflow.db"
 DEFAULT_ARTIFACTS = "mlartifacts"
@@ -155,7 +155,7 @@ def run(
     try:
         yield current
     except BaseException as error:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+        status = "KILLED" if isinstance(error, KeyboardInterrupt | StoppedError) else "FAILED"
         with contextlib.suppress(MlflowException):
             mlflow_client.set_terminated(current.id, status)
         raise

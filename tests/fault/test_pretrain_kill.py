@@ -161,6 +161,40 @@ def test_a_killed_driver_started_again_ends_in_the_same_weights_and_the_same_run
     assert_one_complete_run(store, output, undisturbed.weights_sha256, expected)
 
 
+def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on_from_it(root: Path, tmp_path: Path) -> None:
+    """No checkpoint is due for long, so the only ones are those that SIGTERM asked for."""
+    output = tmp_path / "output"
+    command = [
+        sys.executable,
+        str(ROOT / "jobs" / "pretrain.py"),
+        f"corpus={pretraining.corpus(root)}",
+        f"output={output}",
+        f"model={pretraining.model(root)}",
+        "tracking.enabled=false",
+        *pretraining.OVERRIDES,
+        "num_workers=2",
+        "train.epochs=2000",
+        "train.checkpoint_every_steps=100000",
+    ]
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    stopped_at = [0]
+    for attempt in range(2):
+        log = tmp_path / f"{attempt}.log"
+        with log.open("w") as file:
+            job = subprocess.Popen(command, env=environment, stdout=file, stderr=file, cwd=tmp_path)
+        wait_for(lambda log=log, job=job: "step " in log.read_text() or job.poll() is not None, "the first step")
+        job.terminate()
+        began = time.monotonic()
+        assert job.wait(DEADLINE_S) == 143, log.read_text()
+        assert time.monotonic() - began < 60
+        steps = [int(line.split()[1].partition("/")[0]) for line in log.read_text().splitlines() if "samples/s" in line]
+        assert steps[0] == stopped_at[-1] + 1, "it goes on after the step at which it was stopped"
+        stopped_at.append(committed_steps(output)[-1])
+        assert f"stopped at step {stopped_at[-1]};" in log.read_text()
+        assert steps[-1] == stopped_at[-1]
+    assert committed_steps(output) == stopped_at[1:]
+
+
 def assert_one_complete_run(store: str, output: Path, weights_sha256: str, expected: list[StepRecord]) -> None:
     config = TrackingConfig(uri=store)
     client: MlflowClient = tracking.client(config)

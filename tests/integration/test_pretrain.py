@@ -146,18 +146,26 @@ def test_too_many_cpus_are_refused_rather_than_waited_for(root: Path, tmp_path: 
 
 
 def test_an_error_of_a_worker_reaches_the_driver_as_it_is(root: Path, tmp_path: Path) -> None:
-    """A damaged image, found by a decoding task of a worker on the way."""
+    """A damaged image, found by a decoding task of a worker on the way; met twice at one step, it ends the run."""
     corpus = tmp_path / "corpus"
     write_prepared_corpus(corpus, {"train": pretraining.NUM_SAMPLES}, broken=[7])
-    config = pretraining.configured(root, tmp_path / "output", f"corpus={corpus}", "train.max_failures=0")
-    with pytest.raises(CorpusError, match="the image of sample [0-9a-f]{32} is damaged") as caught:
+    config = pretraining.configured(root, tmp_path / "output", f"corpus={corpus}", "train.max_failures=9")
+    with pytest.raises(DermRayError, match="the image of sample [0-9a-f]{32} is damaged") as caught:
         pretraining.run(config)
     assert "\n" not in str(caught.value)
+    assert "twice at the same step" in str(caught.value)
 
 
 def test_validation_scores_come_at_their_cadence(root: Path, tmp_path: Path) -> None:
     """Two workers: rank 0 scores while the other waits; the weights stay those of a run without validation."""
-    config = pretraining.configured(root, tmp_path / "output", "num_workers=2", "validation.every_steps=8")
+    config = pretraining.configured(
+        root,
+        tmp_path / "output",
+        "num_workers=2",
+        "validation.every_steps=8",
+        "train.keep_best=validation_zero_shot_accuracy",
+        "train.keep_checkpoints=1",
+    )
     result, records = pretraining.run(config)
     scored = [record for record in records if "validation_zero_shot_accuracy" in record.metrics]
     assert [record.step for record in scored] == [8, 16]
@@ -166,6 +174,11 @@ def test_validation_scores_come_at_their_cadence(root: Path, tmp_path: Path) -> 
         assert 0 <= record.metrics["validation_image_to_text_R_at_1"] <= 1
     assert result.metrics.keys() >= {"loss", "validation_zero_shot_accuracy"}
     assert result.weights_sha256 == pretraining.undisturbed(root, 2)[1].weights_sha256
+    committed = checkpoint.committed(str(tmp_path / "output"))
+    accuracies = {record.step: record.metrics["validation_zero_shot_accuracy"] for record in scored}
+    best = max(accuracies, key=lambda step: (accuracies[step], step))
+    assert {info.step for info in committed} == {best, pretraining.NUM_STEPS}
+    assert all(info.scores["validation_zero_shot_accuracy"] == accuracies[info.step] for info in committed)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_the_toys_model_takes_a_step(recipe: Path) -> None:
     preprocessing = models.preprocessing(model)
     color = ColorAugmentation(config.data, config.seed)
     task = ContrastiveTask(preprocessing.mean, preprocessing.std, CPU, color)
-    optimiser = build_optimiser(model, config.optim, fused=True)
+    optimiser = build_optimiser(model, config.optim)
     random = np.random.default_rng(0)
     side = preprocessing.size
     batch = Batch(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from dermray import storage
 from dermray.errors import CheckpointError
 from dermray.train import checkpoint
 from dermray.train.settings import PretrainConfig
@@ -24,7 +24,14 @@ def state(step: int) -> dict[str, Any]:
 
 
 def save(output: Path, step: int, *, keep: int = 2) -> checkpoint.CheckpointInfo:
-    return checkpoint.save(str(output), step, state(step), trajectory=TRAJECTORY, corpus_digest=CORPUS, keep=keep)
+    return checkpoint.save(
+        str(output),
+        step,
+        state(step),
+        trajectory=TRAJECTORY,
+        corpus_digest=CORPUS,
+        retention=checkpoint.Retention(keep),
+    )
 
 
 def load(output: Path, **changes: Any) -> tuple[checkpoint.CheckpointInfo, dict[str, Any]] | None:
@@ -63,10 +70,13 @@ def test_the_newest_is_loaded_and_the_last_few_are_kept(tmp_path: Path) -> None:
 def test_the_manifest_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order in which files appear, seen at the file system's border."""
     written: list[str] = []
-    original = storage._write_local
-    monkeypatch.setattr(
-        storage, "_write_local", lambda path, data: (written.append(path.name), original(path, data))[1]
-    )
+    original = os.replace
+
+    def replace(source: Any, target: Any) -> None:
+        written.append(Path(target).name)
+        original(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
     save(tmp_path, 4)
     assert written == [checkpoint.STATE_NAME, checkpoint.MANIFEST_NAME]
 
@@ -115,7 +125,14 @@ def test_state_is_read_without_running_code(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[object, tuple[Path]]:
             return Path.touch, (tmp_path / "opened",)
 
-    checkpoint.save(str(tmp_path), 4, {"step": Payload()}, trajectory=TRAJECTORY, corpus_digest=CORPUS, keep=1)
+    checkpoint.save(
+        str(tmp_path),
+        4,
+        {"step": Payload()},
+        trajectory=TRAJECTORY,
+        corpus_digest=CORPUS,
+        retention=checkpoint.Retention(1),
+    )
     with pytest.raises(Exception, match="weights_only|Weights only"):
         load(tmp_path)
     assert not (tmp_path / "opened").exists()
@@ -138,12 +155,50 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     assert "captions" not in message
 
 
+def test_force_goes_on_all_the_same_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save(tmp_path, 4)
+    with caplog.at_level(logging.WARNING):
+        latest = load(tmp_path, trajectory={**TRAJECTORY, "optim.lr": 0.2}, force=True)
+    assert latest is not None
+    assert latest[0].step == 4
+    assert "optim.lr was 0.1, now 0.2; resume=force goes on all the same" in caplog.text
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("max", {8, 16}), ("min", {12, 16})])
+def test_the_best_stays_beside_the_last(tmp_path: Path, mode: Any, expected: set[int]) -> None:
+    retention = checkpoint.Retention(1, "x", mode)
+    for step, scores in ((4, {"x": 2.0}), (8, {"x": 2.0}), (12, {"x": 1.0, "y": 9.0}), (16, {})):
+        checkpoint.save(
+            str(tmp_path),
+            step,
+            state(step),
+            trajectory=TRAJECTORY,
+            corpus_digest=CORPUS,
+            retention=retention,
+            scores=scores,
+        )
+    assert {info.step for info in checkpoint.committed(str(tmp_path))} == expected
+    assert loaded_step(tmp_path) == 16
+
+
+def test_the_best_by_no_score_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"train\.keep_best needs validation\.every_steps"):
+        PretrainConfig.model_validate({"corpus": "c", "output": "o", "train": {"keep_best": "x"}})
+
+
 def test_a_trajectory_survives_its_manifest(tmp_path: Path) -> None:
     """What JSON makes of a real trajectory must equal the trajectory, or no run could ever resume."""
     config = PretrainConfig.model_validate(
         {"corpus": "c", "output": "o", "data": {"captions": {"ontology": 0.1, "raw": 1 / 3}}, "optim": {"lr": 1e-5 / 3}}
     )
-    checkpoint.save(str(tmp_path), 4, state(4), trajectory=config.trajectory(), corpus_digest=CORPUS, keep=1)
+    checkpoint.save(
+        str(tmp_path),
+        4,
+        state(4),
+        trajectory=config.trajectory(),
+        corpus_digest=CORPUS,
+        retention=checkpoint.Retention(1),
+    )
     assert load(tmp_path, trajectory=config.trajectory()) is not None
     assert json.loads(json.dumps(config.trajectory())) == config.trajectory()
 
@@ -158,6 +213,7 @@ def test_a_trajectory_survives_its_manifest(tmp_path: Path) -> None:
         {"train": {"global_batch_size": 8}},
         {"train": {"precision": "bf16"}},
         {"train": {"grad_clip_norm": 1.0}},
+        {"train": {"ema_decay": 0.99}},
         {"data": {"split": "val"}},
         {"data": {"captions": {"raw": 1.0, "concept": 1.0}}},
         {"data": {"crop_scale": [0.5, 1.0]}},
@@ -183,6 +239,9 @@ def test_keys_that_decide_the_weights_are_in_the_trajectory(override: dict[str, 
         {"validation": {"every_steps": 3}},
         {"loss": {"method": "dense"}},
         {"train": {"micro_batch_size": 64}},
+        {"train": {"checkpoint_every_minutes": 5, "max_skipped_steps": 0, "grace_s": 5}},
+        {"train": {"tf32": False, "channels_last": True, "compile": True, "grad_checkpointing": 0.5}},
+        {"resume": "force"},
     ],
 )
 def test_keys_that_do_not_decide_them_may_change(override: dict[str, Any]) -> None:

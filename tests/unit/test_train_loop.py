@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dermray.errors import DermRayError
+from dermray.errors import NonFiniteError
 from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Batch
 from dermray.train import checkpoint, loop
+from dermray.train.checkpoint_writer import snapshot
 from dermray.train.optimiser import build_optimiser
 from dermray.train.progress import StepRecord
 from dermray.train.settings import PretrainConfig
@@ -57,7 +58,7 @@ def make_trainer(config: PretrainConfig) -> loop.Trainer:
         task=ContrastiveTask((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), CPU, ColorAugmentation(config.data, config.seed)),
         model=model,
         wrapped=model,
-        optimiser=build_optimiser(model, config.optim, fused=False),
+        optimiser=build_optimiser(model, config.optim),
         device=CPU,
         num_steps=NUM_STEPS,
     )
@@ -82,10 +83,11 @@ class Listener:
     def __init__(self, output: Path, stop_after: int | None = None) -> None:
         self.output = str(output)
         self.stop_after = stop_after
+        self.retention = checkpoint.Retention(2)
         self.records: list[StepRecord] = []
         self.checkpoints: list[int] = []
 
-    def on_checkpoint(self, trainer: loop.Trainer) -> None:
+    def on_checkpoint(self, trainer: loop.Trainer, scores: dict[str, float]) -> None:
         self.checkpoints.append(trainer.step)
         checkpoint.save(
             self.output,
@@ -93,18 +95,25 @@ class Listener:
             trainer.state(),
             trajectory=trainer.config.trajectory(),
             corpus_digest="c",
-            keep=2,
+            retention=self.retention,
+            scores=scores,
         )
         if trainer.step == self.stop_after:
             raise InterruptedError
 
-    def run(self, trainer: loop.Trainer, validation: Any = lambda _: NO_SCORES) -> None:
-        loop.run(
+    def run(
+        self,
+        trainer: loop.Trainer,
+        validation: Any = lambda _: NO_SCORES,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        return loop.run(
             trainer,
             batches(trainer.step),
             on_record=self.records.append,
             on_checkpoint=self.on_checkpoint,
             on_validation=validation,
+            stop_requested=stop_requested,
         )
 
 
@@ -171,6 +180,15 @@ def test_records_and_checkpoints_come_at_their_cadence_and_at_the_end(tmp_path: 
     for record in listener.records:
         assert record.num_steps == NUM_STEPS
         assert set(record.metrics) >= {"loss", "lr", "logit_scale", "samples_per_s", "step_time_s", "data_wait_share"}
+        assert record.metrics.keys() >= {
+            "grad_norm",
+            "step_time_p50_s",
+            "step_time_p99_s",
+            "host_memory_gb",
+            "pause_share",
+        }
+        assert record.metrics["step_time_p50_s"] <= record.metrics["step_time_p99_s"]
+        assert record.verdict.startswith("limited by ")
         assert all(math.isfinite(value) for value in record.metrics.values())
         assert 0 <= record.metrics["data_wait_share"] <= 1
     assert listener.records[0].metrics["lr"] == pytest.approx(
@@ -216,14 +234,129 @@ def poison(trainer: loop.Trainer, at_step: int) -> None:
     trainer.task.after_step = after_step  # type: ignore[method-assign]
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_is_never_checkpointed(tmp_path: Path) -> None:
+def test_weights_that_are_no_numbers_stop_the_run_and_are_never_checkpointed(tmp_path: Path) -> None:
     """It happens between two logged steps, and a checkpoint is due before the next one."""
-    trainer = make_trainer(configured(train={"log_every_steps": 10, "checkpoint_every_steps": 4}))
+    trainer = make_trainer(configured(train={"log_every_steps": 10, "max_skipped_steps": 9}))
     poison(trainer, at_step=5)
     listener = Listener(tmp_path)
-    with pytest.raises(DermRayError, match=r"the loss became nan at step 8; lower optim\.lr"):
+    with pytest.raises(NonFiniteError, match=r"the weights hold values that are not finite at step 8"):
         listener.run(trainer)
     assert listener.checkpoints == [4]
+
+
+def spoil(trainer: loop.Trainer, steps: set[int]) -> None:
+    """The gradients of some steps (from 1) hold an infinity."""
+
+    def hook(gradient: Tensor) -> Tensor:
+        return torch.full_like(gradient, math.inf) if trainer.step + 1 in steps else gradient
+
+    trainer.model.visual.weight.register_hook(hook)
+
+
+def test_a_step_with_a_bad_gradient_changes_nothing_and_is_counted(tmp_path: Path) -> None:
+    trainer = make_trainer(configured(train={"log_every_steps": 1, "ema_decay": 0.5, "grad_clip_norm": 1.0}))
+    spoil(trainer, {3, 4, 9})
+    whole = Listener(tmp_path / "whole")
+    whole.run(trainer)
+    assert [record.metrics["skipped_steps"] for record in whole.records] == [0, 0, 1, 2, 2, 2, 2, 2, 3, 3, 3, 3]
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
+
+    stopped = make_trainer(configured(train={"log_every_steps": 1, "ema_decay": 0.5, "grad_clip_norm": 1.0}))
+    spoil(stopped, {3})
+    stream = batches(0)
+    for _ in range(2):
+        stopped.train_step(next(stream))
+    before = snapshot(stopped.state())
+    stopped.train_step(next(stream))
+    after = stopped.state()
+    for key in ("model", "optimiser", "ema"):
+        if key == "optimiser":
+            assert_equal(before[key]["state"], after[key]["state"])
+        else:
+            assert_equal(before[key], after[key])
+    stopped.train_step(next(stream))
+    assert not torch.equal(before["model"]["visual.weight"], stopped.model.visual.weight)
+
+
+def test_too_many_bad_gradients_in_a_row_stop_the_run_by_name(tmp_path: Path) -> None:
+    trainer = make_trainer(configured(train={"log_every_steps": 1, "max_skipped_steps": 2}))
+    spoil(trainer, {2, 3, 5, 6, 7})
+    with pytest.raises(NonFiniteError, match=r"steps 5 to 7 had gradients .* train.max_skipped_steps=2 in a row"):
+        Listener(tmp_path).run(trainer)
+
+
+def test_counts_of_steps_left_out_survive_a_checkpoint(tmp_path: Path) -> None:
+    config = configured(train={"log_every_steps": 1})
+    first = make_trainer(config)
+    spoil(first, {2, 4})
+    with pytest.raises(InterruptedError):
+        Listener(tmp_path, stop_after=4).run(first)
+    resumed = make_trainer(config)
+    latest = checkpoint.load_latest(str(tmp_path), trajectory=config.trajectory(), corpus_digest="c")
+    assert latest is not None
+    resumed.restore(latest[1])
+    assert resumed.left_out.tolist() == [1, 2]
+
+
+def test_a_stopped_run_writes_a_checkpoint_and_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
+    config = configured(train={"checkpoint_every_steps": 100}, validation={"every_steps": 7})
+    whole = make_trainer(config)
+    assert Listener(tmp_path / "whole").run(whole) is False
+    first, listener = make_trainer(config), Listener(tmp_path / "parts")
+    assert listener.run(first, stop_requested=lambda: first.step == 7) is True
+    assert (first.step, listener.checkpoints) == (7, [7])
+    assert not [record for record in listener.records if record.step == 7 and "loss" not in record.metrics]
+    resumed = make_trainer(config)
+    latest = checkpoint.load_latest(str(tmp_path / "parts"), trajectory=config.trajectory(), corpus_digest="c")
+    assert latest is not None
+    resumed.restore(latest[1])
+    assert Listener(tmp_path / "parts").run(resumed) is False
+    assert_equal(whole.model.state_dict(), resumed.model.state_dict())
+
+
+def test_checkpoints_by_minutes_come_between_those_by_steps(tmp_path: Path) -> None:
+    trainer = make_trainer(configured(train={"checkpoint_every_steps": 100, "checkpoint_every_minutes": 1e-9}))
+    listener = Listener(tmp_path)
+    listener.run(trainer)
+    assert listener.checkpoints == list(range(1, NUM_STEPS + 1))
+
+
+def test_the_best_by_a_score_stays_beside_the_last(tmp_path: Path) -> None:
+    config = configured(train={"checkpoint_every_steps": 4, "keep_best": "validation_x"}, validation={"every_steps": 3})
+    listener = Listener(tmp_path)
+    listener.retention = checkpoint.Retention(1, "validation_x", "min")
+    listener.run(make_trainer(config), validation=lambda t: {"validation_x": abs(t.step - 6.5)})
+    assert listener.checkpoints == [3, 4, 6, 8, 9, 12]
+    assert [info.step for info in checkpoint.committed(str(tmp_path))] == [6, 12]
+
+
+def test_the_average_follows_its_definition_and_is_what_validation_sees(tmp_path: Path) -> None:
+    config = configured(train={"ema_decay": 0.9, "checkpoint_every_steps": 5}, validation={"every_steps": 12})
+    trainer = make_trainer(config)
+    expected = trainer.model.visual.weight.detach().double().clone()
+    original = trainer.task.after_step
+
+    def after_step(model: nn.Module) -> None:
+        original(model)
+        expected.mul_(0.9).add_(model.visual.weight.detach().double(), alpha=0.1)
+
+    trainer.task.after_step = after_step  # type: ignore[method-assign]
+    seen: list[Tensor] = []
+
+    def validate(t: loop.Trainer) -> dict[str, float]:
+        seen.append(t.model.visual.weight.detach().clone())
+        return NO_SCORES
+
+    Listener(tmp_path).run(trainer, validation=validate)
+    torch.testing.assert_close(seen[0].double(), expected, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(trainer.model.visual.weight, seen[0])
+    with trainer.averaged():
+        assert torch.equal(trainer.model.visual.weight, seen[0])
+    resumed = make_trainer(config)
+    latest = checkpoint.load_latest(str(tmp_path), trajectory=config.trajectory(), corpus_digest="c")
+    assert latest is not None
+    resumed.restore(latest[1])
+    assert_equal(resumed.state()["ema"], trainer.state()["ema"])
 
 
 @pytest.mark.parametrize(("start", "push"), [(math.log(99.9), -1), (0.001, 1)])

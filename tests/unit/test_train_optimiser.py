@@ -28,7 +28,7 @@ def names(model: nn.Module, group: dict[str, object]) -> set[str]:
 
 
 def test_decay_is_for_matrices_alone(model: nn.Module) -> None:
-    exempt, decaying = build_optimiser(model, OptimConfig(weight_decay=0.2), fused=False).param_groups
+    exempt, decaying = build_optimiser(model, OptimConfig(weight_decay=0.2)).param_groups
     assert exempt["weight_decay"] == 0
     assert decaying["weight_decay"] == 0.2
     assert names(model, exempt) | names(model, decaying) == {name for name, _ in model.named_parameters()}
@@ -43,13 +43,13 @@ def test_decay_is_for_matrices_alone(model: nn.Module) -> None:
 def test_frozen_parameters_are_left_out() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     model[0].requires_grad_(False)
-    groups = build_optimiser(model, OptimConfig(), fused=False).param_groups
+    groups = build_optimiser(model, OptimConfig()).param_groups
     assert [len(group["params"]) for group in groups] == [1, 1]
 
 
 def test_settings_reach_adamw(model: nn.Module) -> None:
     settings = OptimConfig(lr=3e-4, beta1=0.8, beta2=0.95, eps=1e-7)
-    optimiser = build_optimiser(model, settings, fused=False)
+    optimiser = build_optimiser(model, settings)
     assert isinstance(optimiser, torch.optim.AdamW)
     for group in optimiser.param_groups:
         assert (group["lr"], group["betas"], group["eps"]) == (3e-4, (0.8, 0.95), 1e-7)

@@ -1,7 +1,7 @@
 """Checkpoints as commit points: a folder per step whose manifest is written last.
 
     OUTPUT/checkpoints/step-00000200/state.pt        model, optimiser, step; read with weights_only=True
-    OUTPUT/checkpoints/step-00000200/manifest.json   step, size and SHA-256 of the state, trajectory, corpus digest
+    OUTPUT/checkpoints/step-00000200/manifest.json   step, size and SHA-256 of the state, trajectory, corpus, scores
 
 Order and augmentation are functions of the step, so the state holds no position and no random numbers.
 """
@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
@@ -28,43 +30,89 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """A committed checkpoint."""
+    """A committed checkpoint; `scores` are those of a validation at this very step, if there was one."""
 
     uri: str
     step: int
     sha256: str
     trajectory: dict[str, Any]
     corpus_digest: str
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the last few and, by one of their scores, the best one.
+
+    Attributes:
+        last: how many of the newest.
+        best: key of a validation score, or None.
+        mode: whether the highest or the lowest score is best; of equals the newest.
+    """
+
+    last: int
+    best: str | None = None
+    mode: Literal["max", "min"] = "max"
+
+    def kept(self, infos: list[CheckpointInfo]) -> set[int]:
+        """Steps of those that stay.
+
+        Args:
+            infos: all that are committed, by ascending step.
+        """
+        steps = {info.step for info in infos[-self.last :]}
+        scored = [info for info in infos if self.best is not None and self.best in info.scores]
+        if self.best is not None and scored:
+            sign = 1 if self.mode == "max" else -1
+            steps.add(max(scored, key=lambda info: (sign * info.scores[self.best or ""], info.step)).step)
+        return steps
 
 
 def save(
-    output: str, step: int, state: dict[str, Any], *, trajectory: dict[str, Any], corpus_digest: str, keep: int
+    output: str,
+    step: int,
+    state: dict[str, Any],
+    *,
+    trajectory: dict[str, Any],
+    corpus_digest: str,
+    retention: Retention,
+    scores: Mapping[str, float] | None = None,
 ) -> CheckpointInfo:
-    """Commit the state reached after `step` optimiser steps and remove all but the last `keep` checkpoints."""
+    """Commit the state reached after `step` optimiser steps and remove what `retention` does not keep.
+
+    Args:
+        scores: of a validation at this step.
+    """
     uri = storage.join(output, FOLDER, f"step-{step:08d}")
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    data = buffer.getvalue()
-    info = CheckpointInfo(uri, step, hashlib.sha256(data).hexdigest(), trajectory, corpus_digest)
-    storage.write_bytes(storage.join(uri, STATE_NAME), data)
+    with storage.staged(storage.join(uri, STATE_NAME)) as path:
+        torch.save(state, path)
+        sha256, num_bytes = _sha256(path), path.stat().st_size
+    info = CheckpointInfo(uri, step, sha256, trajectory, corpus_digest, dict(scores or {}))
     storage.write_json(
         storage.join(uri, MANIFEST_NAME),
         {
             "step": step,
-            "num_bytes": len(data),
+            "num_bytes": num_bytes,
             "sha256": info.sha256,
             "trajectory": trajectory,
             "corpus_digest": corpus_digest,
+            "scores": info.scores,
         },
     )
-    _remove_before(output, committed(output)[-keep:][0].step)
+    _remove_others(output, retention.kept(committed(output)), newest=step)
     return info
 
 
-def _remove_before(output: str, step: int) -> None:
-    """Remove every older folder, also what a kill left half written or half removed."""
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _remove_others(output: str, kept: set[int], *, newest: int) -> None:
+    """Remove every older folder that is not kept, also what a kill left half written or half removed."""
     for uri in storage.list_folders(storage.join(output, FOLDER)):
-        if int(storage.name_of(uri).removeprefix("step-")) < step:
+        step = int(storage.name_of(uri).removeprefix("step-"))
+        if step < newest and step not in kept:
             # The manifest goes first: what is half removed must not look whole.
             storage.remove(storage.join(uri, MANIFEST_NAME))
             storage.remove(uri)
@@ -79,21 +127,31 @@ def committed(output: str) -> list[CheckpointInfo]:
         except FileNotFoundError:
             continue
         found.append(
-            CheckpointInfo(uri, manifest["step"], manifest["sha256"], manifest["trajectory"], manifest["corpus_digest"])
+            CheckpointInfo(
+                uri,
+                manifest["step"],
+                manifest["sha256"],
+                manifest["trajectory"],
+                manifest["corpus_digest"],
+                manifest.get("scores", {}),
+            )
         )
     return sorted(found, key=lambda info: info.step)
 
 
 def load_latest(
-    output: str, *, trajectory: dict[str, Any], corpus_digest: str
+    output: str, *, trajectory: dict[str, Any], corpus_digest: str, force: bool = False
 ) -> tuple[CheckpointInfo, dict[str, Any]] | None:
     """The newest checkpoint whose bytes are what its manifest says, or None for a fresh start.
+
+    Args:
+        force: go on although the corpus or the settings differ.
 
     Raises:
         CheckpointError: a checkpoint belongs to another corpus or to other settings; names the keys that differ.
     """
     for info in reversed(committed(output)):
-        require_same_run(info, trajectory=trajectory, corpus_digest=corpus_digest)
+        require_same_run(info, trajectory=trajectory, corpus_digest=corpus_digest, force=force)
         try:
             data = storage.read_bytes(storage.join(info.uri, STATE_NAME))
         except FileNotFoundError:
@@ -105,23 +163,33 @@ def load_latest(
     return None
 
 
-def require_same_run(info: CheckpointInfo, *, trajectory: dict[str, Any], corpus_digest: str) -> None:
+def require_same_run(
+    info: CheckpointInfo, *, trajectory: dict[str, Any], corpus_digest: str, force: bool = False
+) -> None:
     """Refuse to continue something else than what was begun.
+
+    Args:
+        force: say what differs in the log instead.
 
     Raises:
         CheckpointError: the corpus or a key of the trajectory differs.
     """
+    found = differences(info, trajectory=trajectory, corpus_digest=corpus_digest)
+    if not found:
+        return
+    if force:
+        logger.warning("%s; resume=force goes on all the same", found)
+        return
+    raise CheckpointError(f"{found}. Give a new output, what it began with, or resume=force")
+
+
+def differences(info: CheckpointInfo, *, trajectory: dict[str, Any], corpus_digest: str) -> str:
+    """What a checkpoint was made with that is otherwise now, in words; empty if nothing is."""
     if info.corpus_digest != corpus_digest:
-        raise CheckpointError(
-            f"{info.uri} was trained on another corpus (digest {info.corpus_digest[:12]}, now {corpus_digest[:12]}); "
-            "give a new output, or the corpus it began with"
-        )
+        return f"{info.uri} was trained on another corpus (digest {info.corpus_digest[:12]}, now {corpus_digest[:12]})"
     differing = [
         f"{key} was {info.trajectory.get(key)!r}, now {trajectory.get(key)!r}"
         for key in sorted({*info.trajectory, *trajectory})
         if info.trajectory.get(key) != trajectory.get(key)
     ]
-    if differing:
-        raise CheckpointError(
-            f"{info.uri} was made with other settings: {'; '.join(differing)}. Give a new output, or the old settings"
-        )
+    return f"{info.uri} was made with other settings: {'; '.join(differing)}" if differing else ""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from dermray.errors import DermRayError
+from dermray.errors import CheckpointError, NonFiniteError
 from dermray.ingest.loader import Batch
-from dermray.losses.gather import world
+from dermray.losses.gather import gather_rows, world
+from dermray.train import numerics, speed
+from dermray.train.agreement import Agreement, Position
+from dermray.train.ema import Ema
 from dermray.train.optimiser import learning_rate
 from dermray.train.progress import StepRecord
 from dermray.train.settings import PretrainConfig
@@ -29,8 +32,11 @@ class Trainer:
     Attributes:
         model: the plain module, whose parameters are saved.
         wrapped: the same module inside DDP, or itself when the rank is alone.
-        step: optimiser steps taken so far.
+        step: optimiser steps taken so far, those left out included.
         metrics: figures of the last logged step; in checkpoints too, so that a run killed at its end has them.
+        ema: the average of the parameters, if `train.ema_decay` asks for one.
+        flops: what a sample costs; without it the speed is told in samples only.
+        left_out: float32 `[2]` on the device: steps left out in a row up to now, and in all.
     """
 
     config: PretrainConfig
@@ -42,29 +48,52 @@ class Trainer:
     num_steps: int
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    flops: speed.FlopModel | None = None
+    ema: Ema | None = None
+    left_out: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left_out = torch.zeros(2, device=self.device)
+        if self.config.train.ema_decay is not None:
+            self.ema = Ema(self.model, self.config.train.ema_decay)
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
-        """One optimiser step; returns the rank's loss and, where clipping is on, the gradient norm."""
+        """One optimiser step; returns the rank's loss, the learning rate and the norm of the gradient.
+
+        A gradient that is not finite leaves parameters, moments and average as they are. Gradients are equal on all
+        ranks, so that they agree on it; nothing waits for the device.
+        """
         optim = self.config.optim
         rate = learning_rate(self.step, peak=optim.lr, warmup_steps=optim.warmup_steps, num_steps=self.num_steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         _seed(self.config.seed, self.step)
-        loss = self.task.backward(self.wrapped, batch, self.device, self._autocast)
-        logs = {"loss": loss, "lr": torch.tensor(rate)}
-        if self.config.train.grad_clip_norm is not None:
-            logs["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.grad_clip_norm)
+        autocast = functools.partial(numerics.autocast, self.config.train, self.device)
+        loss = self.task.backward(self.wrapped, batch, self.device, autocast)
+        norm = self._clip()
+        skipped = (~torch.isfinite(norm)).float()
+        self.optimiser.found_inf = skipped  # type: ignore[attr-defined]
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         self.task.after_step(self.model)
+        if self.ema is not None:
+            self.ema.update(1 - skipped)
+        self.left_out = torch.stack([(self.left_out[0] + 1) * skipped, self.left_out[1] + skipped])
         self.step += 1
-        return logs
+        return {"loss": loss, "lr": torch.tensor(rate), "grad_norm": norm}
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        precision = self.config.train.precision
-        if precision == "bf16" or (precision == "auto" and self.device.type == "cuda"):
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+    def _clip(self) -> Tensor:
+        """The norm of the gradient before it is clipped, if it is."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        limit = self.config.train.grad_clip_norm
+        if limit is not None:
+            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return norm
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within the block the model is what will be exported: its average, if there is one."""
+        return nullcontext() if self.ema is None else self.ema.applied()
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
@@ -73,14 +102,28 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "metrics": self.metrics,
+            "left_out": self.left_out,
+            **({} if self.ema is None else {"ema": self.ema.averages}),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint's state."""
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        """Continue from a checkpoint's state.
+
+        Raises:
+            CheckpointError: it does not fit the model.
+        """
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+        except (RuntimeError, ValueError) as error:
+            message = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"the checkpoint does not fit the model: {message}") from error
         self.step = int(state["step"])
         self.metrics = dict(state["metrics"])
+        self.left_out = state["left_out"].to(self.device)
+        if self.ema is not None:
+            averages = state.get("ema") or {name: p.detach() for name, p in self.model.named_parameters()}
+            self.ema.restore(averages)
 
 
 def run(
@@ -88,44 +131,102 @@ def run(
     batches: Iterator[Batch],
     *,
     on_record: Callable[[StepRecord], None],
-    on_checkpoint: Callable[[Trainer], None],
+    on_checkpoint: Callable[[Trainer, dict[str, float]], None],
     on_validation: Callable[[Trainer], dict[str, float]],
-) -> None:
-    """Take steps until `trainer.num_steps`.
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Take steps until `trainer.num_steps`, or until some rank is asked to stop.
 
     Args:
         batches: this rank's batches from `trainer.step` on.
         on_record: gets the figures of every logged step (on every rank; figures are global).
-        on_checkpoint: is called when a checkpoint is due, and once at the end.
+        on_checkpoint: is called when a checkpoint is due, with the scores of a validation at that step, and at the end.
         on_validation: is called at the validation cadence, if there is one, and at the end; returns held-out scores.
+        stop_requested: asked after every step; when true anywhere, the run ends with a checkpoint at a next step.
+
+    Returns:
+        True when the run was stopped before its last step.
 
     Raises:
-        DermRayError: the loss is not finite.
+        NonFiniteError: too many steps in a row had gradients that are not finite, or weights are not.
+        CollectiveError: other ranks did not come.
     """
+    train = trainer.config.train
+    position = Position(train.collective_timeout_s)
+    agreement = Agreement(num_flags=2)
+    clock = _Clock(train.checkpoint_every_minutes)
+    watch = speed.Stopwatch(trainer.step, train.global_batch_size, trainer.device)
+    stop = False
+    while trainer.step < trainer.num_steps and not stop:
+        position.note(trainer.step + 1, "waiting for a batch")
+        batch = next(batches)
+        watch.batch_came(batch.tokens.shape[1])
+        with position.at(trainer.step + 1, "in the forward and backward pass"):
+            logs = trainer.train_step(batch)
+        watch.step_done()
+        with position.at(trainer.step, "exchanging figures and flags"):
+            stop, clock_due = agreement.exchange(stop_requested(), clock.due())
+            last = trainer.step == trainer.num_steps
+            due = _due(trainer, stop=stop, last=last, clock=clock_due)
+            if due.log or due.checkpoint:
+                means = _over_ranks(logs, trainer.device)
+                _require_finite(trainer, logs["loss"])
+            if due.log:
+                figures = _figures(trainer, means, watch)
+                trainer.metrics = figures
+                on_record(StepRecord(trainer.step, trainer.num_steps, figures, speed.verdict(figures)))
+        scores: dict[str, float] = {}
+        with watch.paused() if due.validation or due.checkpoint else nullcontext():
+            with position.at(trainer.step, "in validation"):
+                if due.validation:
+                    with trainer.averaged():
+                        scores = on_validation(trainer)
+                    trainer.metrics = {**trainer.metrics, **scores}
+                    on_record(StepRecord(trainer.step, trainer.num_steps, scores))
+            if due.checkpoint:
+                on_checkpoint(trainer, scores)
+                clock.reset()
+    agreement.close()
+    return trainer.step < trainer.num_steps
+
+
+@dataclass(frozen=True)
+class _Due:
+    log: bool
+    validation: bool
+    checkpoint: bool
+
+
+def _due(trainer: Trainer, *, stop: bool, last: bool, clock: bool) -> _Due:
+    """What is to be done after this step; equal on all ranks. A run that is to stop has no time for validation."""
     train, validate_every = trainer.config.train, trainer.config.validation.every_steps
-    watch = _Stopwatch(trainer.step, train.global_batch_size)
-    while trainer.step < trainer.num_steps:
-        with watch.waiting():
-            batch = next(batches)
-        logs = trainer.train_step(batch)
-        last = trainer.step == trainer.num_steps
-        log_due = trainer.step % train.log_every_steps == 0 or last
-        checkpoint_due = trainer.step % train.checkpoint_every_steps == 0 or last
-        if log_due or checkpoint_due:
-            means = _global_mean(logs)
-            _require_finite(means["loss"], trainer.step)
-        if log_due:
-            figures = {**means, **trainer.task.report(trainer.model), **watch.lap(trainer.step)}
-            trainer.metrics = figures
-            on_record(StepRecord(trainer.step, trainer.num_steps, figures))
-        if validate_every and (trainer.step % validate_every == 0 or last):
-            with watch.paused():
-                scores = on_validation(trainer)
-            trainer.metrics = {**trainer.metrics, **scores}
-            on_record(StepRecord(trainer.step, trainer.num_steps, scores))
-        if checkpoint_due:
-            with watch.paused():
-                on_checkpoint(trainer)
+    validation = validate_every is not None and (trainer.step % validate_every == 0 or last) and not (stop and not last)
+    return _Due(
+        log=trainer.step % train.log_every_steps == 0 or last,
+        validation=validation,
+        checkpoint=trainer.step % train.checkpoint_every_steps == 0
+        or last
+        or stop
+        or clock
+        or (validation and train.keep_best is not None),
+    )
+
+
+class _Clock:
+    """Says once that the last checkpoint is too old; on rank 0, whose clock counts for all."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self._interval_s = minutes * 60 if minutes is not None and world()[0] == 0 else None
+        self.reset()
+
+    def reset(self) -> None:
+        self._since = time.monotonic()
+
+    def due(self) -> bool:
+        if self._interval_s is None or time.monotonic() - self._since < self._interval_s:
+            return False
+        self.reset()
+        return True
 
 
 def _seed(seed: int, step: int) -> None:
@@ -134,63 +235,51 @@ def _seed(seed: int, step: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
 
 
-def _global_mean(logs: dict[str, Tensor]) -> dict[str, float]:
-    _, world_size = world()
-    values = torch.stack([value.float().cpu() for value in logs.values()])
-    if world_size > 1:
-        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-        values = values.to(device)
-        dist.all_reduce(values)
-        values = values.cpu() / world_size
-    return dict(zip(logs, values.tolist(), strict=True))
+def _over_ranks(values: dict[str, Any], device: torch.device) -> dict[str, float]:
+    """The mean of the ranks' losses, and of anything else the highest."""
+    own = torch.stack([torch.as_tensor(value, dtype=torch.float32).to(device) for value in values.values()])
+    rows = gather_rows(own[None]).cpu()
+    combined = dict(zip(values, rows.max(dim=0).values.tolist(), strict=True))
+    return combined | ({"loss": rows[:, list(values).index("loss")].mean().item()} if "loss" in values else {})
 
 
-def _require_finite(loss: float, step: int) -> None:
-    if loss != loss or loss in (float("inf"), float("-inf")):
-        raise DermRayError(f"the loss became {loss} at step {step}; lower optim.lr or look at the data of this step")
+def _figures(trainer: Trainer, means: dict[str, float], watch: speed.Stopwatch) -> dict[str, float]:
+    """All that is told about a logged step: of the ranks' waits and memory the highest."""
+    lap = watch.lap(trainer.step)
+    lap["communication_share"] = min(1.0, speed.exposed_communication_s(trainer.wrapped) / lap["step_time_s"])
+    figures = {
+        **means,
+        **trainer.task.report(trainer.model),
+        **_over_ranks({**lap, **speed.memory_gb(trainer.device)}, trainer.device),
+        "skipped_steps": trainer.left_out[1].item(),
+    }
+    if trainer.flops is not None:
+        num_samples = trainer.config.train.global_batch_size / world()[1]
+        achieved = trainer.flops.of_step(num_samples, figures["text_tokens"]) / figures["step_time_s"]
+        figures["model_tflops_per_s"] = achieved / 1e12
+        peak = speed.peak_flops(trainer.device)
+        if peak is not None:
+            figures["mfu"] = achieved / peak
+    return figures
 
 
-class _Stopwatch:
-    """Throughput and data wait between two logged steps and overall; without the first batch and checkpoints."""
+def _require_finite(trainer: Trainer, loss: Tensor) -> None:
+    """Refuse to go on, and to write a checkpoint, where numbers are lost.
 
-    def __init__(self, first_step: int, global_batch_size: int) -> None:
-        self._global_batch_size = global_batch_size
-        self._first_step = self._step = first_step
-        self._trained_s = 0.0
-        self._begun: float | None = None
-        self._waited_s = 0.0
-        self._paused_s = 0.0
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around the wait for a batch."""
-        entered = time.perf_counter()
-        yield
-        now = time.perf_counter()
-        if self._begun is None:
-            self._begun = now
-        else:
-            self._waited_s += now - entered
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Around what is not training."""
-        entered = time.perf_counter()
-        yield
-        self._paused_s += time.perf_counter() - entered
-
-    def lap(self, step: int) -> dict[str, float]:
-        """Figures since the last lap."""
-        assert self._begun is not None
-        now = time.perf_counter()
-        elapsed = max(now - self._begun - self._paused_s, 1e-9)
-        self._trained_s += elapsed
-        num_steps = step - self._step
-        figures = {
-            "samples_per_s": num_steps * self._global_batch_size / elapsed,
-            "mean_samples_per_s": (step - self._first_step) * self._global_batch_size / self._trained_s,
-            "step_time_s": elapsed / num_steps,
-            "data_wait_share": min(self._waited_s / elapsed, 1.0),
-        }
-        self._begun, self._step, self._waited_s, self._paused_s = now, step, 0.0, 0.0
-        return figures
+    Raises:
+        NonFiniteError: on all ranks alike.
+    """
+    in_a_row, limit = int(trainer.left_out[0].item()), trainer.config.train.max_skipped_steps
+    losses = gather_rows(loss.detach().float().to(trainer.device)[None]).cpu()
+    if in_a_row > limit:
+        ranks = [rank for rank, value in enumerate(losses.tolist()) if not np.isfinite(value)]
+        raise NonFiniteError(
+            f"steps {trainer.step - in_a_row + 1} to {trainer.step} had gradients that are not finite, more than "
+            f"train.max_skipped_steps={limit} in a row; the loss of step {trainer.step} is {losses.mean().item():g} "
+            f"(not finite on ranks {ranks}); lower optim.lr or look at the data of these steps"
+        )
+    if not all(torch.isfinite(p).all() for p in trainer.model.parameters()):
+        raise NonFiniteError(
+            f"the weights hold values that are not finite at step {trainer.step}; go back to the last checkpoint with "
+            "a lower optim.lr"
+        )

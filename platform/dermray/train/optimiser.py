@@ -12,8 +12,11 @@ from dermray.train.settings import OptimConfig
 NO_DECAY_MARKS = ("bn", "ln", "bias", "logit_scale")
 
 
-def build_optimiser(model: nn.Module, settings: OptimConfig, *, fused: bool) -> torch.optim.AdamW:
-    """AdamW in which parameters of fewer than two dimensions, norms, biases and logit_scale do not decay."""
+def build_optimiser(model: nn.Module, settings: OptimConfig) -> torch.optim.AdamW:
+    """AdamW in which parameters of fewer than two dimensions, norms, biases and logit_scale do not decay.
+
+    Fused, on CPU too: only then it leaves a step out where its `found_inf` says so.
+    """
     decay: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -25,7 +28,7 @@ def build_optimiser(model: nn.Module, settings: OptimConfig, *, fused: bool) -> 
         {"params": decay, "weight_decay": settings.weight_decay},
     ]
     return torch.optim.AdamW(
-        groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=fused
+        groups, lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps, fused=True
     )
 
 

@@ -1,4 +1,4 @@
-"""Ray Train glue: a driver that launches workers and listens, and what each worker does.
+"""The driver of a pretraining: it checks, launches workers with Ray Train, listens, and passes on SIGTERM.
 
 The truth about progress is in the output: checkpoints with manifests. A restarted worker group, or the same job
 started again, finds the latest one and goes on; nothing depends on Ray's own record of the run.
@@ -7,8 +7,6 @@ started again, finds the latest one and goes on; nothing depends on Ray's own re
 from __future__ import annotations
 
 import functools
-import logging
-import os
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,35 +14,18 @@ from typing import Any
 
 import ray
 import ray.train
-import torch
-import torch.distributed as dist
-from ray.actor import ActorHandle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from ray.train.torch import TorchConfig, TorchTrainer
 
-from dermray import __version__, cluster, models, storage
+from dermray import cluster, models, storage
 from dermray.corpus.manifest import Manifest
-from dermray.corpus.ontology import ONTOLOGY_NAME
-from dermray.corpus.shards import label_counts
-from dermray.errors import CheckpointError, DermRayError
-from dermray.ingest.color import ColorAugmentation
-from dermray.ingest.loader import Loader
+from dermray.errors import DermRayError, StoppedError
 from dermray.ingest.plan import EpochPlan
-from dermray.losses.gather import world
-from dermray.train import checkpoint, loop, toy
-from dermray.train.optimiser import build_optimiser
+from dermray.train import checkpoint, toy, worker
 from dermray.train.progress import ProgressListener, StepRecord
 from dermray.train.settings import PretrainConfig
-from dermray.train.task import ContrastiveTask, fit_to_loss, trained_architecture
-from dermray.train.validation import Validator
-
-MODEL_FOLDER = "model"
-SCRATCH_FOLDER = "ray-train"
-SUMMARY_NAME = "summary.json"
-
-logger = logging.getLogger(__name__)
+from dermray.train.stopping import on_sigterm
+from dermray.train.task import trained_architecture
 
 
 @dataclass(frozen=True)
@@ -81,7 +62,8 @@ def pretrain(
 
     Raises:
         DermRayError: bad corpus, model, plan or checkpoint, before workers start where possible; or the training
-            failed more often than `train.max_failures`.
+            failed more often than `train.max_failures`, or twice in the same way.
+        StoppedError: SIGTERM came; the workers have written a checkpoint.
     """
     config = located(config)
     finished = check(config)
@@ -89,11 +71,13 @@ def pretrain(
         return finished
     latest = checkpoint.committed(config.output)
     # Ray Train asks for storage that every node sees, and takes up an earlier attempt where it finds its name again.
-    scratch = storage.join(config.output, SCRATCH_FOLDER)
+    scratch = storage.join(config.output, worker.SCRATCH_FOLDER)
     filesystem, path = storage.filesystem(scratch)
-    with ProgressListener(on_record) as listener:
+    # Also notes of failures, which a killed driver may have left there.
+    storage.remove(scratch)
+    with ProgressListener(on_record) as listener, on_sigterm(listener.request_stop, grace_s=config.train.grace_s):
         trainer = TorchTrainer(
-            functools.partial(_train_worker, config, provenance or {}, listener.channel),
+            functools.partial(worker.train_worker, config, provenance or {}, listener.channel),
             scaling_config=_scaling(config),
             torch_config=TorchConfig(timeout_s=config.train.collective_timeout_s),
             run_config=RunConfig(
@@ -108,8 +92,20 @@ def pretrain(
             summary = trainer.fit().return_value
         except ray.train.TrainingFailedError as error:
             raise _as_own_error(error) from error
+        except SystemExit:
+            # How Ray Train ends a process that was interrupted: as if all were well.
+            if not listener.stop_was_requested:
+                raise KeyboardInterrupt from None
+            raise StoppedError(
+                f"aborted {config.train.grace_s:g} s after SIGTERM (train.grace_s), before a checkpoint was written; "
+                "the same command again goes on from the one before"
+            ) from None
         finally:
             storage.remove(scratch)
+    if worker.FAILED in summary:
+        raise DermRayError(summary[worker.FAILED])
+    if worker.STOPPED_STEP in summary:
+        raise StoppedError(f"stopped at step {summary[worker.STOPPED_STEP]}; the same command again goes on from there")
     resumed_step = latest[-1].step if latest else 0
     return PretrainResult(**summary, resumed_step=resumed_step)
 
@@ -139,17 +135,9 @@ def located(config: PretrainConfig) -> PretrainConfig:
             "output": storage.normalise(config.output),
             "corpus": storage.normalise(config.corpus),
             "model": models.located(config.model),
-            **{key: models.located_weights(source) for key, source in _initial_weights(config).items()},
+            **{key: models.located_weights(source) for key, source in config.initial_weights().items()},
         }
     )
-
-
-def _initial_weights(config: PretrainConfig) -> dict[str, str | None]:
-    return {
-        "pretrained": config.pretrained,
-        "pretrained_image": config.pretrained_image,
-        "pretrained_text": config.pretrained_text,
-    }
 
 
 def _check_before_start(config: PretrainConfig, manifest: Manifest) -> None:
@@ -162,21 +150,29 @@ def _check_before_start(config: PretrainConfig, manifest: Manifest) -> None:
     plan.streams_of(0, config.num_workers)
     if config.validation.every_steps:
         manifest.select(config.validation.split)
-    models.check(config.model, **_initial_weights(config))
+    models.check(config.model, **config.initial_weights())
     trained_architecture(models.architecture(config.model), config.loss)
     for info in checkpoint.committed(config.output)[-1:]:
-        checkpoint.require_same_run(info, trajectory=config.trajectory(), corpus_digest=manifest.digest)
+        checkpoint.require_same_run(
+            info,
+            trajectory=config.trajectory(),
+            corpus_digest=manifest.digest,
+            force=config.resume == "force",
+        )
 
 
 def _finished(config: PretrainConfig, manifest: Manifest) -> PretrainResult | None:
     try:
-        summary = storage.read_json(storage.join(config.output, SUMMARY_NAME))
+        summary = storage.read_json(storage.join(config.output, worker.SUMMARY_NAME))
     except FileNotFoundError:
         return None
     info = checkpoint.CheckpointInfo(
         config.output, summary["num_steps"], "", summary.pop("trajectory"), summary.pop("corpus_digest")
     )
-    checkpoint.require_same_run(info, trajectory=config.trajectory(), corpus_digest=manifest.digest)
+    trajectory, digest = config.trajectory(), manifest.digest
+    if config.resume == "force" and checkpoint.differences(info, trajectory=trajectory, corpus_digest=digest):
+        return None
+    checkpoint.require_same_run(info, trajectory=trajectory, corpus_digest=digest)
     return PretrainResult(**summary, resumed_step=summary["num_steps"])
 
 
@@ -207,153 +203,3 @@ def _as_own_error(error: ray.train.TrainingFailedError) -> DermRayError:
             cause = cause.__cause__ or getattr(cause, "cause", None)
     first = next(iter(failures.values()), error)
     return DermRayError(f"training failed: {' '.join(str(first).split())[-800:]}")
-
-
-def _train_worker(config: PretrainConfig, provenance: dict[str, Any], channel: ActorHandle) -> dict[str, Any]:
-    """One rank: build, restore, loop, save. Returns the summary."""
-    rank, world_size = world()
-    device = get_device()
-    _settle_numerics(config, device)
-    manifest = Manifest.load(config.corpus)
-    model, image_transform, tokenizer = models.create(config.model, **_initial_weights(config))
-    fit_to_loss(model, models.architecture(config.model), config.loss)
-    model = model.to(device).train()
-    preprocess = models.preprocessing(model)
-    loader = Loader(
-        corpus=config.corpus,
-        manifest=manifest.select(config.data.split),
-        settings=config.data,
-        image_size=preprocess.size,
-        tokenizer=functools.partial(models.tokenizer, config.model, config.pretrained_text),
-        seed=config.seed,
-        global_batch_size=config.train.global_batch_size,
-        rank=rank,
-        world_size=world_size,
-        num_steps=0,
-    )
-    loader.num_steps = config.num_steps(loader.steps_per_epoch)
-    trainer = loop.Trainer(
-        config=config,
-        task=ContrastiveTask(
-            preprocess.mean,
-            preprocess.std,
-            device,
-            ColorAugmentation(config.data, config.seed),
-            config.loss,
-            config.train.micro_batch_size,
-        ),
-        model=model,
-        wrapped=_wrap(model, device, world_size),
-        optimiser=build_optimiser(model, config.optim, fused=True),
-        device=device,
-        num_steps=loader.num_steps,
-    )
-    validator = None
-    if rank == 0 and config.validation.every_steps:
-        validator = Validator(config.corpus, config.validation, image_transform, tokenizer)
-    latest = checkpoint.load_latest(config.output, trajectory=config.trajectory(), corpus_digest=manifest.digest)
-    if latest is not None:
-        trainer.restore(latest[1])
-        del latest
-    _require_agreement(trainer.step, world_size)
-    loop.run(
-        trainer,
-        loader.batches(trainer.step),
-        on_record=functools.partial(_send, channel, rank),
-        on_checkpoint=functools.partial(_save_checkpoint, config, manifest.digest, rank),
-        on_validation=functools.partial(_validate, validator),
-    )
-    return _finish(config, manifest, trainer, provenance, rank)
-
-
-def _settle_numerics(config: PretrainConfig, device: torch.device) -> None:
-    """Equal seeds and, on CPU, a fixed number of threads: the order of additions must not depend on the machine."""
-    torch.manual_seed(config.seed)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-    else:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.num_workers))
-
-
-def _wrap(model: nn.Module, device: torch.device, world_size: int) -> nn.Module:
-    if world_size == 1:
-        return model
-    device_ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
-
-
-def _require_agreement(step: int, world_size: int) -> None:
-    """Every rank must go on from the same checkpoint.
-
-    Raises:
-        CheckpointError: they found different ones.
-    """
-    if world_size == 1:
-        return
-    steps: list[int] = [0] * world_size
-    dist.all_gather_object(steps, step)
-    if len(set(steps)) > 1:
-        raise CheckpointError(
-            f"the workers would go on from different steps, {steps}: output must be one place that every node sees"
-        )
-
-
-def _send(channel: ActorHandle, rank: int, record: StepRecord) -> None:
-    if rank == 0:
-        channel.push.remote(record)
-
-
-def _save_checkpoint(config: PretrainConfig, corpus_digest: str, rank: int, trainer: loop.Trainer) -> None:
-    if rank == 0:
-        checkpoint.save(
-            config.output,
-            trainer.step,
-            trainer.state(),
-            trajectory=config.trajectory(),
-            corpus_digest=corpus_digest,
-            keep=config.train.keep_checkpoints,
-        )
-
-
-def _validate(validator: Validator | None, trainer: loop.Trainer) -> dict[str, float]:
-    """Score on rank 0, and tell Ray Train, whose callbacks (Tune's) decide by these figures.
-
-    Nothing else is reported to Ray Train: its controller takes one report a poll, so step metrics go another way.
-    """
-    scores = validator(trainer.model) if validator is not None else {}
-    ray.train.report({"step": trainer.step, **scores})
-    return scores
-
-
-def _finish(
-    config: PretrainConfig, manifest: Manifest, trainer: loop.Trainer, provenance: dict[str, Any], rank: int
-) -> dict[str, Any]:
-    """Rank 0 writes the model folder and then the summary, which marks the run as finished."""
-    summary: dict[str, Any] = {
-        "model_uri": storage.join(config.output, MODEL_FOLDER),
-        "weights_sha256": "",
-        "metrics": trainer.metrics,
-        "num_steps": trainer.num_steps,
-    }
-    if rank == 0:
-        ontology = storage.join(config.corpus, ONTOLOGY_NAME)
-        if storage.exists(ontology):
-            storage.write_bytes(storage.join(summary["model_uri"], ONTOLOGY_NAME), storage.read_bytes(ontology))
-        summary["weights_sha256"] = models.save(
-            trainer.model,
-            summary["model_uri"],
-            model_cfg=trained_architecture(models.architecture(config.model), config.loss),
-            provenance={
-                "code_version": __version__,
-                "corpus_digest": manifest.digest,
-                "corpus": config.corpus,
-                "classes": list(label_counts(config.corpus, manifest.select(config.data.split))),
-                "recipe": config.model_dump(mode="json", exclude={"tracking", "cluster"}),
-                **provenance,
-            },
-        )
-        storage.write_json(
-            storage.join(config.output, SUMMARY_NAME),
-            {**summary, "trajectory": config.trajectory(), "corpus_digest": manifest.digest},
-        )
-    return summary

@@ -17,11 +17,12 @@ SHOWN_SCORES = ("accuracy", "R_at_10")
 
 @dataclass(frozen=True)
 class StepRecord:
-    """Figures of one logged step."""
+    """Figures of one logged step; `verdict` says in a line what limits the run."""
 
     step: int
     num_steps: int
     metrics: dict[str, float]
+    verdict: str = ""
 
 
 @ray.remote(num_cpus=0)
@@ -30,6 +31,7 @@ class ProgressChannel:
 
     def __init__(self) -> None:
         self._records: list[StepRecord] = []
+        self._stop = False
 
     def push(self, record: StepRecord) -> None:
         """Rank 0 hands in a record."""
@@ -40,6 +42,14 @@ class ProgressChannel:
         records, self._records = self._records, []
         return records
 
+    def request_stop(self) -> None:
+        """The driver wants a checkpoint and the end."""
+        self._stop = True
+
+    def stop_requested(self) -> bool:
+        """Rank 0 asks whether it does."""
+        return self._stop
+
 
 class ProgressListener:
     """Drains a channel in a thread of the driver and calls `on_record` for each record, in order."""
@@ -48,6 +58,7 @@ class ProgressListener:
         self.channel: ActorHandle = ProgressChannel.remote()  # type: ignore[attr-defined]
         self._on_record = on_record
         self._stop = threading.Event()
+        self._stop_training = threading.Event()
         self._thread = threading.Thread(target=self._run, name="training-progress", daemon=True)
 
     def __enter__(self) -> ProgressListener:
@@ -59,9 +70,22 @@ class ProgressListener:
         self._thread.join(timeout=30)
         ray.kill(self.channel)
 
+    def request_stop(self) -> None:
+        """Have the workers write a checkpoint and end; safe in a signal handler."""
+        self._stop_training.set()
+
+    @property
+    def stop_was_requested(self) -> bool:
+        """Whether it was."""
+        return self._stop_training.is_set()
+
     def _run(self) -> None:
+        told = False
         while True:
             stopping = self._stop.is_set()
+            if self._stop_training.is_set() and not told:
+                ray.get(self.channel.request_stop.remote())
+                told = True
             for record in ray.get(self.channel.drain.remote()):
                 self._on_record(record)
             if stopping:
@@ -70,11 +94,12 @@ class ProgressListener:
 
 
 class ProgressPrinter:
-    """Prints one line a record: loss, samples/s, share of time spent waiting for data and ETA, or held-out scores."""
+    """Prints one line a record: loss, speed, data wait, MFU, memory and ETA, or held-out scores; and new verdicts."""
 
     def __init__(self, print_line: Callable[[str], None] | None = None) -> None:
         self._print = print_line or functools.partial(print, flush=True)
         self._begun: tuple[float, int] | None = None
+        self.verdict = ""
 
     def __call__(self, record: StepRecord) -> None:
         """Print a record."""
@@ -83,14 +108,15 @@ class ProgressPrinter:
             self._begun = (now, record.step)
         metrics = record.metrics
         if "loss" in metrics:
-            figures = (
-                f"loss {metrics['loss']:.4f}  {metrics['samples_per_s']:,.0f} samples/s  "
-                f"data wait {metrics['data_wait_share']:.0%}  ETA {self._eta(record, now)}"
-            )
+            figures = f"{_shown(metrics)}  ETA {self._eta(record, now)}"
         else:
             shown = [key for key in metrics if key.endswith(SHOWN_SCORES)]
             figures = "  ".join(f"{key.removeprefix('validation_')} {metrics[key]:.3f}" for key in shown)
         self._print(f"step {record.step:>6}/{record.num_steps}  {figures}")
+        if record.verdict:
+            if record.verdict.partition(" (")[0] != self.verdict.partition(" (")[0]:
+                self._print(f"{'':>5}{record.verdict}")
+            self.verdict = record.verdict
 
     def _eta(self, record: StepRecord, now: float) -> str:
         assert self._begun is not None
@@ -100,3 +126,17 @@ class ProgressPrinter:
             return "-"
         seconds = round((now - since) / done * (record.num_steps - record.step))
         return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+def _shown(metrics: dict[str, float]) -> str:
+    """The figures of a training step that fit a line."""
+    parts = [
+        f"loss {metrics['loss']:.4f}",
+        f"{metrics['samples_per_s']:,.0f} samples/s",
+        f"data wait {metrics['data_wait_share']:.0%}",
+    ]
+    if "mfu" in metrics:
+        parts.append(f"MFU {metrics['mfu']:.0%}")
+    if metrics.get("skipped_steps"):
+        parts.append(f"skipped {metrics['skipped_steps']:.0f}")
+    return "  ".join(parts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dermray.config import ClusterConfig, Config, TrackingConfig
 from dermray.ingest.settings import DataConfig
@@ -26,9 +26,31 @@ class TrainConfig(Config):
     )
     precision: Precision = Field("auto", description="auto: bf16 autocast on GPU, fp32 on CPU")
     grad_clip_norm: float | None = Field(None, gt=0, description="clip the global gradient norm; empty: no clipping")
+    tf32: bool = Field(True, description="float32 products on a GPU run in TF32")
+    channels_last: bool = Field(False, description="images and vision tower in channels-last layout")
+    compile: bool = Field(False, description="torch.compile the towers, block by block; the first steps are slow")
+    grad_checkpointing: float = Field(
+        0.0, ge=0, le=1, description="share of each tower's blocks that are recomputed in the backward pass"
+    )
+    ema_decay: float | None = Field(
+        None, gt=0, lt=1, description="average the weights with this decay a step, validate and export the average"
+    )
+    max_skipped_steps: int = Field(
+        3, ge=0, description="so many steps in a row may be left out for gradients that are not finite"
+    )
     log_every_steps: int = Field(10, ge=1, description="cadence of the progress line and of MLflow metrics")
     checkpoint_every_steps: int = Field(200, ge=1, description="cadence of checkpoints")
+    checkpoint_every_minutes: float | None = Field(
+        None, gt=0, description="also a checkpoint when the last one is so old; empty: by steps only"
+    )
     keep_checkpoints: int = Field(2, ge=1, description="how many of the last checkpoints stay")
+    keep_best: str | None = Field(
+        None, description="validation score (validation_zero_shot_accuracy, …) whose best checkpoint stays too"
+    )
+    keep_best_mode: Literal["max", "min"] = Field("max", description="whether the highest or the lowest is best")
+    grace_s: float = Field(
+        60, gt=0, description="seconds for the last checkpoint after SIGTERM; then the run is aborted"
+    )
     max_failures: int = Field(3, ge=-1, description="restarts after a lost worker or node; -1: without limit")
     collective_timeout_s: int = Field(600, ge=10, description="a collective that takes longer fails the attempt")
 
@@ -79,6 +101,9 @@ class PretrainConfig(Config):
     )
     toy: bool = Field(False, description="true: shrink the recipe to a minute on a CPU (docs/training.md says how)")
     run_name: str | None = Field(None, description="name of the run in MLflow; empty: from model and output")
+    resume: Literal["same", "force"] = Field(
+        "same", description="force: go on from output's checkpoint although corpus or settings differ"
+    )
     seed: int = Field(0, ge=0, description="of initial weights, order and augmentation")
     num_workers: int = Field(1, ge=1, description="training workers (data-parallel ranks)")
     use_gpu: bool | None = Field(None, description="empty: if the cluster has GPUs")
@@ -92,6 +117,12 @@ class PretrainConfig(Config):
     validation: ValidationConfig = ValidationConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _best_needs_scores(self) -> PretrainConfig:
+        if self.train.keep_best is not None and self.validation.every_steps is None:
+            raise ValueError("train.keep_best needs validation.every_steps")
+        return self
 
     def trajectory(self) -> dict[str, Any]:
         """The keys that decide which weights come out; a resumed run must agree on all of them."""
@@ -107,10 +138,19 @@ class PretrainConfig(Config):
             "train.global_batch_size": self.train.global_batch_size,
             "train.precision": self.train.precision,
             "train.grad_clip_norm": self.train.grad_clip_norm,
+            "train.ema_decay": self.train.ema_decay,
             "loss.name": self.loss.name,
             "loss.mask_duplicates": self.loss.mask_duplicates,
             **{f"data.{key}": value for key, value in data.items()},
             **{f"optim.{key}": value for key, value in self.optim.model_dump(mode="json").items()},
+        }
+
+    def initial_weights(self) -> dict[str, str | None]:
+        """Where weights come from, by the parameters of `models.create`."""
+        return {
+            "pretrained": self.pretrained,
+            "pretrained_image": self.pretrained_image,
+            "pretrained_text": self.pretrained_text,
         }
 
     def num_steps(self, steps_per_epoch: int) -> int:

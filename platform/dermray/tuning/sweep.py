@@ -24,7 +24,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from dermray import cluster, storage
 from dermray.errors import DermRayError
-from dermray.train import pretrain
+from dermray.train import pretrain, worker
 from dermray.tuning import records
 from dermray.tuning.plan import TRIAL_CPUS, Trial, share_cluster
 from dermray.tuning.records import Point, Status, TrialRecord
@@ -191,7 +191,7 @@ class Ledger(tune.Callback):
 
 
 def _ran_to_end(trial: Trial) -> bool:
-    return storage.exists(storage.join(trial.uri, pretrain.SUMMARY_NAME))
+    return storage.exists(storage.join(trial.uri, worker.SUMMARY_NAME))
 
 
 def _abort(trial: Trial, controller: ActorHandle) -> None:

@@ -1,0 +1,35 @@
+"""Which failures are not worth another attempt: the same error of the same rank at the same step, twice.
+
+Ray Train restarts a group of workers for any error. Each rank leaves a note of its own errors where every node sees
+them; the group that is started after the second equal one reads it and gives up at once.
+"""
+
+from __future__ import annotations
+
+from dermray import storage
+from dermray.errors import CollectiveError, DermRayError, StorageError
+
+NOTE_PREFIX = "failure-"
+# What another attempt may well cure.
+_PASSING = (CollectiveError, StorageError)
+
+
+def record(folder: str, rank: int, step: int, error: DermRayError) -> None:
+    """Note that a rank failed in the step after `step`, if the error is not a passing one."""
+    if isinstance(error, _PASSING):
+        return
+    uri = storage.join(folder, f"{NOTE_PREFIX}{rank:05d}.json")
+    this = {"step": step, "message": str(error)}
+    before = storage.read_json(uri) if storage.exists(uri) else {}
+    same = {key: before.get(key) for key in this} == this
+    storage.write_json(uri, {**this, "count": before["count"] + 1 if same else 1})
+
+
+def repeated(folder: str) -> str | None:
+    """The message of a failure that came twice, or None."""
+    for uri in storage.list_files(folder):
+        if storage.name_of(uri).startswith(NOTE_PREFIX):
+            note = storage.read_json(uri)
+            if note["count"] > 1:
+                return str(note["message"])
+    return None

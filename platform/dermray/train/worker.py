@@ -1,0 +1,253 @@
+"""What each worker of a pretraining does: build, restore, loop, save. Needs Ray Train around it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.actor import ActorHandle
+from ray.train.torch import get_device
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dermray import __version__, models, storage
+from dermray.corpus.manifest import Manifest
+from dermray.corpus.ontology import ONTOLOGY_NAME
+from dermray.corpus.shards import label_counts
+from dermray.errors import CheckpointError, ConfigError, DermRayError, NonFiniteError
+from dermray.ingest.color import ColorAugmentation
+from dermray.ingest.loader import Loader
+from dermray.losses.gather import world
+from dermray.train import checkpoint, failures, loop, numerics, speed
+from dermray.train.checkpoint_writer import CheckpointWriter
+from dermray.train.optimiser import build_optimiser
+from dermray.train.progress import StepRecord
+from dermray.train.settings import PretrainConfig
+from dermray.train.stopping import StopPoll
+from dermray.train.task import ContrastiveTask, fit_to_loss, trained_architecture
+from dermray.train.validation import Validator
+
+MODEL_FOLDER = "model"
+SCRATCH_FOLDER = "ray-train"
+SUMMARY_NAME = "summary.json"
+# Keys of what a rank returns instead of a summary.
+FAILED = "failed"
+STOPPED_STEP = "stopped_step"
+
+
+def train_worker(config: PretrainConfig, provenance: dict[str, Any], channel: ActorHandle) -> dict[str, Any]:
+    """One rank, from its weights to the summary.
+
+    Returns:
+        The summary; or, under the key `FAILED`, why another attempt would fail as this one did; or, under
+        `STOPPED_STEP`, where the run was stopped.
+    """
+    rank, _ = world()
+    scratch = storage.join(config.output, SCRATCH_FOLDER)
+    failed = failures.repeated(scratch)
+    if failed is not None:
+        return {FAILED: f"{failed} (twice at the same step, so there is no third attempt)"}
+    trainer = None
+    try:
+        device = get_device()
+        numerics.settle(config, device)
+        manifest = Manifest.load(config.corpus)
+        trainer, loader, validator = _build(config, manifest, device)
+        _restore(config, manifest, trainer)
+        return _train(config, manifest, trainer, loader, validator, provenance, channel)
+    except NonFiniteError as error:
+        # Every rank has met the same; an exception would only have Ray Train start them all again.
+        return {FAILED: str(error)}
+    except DermRayError as error:
+        failures.record(scratch, rank, 0 if trainer is None else trainer.step, error)
+        raise
+
+
+def _train(
+    config: PretrainConfig,
+    manifest: Manifest,
+    trainer: loop.Trainer,
+    loader: Loader,
+    validator: Validator | None,
+    provenance: dict[str, Any],
+    channel: ActorHandle,
+) -> dict[str, Any]:
+    rank, _ = world()
+    writer = CheckpointWriter(functools.partial(_save, config, manifest.digest))
+    stopped = loop.run(
+        trainer,
+        loader.batches(trainer.step),
+        on_record=functools.partial(_send, channel, rank),
+        on_checkpoint=functools.partial(_save_behind, writer, rank),
+        on_validation=functools.partial(_validate, validator, config.train.keep_best),
+        stop_requested=StopPoll(channel) if rank == 0 else lambda: False,
+    )
+    writer.wait()
+    if stopped:
+        return {STOPPED_STEP: trainer.step}
+    return _finish(config, manifest, trainer, provenance, rank)
+
+
+def _build(
+    config: PretrainConfig, manifest: Manifest, device: torch.device
+) -> tuple[loop.Trainer, Loader, Validator | None]:
+    """Model, optimiser and loader of this rank; on rank 0 what validates, if something does."""
+    rank, world_size = world()
+    model, image_transform, tokenizer = models.create(config.model, **config.initial_weights())
+    model_cfg = models.architecture(config.model)
+    fit_to_loss(model, model_cfg, config.loss)
+    preprocess = models.preprocessing(model)
+    flops = speed.flop_model(
+        model, image_size=preprocess.size, context_length=model_cfg["text_cfg"].get("context_length", 77)
+    )
+    model = model.to(device).train()
+    numerics.prepare(model, config.train)
+    loader = Loader(
+        corpus=config.corpus,
+        manifest=manifest.select(config.data.split),
+        settings=config.data,
+        image_size=preprocess.size,
+        tokenizer=functools.partial(models.tokenizer, config.model, config.pretrained_text),
+        seed=config.seed,
+        global_batch_size=config.train.global_batch_size,
+        rank=rank,
+        world_size=world_size,
+        num_steps=0,
+    )
+    loader.num_steps = config.num_steps(loader.steps_per_epoch)
+    trainer = loop.Trainer(
+        config=config,
+        task=ContrastiveTask(
+            preprocess.mean,
+            preprocess.std,
+            device,
+            ColorAugmentation(config.data, config.seed),
+            config.loss,
+            config.train.micro_batch_size,
+        ),
+        model=model,
+        wrapped=_wrap(model, device, world_size),
+        optimiser=build_optimiser(model, config.optim),
+        device=device,
+        num_steps=loader.num_steps,
+        flops=flops,
+    )
+    validator = None
+    if rank == 0 and config.validation.every_steps:
+        validator = Validator(config.corpus, config.validation, image_transform, tokenizer)
+    return trainer, loader, validator
+
+
+def _restore(config: PretrainConfig, manifest: Manifest, trainer: loop.Trainer) -> None:
+    """Go on from the latest checkpoint, if there is one."""
+    latest = checkpoint.load_latest(
+        config.output,
+        trajectory=config.trajectory(),
+        corpus_digest=manifest.digest,
+        force=config.resume == "force",
+    )
+    if latest is not None:
+        trainer.restore(latest[1])
+    _require_agreement(trainer.step, world()[1])
+
+
+def _wrap(model: nn.Module, device: torch.device, world_size: int) -> nn.Module:
+    if world_size == 1:
+        return model
+    device_ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+
+
+def _require_agreement(step: int, world_size: int) -> None:
+    """Every rank must go on from the same checkpoint.
+
+    Raises:
+        CheckpointError: they found different ones.
+    """
+    if world_size == 1:
+        return
+    steps: list[int] = [0] * world_size
+    dist.all_gather_object(steps, step)
+    if len(set(steps)) > 1:
+        raise CheckpointError(
+            f"the workers would go on from different steps, {steps}: output must be one place that every node sees"
+        )
+
+
+def _send(channel: ActorHandle, rank: int, record: StepRecord) -> None:
+    if rank == 0:
+        channel.push.remote(record)
+
+
+def _save(
+    config: PretrainConfig, corpus_digest: str, step: int, state: dict[str, Any], scores: Mapping[str, float]
+) -> None:
+    train = config.train
+    checkpoint.save(
+        config.output,
+        step,
+        state,
+        trajectory=config.trajectory(),
+        corpus_digest=corpus_digest,
+        retention=checkpoint.Retention(train.keep_checkpoints, train.keep_best, train.keep_best_mode),
+        scores=scores,
+    )
+
+
+def _save_behind(writer: CheckpointWriter, rank: int, trainer: loop.Trainer, scores: dict[str, float]) -> None:
+    if rank == 0:
+        writer.submit(trainer.step, trainer.state(), scores)
+
+
+def _validate(validator: Validator | None, keep_best: str | None, trainer: loop.Trainer) -> dict[str, float]:
+    """Score on rank 0, and tell Ray Train, whose callbacks (Tune's) decide by these figures.
+
+    Nothing else is reported to Ray Train: its controller takes one report a poll, so step metrics go another way.
+
+    Raises:
+        ConfigError: there is no score by which the best checkpoint shall be kept.
+    """
+    scores = validator(trainer.model) if validator is not None else {}
+    if validator is not None and keep_best is not None and keep_best not in scores:
+        raise ConfigError(f"train.keep_best={keep_best}: no such score; validation gives {', '.join(sorted(scores))}")
+    ray.train.report({"step": trainer.step, **scores})
+    return scores
+
+
+def _finish(
+    config: PretrainConfig, manifest: Manifest, trainer: loop.Trainer, provenance: dict[str, Any], rank: int
+) -> dict[str, Any]:
+    """Rank 0 writes the model folder and then the summary, which marks the run as finished."""
+    summary: dict[str, Any] = {
+        "model_uri": storage.join(config.output, MODEL_FOLDER),
+        "weights_sha256": "",
+        "metrics": trainer.metrics,
+        "num_steps": trainer.num_steps,
+    }
+    if rank == 0:
+        ontology = storage.join(config.corpus, ONTOLOGY_NAME)
+        if storage.exists(ontology):
+            storage.write_bytes(storage.join(summary["model_uri"], ONTOLOGY_NAME), storage.read_bytes(ontology))
+        with trainer.averaged():
+            summary["weights_sha256"] = models.save(
+                trainer.model,
+                summary["model_uri"],
+                model_cfg=trained_architecture(models.architecture(config.model), config.loss),
+                provenance={
+                    "code_version": __version__,
+                    "corpus_digest": manifest.digest,
+                    "corpus": config.corpus,
+                    "classes": list(label_counts(config.corpus, manifest.select(config.data.split))),
+                    "recipe": config.model_dump(mode="json", exclude={"tracking", "cluster"}),
+                    **provenance,
+                },
+            )
+        storage.write_json(
+            storage.join(config.output, SUMMARY_NAME),
+            {**summary, "trajectory": config.trajectory(), "corpus_digest": manifest.digest},
+        )
+    return summary

@@ -1,0 +1,76 @@
+"""Two real gloo processes: flags are seen by both at the same step, and who waits in vain says for whom."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from dermray.errors import CollectiveError
+from dermray.train.agreement import Agreement, Position
+from tests.process_groups import run_ranks
+
+RAISED_AT = 3
+TIMEOUT_S = 3
+
+
+def flags_seen(rank: int, world_size: int) -> dict[str, Any]:
+    """Only the last rank raises a flag, at one step; what each rank sees at every step."""
+    agreement = Agreement(num_flags=2)
+    seen = []
+    for step in range(6):
+        time.sleep(0.01 * rank)
+        seen.append(agreement.exchange(False, rank == world_size - 1 and step == RAISED_AT))
+        if world_size > 1:
+            dist.all_reduce(torch.ones(1))
+    agreement.close()
+    return {"seen": [second for _, second in seen], "other": any(first for first, _ in seen)}
+
+
+def test_all_ranks_see_a_flag_at_the_same_step(tmp_path: Path) -> None:
+    answers = run_ranks(flags_seen, (1, 2), tmp_path)
+    assert answers[1] == [{"seen": [step == RAISED_AT for step in range(6)], "other": False}]
+    late = {"seen": [step == RAISED_AT + 1 for step in range(6)], "other": False}
+    assert answers[2] == [late, late]
+
+
+def _wait_in_vain(rank: int, folder: str) -> None:
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/world",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=TIMEOUT_S),
+    )
+    position = Position(TIMEOUT_S)
+    position.note(7, "waiting for a batch")
+    dist.barrier()
+    if rank == 1:
+        time.sleep(3 * TIMEOUT_S)
+        return
+    try:
+        with position.at(7, "in the forward and backward pass"):
+            dist.all_reduce(torch.ones(1))
+    except CollectiveError as error:
+        (Path(folder) / "message").write_text(str(error))
+
+
+def test_a_rank_that_hangs_is_named_with_step_and_place(tmp_path: Path) -> None:
+    mp.spawn(_wait_in_vain, args=(str(tmp_path),), nprocs=2)
+    message = (tmp_path / "message").read_text()
+    assert "rank 0 waited" in message
+    assert "at step 7, in the forward and backward pass" in message
+    assert "rank 1 is at step 7, waiting for a batch" in message
+    assert f"train.collective_timeout_s={TIMEOUT_S}" in message
+    assert "\n" not in message
+
+
+def test_other_errors_pass_as_they_are() -> None:
+    with pytest.raises(RuntimeError, match="this rank is alone"), Position(1).at(1, "anywhere"):
+        raise RuntimeError("gloo, but this rank is alone")

@@ -1,0 +1,86 @@
+"""What is recomputed, laid out otherwise or compiled gives the same losses and gradients; nothing changes its name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dermray import models
+from dermray.train import numerics
+from dermray.train.settings import TrainConfig
+
+TOWERS = {"dermray_tiny": (48, {4, 2}), "panderm_tiny_bert": (64, {4, 2})}
+
+
+def made(name: str, **settings: object) -> nn.Module:
+    torch.manual_seed(0)
+    model, _, _ = models.create(name)
+    numerics.prepare(model.train(), TrainConfig(**settings))
+    return model
+
+
+def gradients(model: nn.Module, context_length: int) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(1)
+    pixels = torch.randn(4, 3, 64, 64, generator=random)
+    tokens = torch.randint(1, 900, (4, context_length), generator=random)
+    torch.manual_seed(2)
+    image, text, scale = model(pixels, tokens)[:3]
+    nn.functional.cross_entropy(scale * image @ text.T, torch.arange(4)).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_both_towers_are_found(name: str) -> None:
+    stacks = numerics.residual_stacks(models.create(name)[0])
+    assert {len(blocks) for blocks in stacks} == TOWERS[name][1]
+    assert len(stacks) == 2
+
+
+def test_blocks_with_batch_norm_are_left_alone() -> None:
+    block = [nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)) for _ in range(3)]
+    assert numerics.residual_stacks(nn.Sequential(*block)) == []
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0, []), (0.5, [1, 3]), (0.25, [3]), (1, [0, 1, 2, 3])])
+def test_recomputed_blocks_are_spread(share: float, expected: list[int]) -> None:
+    assert numerics.recomputed(4, share) == expected
+
+
+@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize(
+    "settings", [{"grad_checkpointing": 1.0}, {"grad_checkpointing": 0.5}, {"channels_last": True}]
+)
+def test_the_gradients_stay(name: str, settings: dict[str, object]) -> None:
+    plain, changed = made(name), made(name, **settings)
+    assert plain.state_dict().keys() == changed.state_dict().keys()
+    length = TOWERS[name][0]
+    expected, actual = gradients(plain, length), gradients(changed, length)
+    assert expected.keys() == actual.keys()
+    exact = "grad_checkpointing" in settings
+    for key, value in expected.items():
+        torch.testing.assert_close(actual[key], value, atol=0 if exact else 1e-5, rtol=0 if exact else 1e-4)
+
+
+def test_recomputed_blocks_do_run_twice() -> None:
+    model = made("dermray_tiny", grad_checkpointing=0.5)
+    calls = [0, 0, 0, 0]
+
+    def count(number: int) -> None:
+        calls[number] += 1
+
+    for number, block in enumerate(numerics.residual_stacks(model)[0]):
+        block.get_submodule("mlp").register_forward_pre_hook(lambda *_, number=number: count(number))
+    gradients(model, 48)
+    assert calls == [1, 2, 1, 2]
+
+
+def test_channels_last_reaches_the_tower() -> None:
+    model = made("dermray_tiny", channels_last=True)
+    seen: list[bool] = []
+    convolution = model.get_submodule("visual.conv1")
+    convolution.register_forward_hook(
+        lambda _, inputs, __: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+    )
+    gradients(model, 48)
+    assert seen == [True]
