@@ -96,5 +96,4 @@ def label_counts(corpus: str, manifest: Manifest) -> dict[str, int]:
 
 @lru_cache(maxsize=32)
 def _open(uri: str) -> pq.ParquetFile:
-    filesystem, path = storage.filesystem(uri)
-    return pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=False)
+    return pq.ParquetFile(storage.open_file(uri), pre_buffer=False)
