@@ -144,7 +144,7 @@ def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
     with timing.stage("make shards"):
         made, num_fresh = _make(config, work)
     if work.standing.generations and not any(record.shard for record in made):
-        return _nothing_new(config, len(made), started)
+        return _nothing_new(config, work, len(made), started)
     with timing.stage("find duplicates"):
         decided = _reconcile(config, work, made)
     with timing.stage("write shards again"):
@@ -164,12 +164,14 @@ def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
     )
 
 
-def _nothing_new(config: PrepareConfig, num_shards: int, started: float) -> PrepareResult:
-    """The corpus as it is: it holds every usable row already."""
+def _nothing_new(config: PrepareConfig, work: Work, num_shards: int, started: float) -> PrepareResult:
+    """The corpus as it is: it holds every usable row already. A run that was to add others may have left its report."""
+    manifest, held = Manifest.load(config.output), work.standing
+    stats, _ = _publish(config, manifest, held.generations, held.made(held.generations), held.held, work)
     return PrepareResult(
         output=config.output,
-        manifest=Manifest.load(config.output),
-        stats=storage.read_json(storage.join(config.output, report.STATS)),
+        manifest=manifest,
+        stats=stats,
         num_shards_made=0,
         num_shards_found=num_shards,
         seconds=time.monotonic() - started,
@@ -362,6 +364,7 @@ def _generation(
         final=tuple(record.key for record in final),
         num_rows=work.plan.num_rows,
         dropped=tuple(sorted(dropped, key=lambda row: row.row)),
+        ontology=work.ontology.to_json(),
         left_out=tuple(sorted(rows, key=lambda row: row.row)),
         left_out_images=tuple(sorted(digest for sample in decided.left_out for digest in sample.known)),
         figures=decided.figures,
@@ -382,13 +385,12 @@ def _commit(
     made: Sequence[ShardRecord],
     final: Sequence[ShardRecord],
 ) -> tuple[Manifest, dict[str, Any], bool]:
-    """Write ontology and report, then the manifest that makes the corpus exist, then remove what it does not name."""
-    tree = (json.dumps(work.ontology.to_json(), indent=2, ensure_ascii=False) + "\n").encode()
+    """Publish the corpus, then remove what it does not name."""
     generations = (*work.standing.generations, generation)
     manifest = Manifest(
         version=len(generations),
         shards=tuple(record.shard for record in final if record.shard is not None),
-        ontology_sha256=hashlib.sha256(tree).hexdigest(),
+        ontology_sha256=hashlib.sha256(_document(generation.ontology)).hexdigest(),
         provenance={
             "config": config.content(),
             "captions": dict(work.captions_from),
@@ -398,21 +400,47 @@ def _commit(
         },
     )
     all_made = [*work.standing.made(work.standing.generations), *made]
-    stats = report.summarise(generations, all_made, final, manifest, work.ontology)
-    unchanged = _is_committed(config.output, manifest, stats)
-    if not unchanged:
-        for each in generations:
-            storage.write_json(generation_uri(config.output, each.key), each.to_json())
-        storage.write_bytes(storage.join(config.output, ONTOLOGY_NAME), tree)
-        report.write(config, generations, final, manifest, stats, work.timing.to_json())
-        manifest.save(config.output)
+    stats, unchanged = _publish(config, manifest, generations, all_made, final, work)
     _remove_unnamed(config.output, manifest, generations)
     return manifest, stats, unchanged
 
 
+def _publish(
+    config: PrepareConfig,
+    manifest: Manifest,
+    generations: Sequence[Generation],
+    made: Sequence[ShardRecord],
+    final: Sequence[ShardRecord],
+    work: Work,
+) -> tuple[dict[str, Any], bool]:
+    """Write report and ontology, then the manifest that makes the corpus exist; nothing if all of it is there."""
+    tree = generations[-1].ontology
+    stats = report.summarise(generations, made, final, manifest, Ontology.from_json(tree))
+    if _is_committed(config.output, manifest, stats):
+        return stats, True
+    for each in generations:
+        storage.write_json(generation_uri(config.output, each.key), each.to_json())
+    report.write(config, generations, final, manifest, stats, work.timing.to_json())
+    # Next to the manifest, so that a corpus which is being replaced has a tree of its own as long as can be.
+    storage.write_bytes(storage.join(config.output, ONTOLOGY_NAME), _document(tree))
+    manifest.save(config.output)
+    return stats, False
+
+
+def _document(tree: Mapping[str, list[str]]) -> bytes:
+    """A disease tree as its file holds it."""
+    return (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode()
+
+
 def _is_committed(output: str, manifest: Manifest, stats: dict[str, Any]) -> bool:
+    """True if manifest, figures and tree are there as they would be written now."""
     try:
-        return Manifest.load(output) == manifest and storage.read_json(storage.join(output, report.STATS)) == stats
+        tree = storage.read_bytes(storage.join(output, ONTOLOGY_NAME))
+        return (
+            Manifest.load(output) == manifest
+            and storage.read_json(storage.join(output, report.STATS)) == stats
+            and hashlib.sha256(tree).hexdigest() == manifest.ontology_sha256
+        )
     except (CorpusError, FileNotFoundError):
         return False
 
@@ -425,5 +453,9 @@ def _remove_unnamed(output: str, manifest: Manifest, generations: Sequence[Gener
     for folder, named in ((DATA, shards), (RECORDS, records)):
         for uri in storage.list_files(storage.join(output, folder)):
             if storage.name_of(uri) not in named:
+                storage.remove(uri)
+    for folder in (output, storage.join(output, report.REPORT).rpartition("/")[0]):
+        for uri in storage.list_files(folder):
+            if storage.name_of(uri).endswith(storage.PART):
                 storage.remove(uri)
     storage.remove(storage.join(output, report.DROPPED_WHEN_STOPPED))
