@@ -25,9 +25,11 @@ def run(config: PretrainConfig) -> int:
     """Pretrain under an MLflow run; the run id is kept in the output, so a restart continues it."""
     from dermray import tracking
     from dermray.corpus.manifest import Manifest
+    from dermray.train import toy
     from dermray.train.pretrain import check, pretrain
     from dermray.train.progress import ProgressPrinter, StepRecord
 
+    config = toy.shrunk(config)
     if check(config) is None:
         cluster.connect(config.cluster)
     manifest = Manifest.load(config.corpus)

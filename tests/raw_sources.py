@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from dermray.prepare.sources.skincon import REJECTED
 from tests.raw_corpus import photograph
 
@@ -49,6 +52,14 @@ def write_table(file: Path, rows: Sequence[Row]) -> None:
         writer = csv.DictWriter(sink, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+# Where each image is: its row group's number, being compressed.
+PARQUET_IDS = [
+    "data/train-00000-of-00002.parquet!g0r0/image/皮肤 图_1.jpg",
+    "data/train-00000-of-00002.parquet!g1r0/image/b.jpg",
+    "data/train-00001-of-00002.parquet!g0r0/image/c.jpg",
+]
 
 
 def rows(*given: Row, **shared: str) -> list[Row]:
@@ -347,6 +358,26 @@ def webdataset_layout(folder: Path) -> None:
     )
 
 
+def parquet_layout(folder: Path) -> None:
+    """As `datasets` writes image data sets: structs of bytes and path, and class labels as numbers."""
+    names = ["psoriasis", "eczema"]
+    features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    kinds = {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), "label": pa.int64()}
+    strings = ("caption", "patient_id", "sex", "age", "skin_type", "id")
+    schema = pa.schema({**kinds, **dict.fromkeys(strings, pa.string())}, metadata=metadata)
+    said = {"label": 0, "caption": "a caption", "patient_id": "p", "sex": "male", "age": "40", "skin_type": "II"}
+    silent = {"label": None, "caption": "c", "patient_id": None, "sex": "None", "age": "unknown", "skin_type": "-1"}
+    rows = [
+        {"image": {"bytes": photograph(number, 48, 40), "path": f"{name}.jpg"}, "id": name, **fields}
+        for number, (name, fields) in enumerate(zip(NAMES, (said, said, silent), strict=True))
+    ]
+    (folder / "data").mkdir()
+    for number, part in enumerate((rows[:2], rows[2:])):
+        file = folder / "data" / f"train-{number:05d}-of-00002.parquet"
+        pq.write_table(pa.Table.from_pylist(part, schema), file, row_group_size=1, use_dictionary=False)
+
+
 LAYOUTS = {
     "csv": Layout(
         csv_layout,
@@ -418,6 +449,13 @@ LAYOUTS = {
         "pigment_network",
         ("1-derm", "1-clinic"),
         ("images",),
+    ),
+    "parquet": Layout(
+        parquet_layout,
+        PARQUET_IDS,
+        "psoriasis",
+        PARQUET_IDS[2],
+        together=(PARQUET_IDS[0], PARQUET_IDS[1]),
     ),
     "skincon": Layout(
         skincon_layout,

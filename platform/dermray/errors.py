@@ -58,5 +58,9 @@ class EvaluationError(DermRayError):
     """A score cannot be computed from what was given."""
 
 
+class EndpointError(DermRayError):
+    """A language model's endpoint is out of reach, refuses, or answers too little of what it is asked."""
+
+
 class TrackingError(DermRayError):
     """The MLflow registry or tracking store refused something that the run depends on."""

@@ -29,6 +29,8 @@ ORIENTATION_TAG = 0x0112
 # Side of the grey picture whose lowest frequencies make the perceptual hash, and of the one that tells a blank image.
 HASH_SIDE = 32
 CHROMA_420 = 2
+# Standard deviation of the smoothing before a reduction, in pixels of an image to be reduced by the square root of 2.
+PREFILTER = 0.4
 # What Pillow's readers raise on damaged content, beyond OSError.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError, MemoryError)
 
@@ -96,37 +98,62 @@ def standardise(
     lose quality.
 
     Raises:
-        ImageError: as `decode`; and `blank`, where no channel varies by at least `min_contrast` of 255 levels.
+        ImageError: as `decode`; and `blank`, where brightness varies by less than `min_contrast` of 255 levels.
     """
     image = _open(data)
     header = _header(image)
     _check_size(header, max_pixels, min_side)
     pixels = resize_shorter(_pixels(image, data, image_size), image_size)
-    small = cv2.resize(pixels, (HASH_SIDE, HASH_SIDE), interpolation=cv2.INTER_AREA)
-    if min_contrast and int((small.max((0, 1)) - small.min((0, 1))).max()) < min_contrast:
-        raise ImageError("blank", f"no channel varies by {min_contrast} of 255 levels: there is nothing to see")
     height, width = pixels.shape[:2]
     jpeg = data if _is_published(image, data, image_size, jpeg_quality) else encode_jpeg(pixels, jpeg_quality)
+    small = _small_grey(jpeg)
+    if int(small.max()) - int(small.min()) < min_contrast:
+        raise ImageError("blank", f"its brightness varies by less than {min_contrast} of 255 levels: nothing to see")
     return StandardImage(jpeg, width, height, _hash(small), header)
 
 
-def perceptual_hash(image: np.ndarray) -> int:
-    """64-bit perceptual hash of uint8 [H, W, 3]: signs of the lowest frequencies of its 32 x 32 grey picture.
+def perceptual_hash(image: bytes) -> int:
+    """64-bit perceptual hash of a stored image: signs of the lowest frequencies of its 32 x 32 grey picture.
 
     The 64 cosine coefficients next to the constant one, each above (1) or below (0) their median. Rescaling, JPEG
     compression, brightness and contrast change a few bits at most.
+
+    Raises:
+        ImageError: as `decode`.
     """
-    return _hash(cv2.resize(image, (HASH_SIDE, HASH_SIDE), interpolation=cv2.INTER_AREA))
+    try:
+        return _hash(_small_grey(image))
+    except ValueError:
+        return _hash(_small_grey(encode_jpeg(decode(image), 95)))
+
+
+def _small_grey(jpeg: bytes) -> np.ndarray:
+    """The grey picture of a JPEG, uint8 [32, 32]; of large ones only the means of blocks are decoded.
+
+    Raises:
+        ValueError: it is no JPEG, or damaged.
+    """
+    grey = simplejpeg.decode_jpeg(
+        jpeg, colorspace="GRAY", min_width=2 * HASH_SIDE, min_height=2 * HASH_SIDE, min_factor=1
+    )
+    return cv2.resize(grey, (HASH_SIDE, HASH_SIDE), interpolation=cv2.INTER_AREA)
 
 
 def resize_shorter(image: np.ndarray, side: int) -> np.ndarray:
-    """Shrink uint8 [H, W, 3] so that its shorter side is `side`, averaging over areas; never enlarges."""
+    """Shrink uint8 [H, W, 3] so that its shorter side is `side`, with antialiasing; never enlarges."""
     height, width = image.shape[:2]
     shorter = min(height, width)
     if shorter <= side:
         return image
     size = (max(side, round(width * side / shorter)), max(side, round(height * side / shorter)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    factor = shorter / side
+    if factor >= 2:
+        return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    # Averaging over areas that are no whole number of pixels is OpenCV's slowest path by far; for factors below 2 a
+    # small Gaussian before bilinear sampling takes a quarter of the time and looks the same.
+    sigma = PREFILTER * (factor**2 - 1) ** 0.5
+    smooth = cv2.GaussianBlur(image, (5, 5), max(sigma, 1e-3), borderType=cv2.BORDER_REPLICATE)
+    return cv2.resize(smooth, size, interpolation=cv2.INTER_LINEAR)
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
@@ -144,9 +171,10 @@ def codec_versions() -> dict[str, str]:
 
 
 def _hash(small: np.ndarray) -> int:
-    frequencies = cv2.dct(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32))
+    frequencies = cv2.dct(small.astype(np.float32))
     lowest = np.append(frequencies[:8, :8].ravel()[1:], frequencies[0, 8])
-    return int.from_bytes(np.packbits(lowest > np.median(lowest)).tobytes(), "big")
+    middle = np.sort(lowest)[len(lowest) // 2]
+    return int.from_bytes(np.packbits(lowest >= middle).tobytes(), "big")
 
 
 def _is_published(image: Image.Image, data: bytes, image_size: int, jpeg_quality: int) -> bool:

@@ -96,6 +96,7 @@ def test_ranks_together_see_the_same_samples_pixels_and_tokens(root: Path, alone
     for step, parts in enumerate(zip(*ranks, strict=True)):
         together = Batch(
             step=parts[0].step,
+            epoch=parts[0].epoch,
             samples=np.concatenate([part.samples for part in parts]),
             pixels=torch.cat([part.pixels for part in parts]),
             tokens=torch.cat([part.tokens for part in parts]),

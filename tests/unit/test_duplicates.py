@@ -108,6 +108,17 @@ def test_many_random_hashes_with_the_sizes_of_every_day(monkeypatch: pytest.Monk
     assert near_groups(phashes, max_distance=6).max() + 1 == len(phashes) - 525
 
 
+@pytest.mark.parametrize("max_distance", range(9))
+def test_no_spread_of_the_differing_bits_is_missed(monkeypatch: pytest.MonkeyPatch, max_distance: int) -> None:
+    """Bands nearly as wide as they get, and pairs exactly at the limit: with one band less some share none."""
+    monkeypatch.setattr(duplicates, "BUCKET_SIZE", 2**-6)
+    random = np.random.default_rng(max_distance)
+    base = random.integers(0, 2**64, 300, dtype=np.uint64)
+    flips = [sum(1 << int(bit) for bit in random.choice(64, max_distance, replace=False)) for _ in base]
+    found = near_pairs(np.concatenate([base, base ^ np.array(flips, dtype=np.uint64)]), max_distance=max_distance)
+    assert found.tolist() == [[number, number + 300] for number in range(300)]
+
+
 def test_a_full_bucket_is_shared_out_among_items() -> None:
     """All hashes agree on the first band: its one bucket becomes many items, and none of them repeats another's."""
     random = np.random.default_rng(1)

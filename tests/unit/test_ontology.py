@@ -291,3 +291,18 @@ def test_a_back_edge_is_found_to_be_a_cycle(document: dict[str, list[str]], data
     walk = str(caught.value).partition("cycle: ")[2].split(" > ")
     assert walk[0] == walk[-1]
     assert all(child in document[parent] for parent, child in pairwise(walk))
+
+
+def test_two_trees_unite_and_a_node_stays_where_it_is_known_better() -> None:
+    published = Ontology({"root": ["malignant", "benign"], "malignant": ["melanoma"], "benign": ["nevus"]})
+    flat = Ontology.flat(["melanoma", "urticaria"])
+    both = published.union(flat)
+    assert both.path("melanoma") == ["malignant", "melanoma"]
+    assert both.path("urticaria") == ["urticaria"]
+    assert flat.union(published).level("melanoma") == 2
+    assert both.union(flat).to_json() == both.to_json()
+
+
+def test_trees_that_contradict_each_other_do_not_unite() -> None:
+    with pytest.raises(OntologyError, match="cycle"):
+        Ontology({"root": ["a"], "a": ["b"]}).union(Ontology({"root": ["b"], "b": ["a"]}))

@@ -178,10 +178,13 @@ def test_methods_that_are_not_read_in_place_say_so(tmp_path: Path) -> None:
 
 
 def test_addresses() -> None:
-    assert archives.split_address("a/b.zip!/c d.jpg") == ("a/b.zip", "c d.jpg", None)
-    assert archives.split_address("a.TAR!12+345/c!/d.jpg") == ("a.TAR", "c!/d.jpg", (12, 345))
+    assert archives.split_address("a/b.zip!/c d.jpg") == ("a/b.zip", "c d.jpg", None, None)
+    assert archives.split_address("a.TAR!12+345/c!/d.jpg") == ("a.TAR", "c!/d.jpg", (12, 345), None)
+    assert archives.split_address("a.parquet!12+345/image/b.jpg") == ("a.parquet", "image/b.jpg", (12, 345), None)
+    assert archives.split_address("a.parquet!g2r17/image/b.jpg") == ("a.parquet", "image/b.jpg", None, (2, 17))
     for plain in ("a.jpg", "a.zip", "a.zip/b.jpg", "a.zip!", "a.zip!/", "a!/b.jpg", "a.zip!12+345/b.jpg", ""):
         assert archives.split_address(plain) is None
+    assert archives.split_address("a.tar!g2r17/b.jpg") is None
 
 
 def test_directories_are_kept_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

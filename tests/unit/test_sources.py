@@ -97,6 +97,7 @@ def test_derm1m_row(tmp_path: Path) -> None:
             "lesion_id": None,
             "extra": '{"source": "youtube", "source_type": "edu"}',
         },
+        "prepared": None,
     }
 
 

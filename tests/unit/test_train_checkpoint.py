@@ -163,6 +163,8 @@ def test_a_trajectory_survives_its_manifest(tmp_path: Path) -> None:
         {"data": {"crop_scale": [0.5, 1.0]}},
         {"data": {"horizontal_flip": 0.5}},
         {"optim": {"warmup_steps": 3}},
+        {"loss": {"name": "siglip"}},
+        {"loss": {"mask_duplicates": True}},
     ],
 )
 def test_keys_that_decide_the_weights_are_in_the_trajectory(override: dict[str, Any]) -> None:
@@ -179,6 +181,8 @@ def test_keys_that_decide_the_weights_are_in_the_trajectory(override: dict[str, 
         {"train": {"log_every_steps": 1, "checkpoint_every_steps": 3, "keep_checkpoints": 5, "max_failures": 0}},
         {"data": {"cpus_per_task": 1, "tasks_per_worker": 3}},
         {"validation": {"every_steps": 3}},
+        {"loss": {"method": "dense"}},
+        {"train": {"micro_batch_size": 64}},
     ],
 )
 def test_keys_that_do_not_decide_them_may_change(override: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dermray.errors import DermRayError
+from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Batch
 from dermray.train import checkpoint, loop
 from dermray.train.optimiser import build_optimiser
@@ -53,7 +54,7 @@ def make_trainer(config: PretrainConfig) -> loop.Trainer:
     model = TinyClip().train()
     return loop.Trainer(
         config=config,
-        task=ContrastiveTask((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), CPU),
+        task=ContrastiveTask((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), CPU, ColorAugmentation(config.data, config.seed)),
         model=model,
         wrapped=model,
         optimiser=build_optimiser(model, config.optim, fused=False),
@@ -68,6 +69,7 @@ def batches(start_step: int) -> Iterator[Batch]:
         random = np.random.default_rng(step)
         yield Batch(
             step=step,
+            epoch=step // 4,
             samples=random.integers(0, 99, 8),
             pixels=torch.from_numpy(random.integers(0, 256, (8, 3, SIDE, SIDE), dtype=np.uint8)),
             tokens=torch.from_numpy(random.integers(0, VOCABULARY, (8, 4))),

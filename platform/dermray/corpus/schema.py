@@ -12,6 +12,8 @@ from typing import Literal
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
+# Key of the version in a Parquet file's metadata.
+VERSION_KEY = "dermray.schema_version"
 
 CaptionAspect = Literal["raw", "ontology", "concept", "sub"]
 CAPTION_ASPECTS: tuple[CaptionAspect, ...] = ("raw", "ontology", "concept", "sub")
@@ -53,7 +55,7 @@ SAMPLE = pa.schema(
         # Samples of near-duplicate images share the smallest `sample_id` among them; null for all others.
         pa.field("duplicate_group", pa.string()),
     ],
-    metadata={"dermray.schema_version": str(SCHEMA_VERSION)},
+    metadata={VERSION_KEY: str(SCHEMA_VERSION)},
 )
 
 

@@ -94,6 +94,14 @@ def label_counts(corpus: str, manifest: Manifest) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
+def stored_columns(schema: pa.Schema) -> list[str]:
+    """Dotted names of the Parquet columns that a schema is stored in."""
+    empty = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), empty)
+    stored = pq.ParquetFile(pa.BufferReader(empty.getvalue())).schema
+    return [stored.column(number).path for number in range(len(stored))]
+
+
 @lru_cache(maxsize=32)
 def _open(uri: str) -> pq.ParquetFile:
-    return pq.ParquetFile(storage.open_file(uri), pre_buffer=False)
+    return pq.ParquetFile(storage.open_file(uri), pre_buffer=not storage.is_local(uri))

@@ -36,12 +36,14 @@ class Batch:
 
     Attributes:
         step: global step, from 0 over all epochs.
+        epoch: from 0; with the seed and `samples` it decides every random choice of the augmentation.
         samples: sample indices, int64 `[n]`.
         pixels: uint8 `[n, 3, S, S]`, RGB.
         tokens: int64 `[n, L]`.
     """
 
     step: int
+    epoch: int
     samples: np.ndarray
     pixels: torch.Tensor
     tokens: torch.Tensor
@@ -146,7 +148,7 @@ class Loader:
                 part = {key: block[key] if chosen.all() else block[key][chosen] for key in _Stream.COLUMNS}
                 waiting[int(stream)].push(part)
             while step < end_step and all(stream.num_rows >= rows for stream in waiting.values()):
-                yield _assemble(step, [stream.take(rows) for stream in waiting.values()])
+                yield _assemble(step, step // self.steps_per_epoch, [stream.take(rows) for stream in waiting.values()])
                 step += 1
         if step < end_step:
             raise CorpusError(f"the input ended at step {step} of {end_step}; the corpus is shorter than its manifest")
@@ -232,10 +234,11 @@ class _Stream:
         return {key: np.concatenate([part[key] for part in taken]) for key in self.COLUMNS}
 
 
-def _assemble(step: int, parts: list[dict[str, np.ndarray]]) -> Batch:
+def _assemble(step: int, epoch: int, parts: list[dict[str, np.ndarray]]) -> Batch:
     pixels = np.concatenate([part["pixels"] for part in parts])
     return Batch(
         step=step,
+        epoch=epoch,
         samples=np.concatenate([part["sample"] for part in parts]),
         pixels=torch.from_numpy(pixels).permute(0, 3, 1, 2),
         tokens=torch.from_numpy(np.concatenate([part["tokens"] for part in parts]).astype(np.int64)),

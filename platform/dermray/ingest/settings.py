@@ -20,6 +20,11 @@ class DataConfig(Config):
         (0.4, 1.0), description="area share of the random resized crop, low and high"
     )
     horizontal_flip: float = Field(0.0, ge=0, le=1, description="probability of mirroring an image")
+    color_jitter: tuple[float, float, float, float] | None = Field(
+        None, description="ranges of brightness, contrast, saturation and hue around no change; empty: no jitter"
+    )
+    color_jitter_prob: float = Field(0.8, ge=0, le=1, description="probability of jittering an image's colours")
+    grayscale_prob: float = Field(0.0, ge=0, le=1, description="probability of turning an image grey, after the jitter")
     cpus_per_task: float = Field(
         0.25, gt=0, description="logical CPUs that Ray reserves for one decoding task; fractions keep cores busy"
     )
@@ -30,6 +35,8 @@ class DataConfig(Config):
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"crop_scale: needs 0 < low <= high <= 1, got {list(self.crop_scale)}")
+        if self.color_jitter is not None and (min(self.color_jitter) < 0 or self.color_jitter[3] > 0.5):
+            raise ValueError(f"color_jitter: needs no negative range and hue <= 0.5, got {list(self.color_jitter)}")
         if not self.captions or min(self.captions.values()) < 0 or sum(self.captions.values()) <= 0:
             raise ValueError("captions: needs at least one aspect with a positive weight and none below zero")
         return self

@@ -1,5 +1,7 @@
 """Losses over features: pure in their tensors, aware of the process group, ignorant of Ray and MLflow."""
 
+from dermray.losses.cached import cached_backward
 from dermray.losses.clip import ClipLoss
+from dermray.losses.siglip import SigLipLoss
 
-__all__ = ["ClipLoss"]
+__all__ = ["ClipLoss", "SigLipLoss", "cached_backward"]

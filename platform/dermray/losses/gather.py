@@ -1,4 +1,4 @@
-"""Collecting features over the process group with gradients that are right for any world size."""
+"""Moving features over the process group with gradients that are right for any world size."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def world() -> tuple[int, int]:
@@ -21,19 +22,12 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, local: Tensor) -> Tensor:
-        rank, world_size = world()
-        context.rows = (rank * local.shape[0], (rank + 1) * local.shape[0])
-        blocks = [torch.empty_like(local) for _ in range(world_size)]
-        dist.all_gather(blocks, local.contiguous())
-        return torch.cat(blocks)
+        return gather_rows(local)
 
     @staticmethod
+    @once_differentiable
     def backward(context: Any, *gradients: Tensor) -> Tensor:
-        # gloo has no reduce-scatter; the sum of all and a slice is the same.
-        total = gradients[0].contiguous()
-        dist.all_reduce(total)
-        first, last = context.rows
-        return total[first:last]
+        return sum_own_rows(gradients[0])
 
 
 def all_gather(local: Tensor) -> Tensor:
@@ -44,3 +38,49 @@ def all_gather(local: Tensor) -> Tensor:
     """
     _, world_size = world()
     return local if world_size == 1 else _AllGather.apply(local)
+
+
+def gather_rows(local: Tensor) -> Tensor:
+    """As `all_gather`, of any dtype and without a gradient: `[n, …]` → `[world_size * n, …]`."""
+    _, world_size = world()
+    if world_size == 1:
+        return local
+    rows = local.new_empty(world_size * local.shape[0], *local.shape[1:])
+    dist.all_gather_into_tensor(rows, local.contiguous())
+    return rows
+
+
+def sum_own_rows(rows: Tensor) -> Tensor:
+    """Sum over ranks, of which each keeps its own block: `[world_size * n, …]` → `[n, …]`, without a gradient."""
+    _, world_size = world()
+    if world_size == 1:
+        return rows
+    own = rows.new_empty(rows.shape[0] // world_size, *rows.shape[1:])
+    dist.reduce_scatter_tensor(own, rows.contiguous())
+    return own
+
+
+def log_sum_exp(local: Tensor) -> Tensor:
+    """Elementwise log of the sum over ranks of `exp(local)`, without a gradient; finite on some rank."""
+    _, world_size = world()
+    if world_size == 1:
+        return local
+    peak = local.clone()
+    dist.all_reduce(peak, dist.ReduceOp.MAX)
+    total = (local - peak).exp_()
+    dist.all_reduce(total)
+    return total.log_().add_(peak)
+
+
+def pass_right(blocks: list[Tensor]) -> list[Tensor]:
+    """One hop round the ring of ranks: send `blocks` to the next rank, return those of the rank before."""
+    rank, world_size = world()
+    right, left = (rank + 1) % world_size, (rank - 1) % world_size
+    sent = [block.contiguous() for block in blocks]
+    received = [torch.empty_like(block) for block in sent]
+    # With two ranks both neighbours are the same one; tags keep the blocks apart.
+    sends = [dist.P2POp(dist.isend, block, right, tag=tag) for tag, block in enumerate(sent)]
+    receives = [dist.P2POp(dist.irecv, block, left, tag=tag) for tag, block in enumerate(received)]
+    for work in dist.batch_isend_irecv(sends + receives):
+        work.wait()
+    return received

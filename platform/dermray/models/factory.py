@@ -1,27 +1,31 @@
 """From a name or a URI to a model, its image transform and its tokenizer.
 
 A name is an open_clip architecture, one of ours (`configs/*.json`, same format), or an `hf-hub:` id. A URI is a
-folder in open_clip's layout, local or remote. Weights are read as safetensors or with `weights_only=True`.
+folder in open_clip's layout, local or remote. open_clip builds what it knows; `dermray.models.towers` builds PanDerm
+and Hugging Face towers. Weights are read as safetensors or with `weights_only=True`, and must fit exactly.
 """
 
 from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from open_clip.model import get_model_preprocess_cfg
+from open_clip.model import get_model_preprocess_cfg, set_model_preprocess_cfg
+from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 from torch import nn
 
+from dermray import storage
 from dermray.errors import ModelError
 from dermray.model_uri import HUB_PREFIX, LOCAL_PREFIX, folder_uri
-from dermray.models import folder
+from dermray.models import folder, huggingface, towers, weights
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 
@@ -29,16 +33,27 @@ ImageTransform = Callable[[Any], torch.Tensor]
 Tokenizer = Callable[[list[str]], torch.Tensor]
 
 
-def create(name_or_uri: str, pretrained: str | None = None) -> tuple[nn.Module, ImageTransform, Tokenizer]:
+def create(
+    name_or_uri: str,
+    pretrained: str | None = None,
+    *,
+    pretrained_image: str | None = None,
+    pretrained_text: str | None = None,
+) -> tuple[nn.Module, ImageTransform, Tokenizer]:
     """Build a model on the CPU in float32, in evaluation mode.
 
     Args:
         name_or_uri: an architecture name, `hf-hub:ORG/NAME`, `local-dir:PATH`, or the URI of a model folder.
-        pretrained: for an architecture name: an open_clip tag (`openai`) or a path to a checkpoint; ignored by
-            folders and hub ids, which bring their weights.
+        pretrained: for an architecture name: an open_clip tag (`openai`), or a checkpoint of the whole model as a
+            path, a URI or `hf-hub:ORG/NAME`; without it the weights are random. Ignored by folders and hub ids,
+            which bring their weights.
+        pretrained_image: checkpoint of the vision tower alone, loaded last (`towers.load_image`).
+        pretrained_text: checkpoint of the language model inside a Hugging Face text tower, loaded last
+            (`huggingface.load_text`). A folder also gives its tokeniser.
 
     Returns:
-        `(model, image_transform, tokenizer)`: PIL image → float32 `[3, S, S]`; list of N texts → int64 `[N, L]`.
+        `(model, image_transform, tokenizer)`: PIL image → float32 `[3, S, S]`; list of N texts → int64 `[N, L]`. The
+        tokenizer of a Hugging Face text tower reads its files on first use.
 
     Raises:
         ModelError: unknown name, missing or malformed files, or weights that do not fit the architecture.
@@ -46,11 +61,20 @@ def create(name_or_uri: str, pretrained: str | None = None) -> tuple[nn.Module, 
     _register_own_configs()
     uri = folder_uri(name_or_uri)
     if uri is not None:
-        with folder.opened(uri) as path:
-            return _create(f"{LOCAL_PREFIX}{path}", None, shown_as=uri)
-    if not name_or_uri.startswith(HUB_PREFIX):
-        _require_known(name_or_uri)
-    return _create(name_or_uri, pretrained, shown_as=name_or_uri)
+        with folder.opened(uri) as path, _explained(uri):
+            made = _from_folder(path)
+    else:
+        if not name_or_uri.startswith(HUB_PREFIX):
+            _require_known(name_or_uri)
+        with _explained(name_or_uri), huggingface.language_model_folder(pretrained_text) as text_folder:
+            made = _from_name(name_or_uri, pretrained, text_folder)
+    model, image_transform, tokenizer = made
+    with _explained(uri or name_or_uri):
+        if pretrained_image is not None:
+            towers.load_image(model.get_submodule("visual"), pretrained_image)
+        if pretrained_text is not None:
+            huggingface.load_text(getattr(model, "text", model), pretrained_text)
+    return model.eval(), image_transform, tokenizer
 
 
 def architecture(name_or_uri: str) -> dict[str, Any]:
@@ -62,16 +86,45 @@ def architecture(name_or_uri: str) -> dict[str, Any]:
     _register_own_configs()
     uri = folder_uri(name_or_uri)
     if uri is not None:
-        return folder.read_config(uri)["model_cfg"]
+        return towers.published_form(folder.read_config(uri)["model_cfg"], name="")
     if name_or_uri.startswith(HUB_PREFIX):
-        return open_clip.factory._get_hf_config(name_or_uri.removeprefix(HUB_PREFIX))["model_cfg"]
+        with _explained(name_or_uri):
+            return _hub_config(name_or_uri)["model_cfg"]
     _require_known(name_or_uri)
     return copy.deepcopy(open_clip.get_model_config(name_or_uri))
+
+
+def check(
+    name_or_uri: str,
+    pretrained: str | None = None,
+    *,
+    pretrained_image: str | None = None,
+    pretrained_text: str | None = None,
+) -> None:
+    """Refuse what `create` would refuse for want of a file, without building the model.
+
+    Raises:
+        ModelError: an unknown architecture, a tokeniser that cannot be had, or weights that are not there.
+    """
+    architecture(name_or_uri)
+    named = pretrained is not None and not open_clip.get_pretrained_cfg(name_or_uri, pretrained)
+    for source in (pretrained if named else None, pretrained_image, pretrained_text):
+        if source is not None:
+            weights.require(source)
+    if folder_uri(name_or_uri) is None:
+        tokenizer(name_or_uri, pretrained_text)([""])
 
 
 def located(name_or_uri: str) -> str:
     """A folder's URI made absolute, for processes that run elsewhere; a name stays as it is."""
     return folder_uri(name_or_uri) or name_or_uri
+
+
+def located_weights(source: str | None) -> str | None:
+    """A checkpoint's path made absolute; tags, hub ids and URIs stay as they are."""
+    if source is None or source.startswith(HUB_PREFIX) or not ("/" in source or storage.exists(source)):
+        return source
+    return storage.normalise(source)
 
 
 @dataclass(frozen=True)
@@ -95,38 +148,93 @@ def preprocessing(model: nn.Module) -> Preprocessing:
 
 
 @lru_cache(maxsize=8)
-def tokenizer(name_or_uri: str) -> Tokenizer:
-    """The tokeniser of a model without its weights; made once per process.
+def tokenizer(name_or_uri: str, pretrained_text: str | None = None) -> Tokenizer:
+    """The tokeniser of a model without its weights, as `create` would return it; made once per process.
 
     Raises:
         ModelError: as in `create`.
     """
-    _register_own_configs()
+    model_cfg = architecture(name_or_uri)
+    ours = towers.is_ours(model_cfg)
     uri = folder_uri(name_or_uri)
-    if uri is None:
-        if not name_or_uri.startswith(HUB_PREFIX):
-            _require_known(name_or_uri)
-        return open_clip.get_tokenizer(name_or_uri)
-    with folder.opened(uri) as path:
-        return open_clip.get_tokenizer(f"{LOCAL_PREFIX}{path}")
+    with _explained(uri or name_or_uri):
+        if uri is None and ours:
+            with huggingface.language_model_folder(pretrained_text) as text_folder:
+                return huggingface.tokenizer(model_cfg["text_cfg"], text_folder)
+        if uri is None:
+            return open_clip.get_tokenizer(name_or_uri)
+        with folder.opened(uri) as path:
+            if ours:
+                return huggingface.tokenizer(model_cfg["text_cfg"], path)
+            return open_clip.get_tokenizer(f"{LOCAL_PREFIX}{path}")
 
 
-def _create(name: str, pretrained: str | None, *, shown_as: str) -> tuple[nn.Module, ImageTransform, Tokenizer]:
+def _from_folder(path: Path) -> tuple[nn.Module, ImageTransform, Tokenizer]:
+    config = folder.read_config(str(path))
+    config["model_cfg"] = towers.published_form(config["model_cfg"], name="")
+    state = weights.read(str(path / folder.WEIGHTS_NAME))
+    if towers.is_ours(config["model_cfg"]):
+        made = _built(config, path)
+    else:
+        made = _open_clip(f"{LOCAL_PREFIX}{path}", load_weights=False)
+    towers.fill(made[0], state, source=folder.WEIGHTS_NAME)
+    return made
+
+
+def _from_name(
+    name: str, pretrained: str | None, text_folder: Path | None
+) -> tuple[nn.Module, ImageTransform, Tokenizer]:
+    in_hub = name.startswith(HUB_PREFIX)
+    config = _hub_config(name) if in_hub else {"model_cfg": copy.deepcopy(open_clip.get_model_config(name))}
+    tag = {} if in_hub or pretrained is None else open_clip.get_pretrained_cfg(name, pretrained)
+    if not towers.is_ours(config["model_cfg"]):
+        if in_hub or tag or pretrained is None:
+            return _open_clip(name, pretrained=pretrained)
+        made = _open_clip(name, load_weights=False)
+    else:
+        made = _built({**config, "preprocess_cfg": tag} if tag else config, text_folder)
+    source = name if in_hub else pretrained
+    if source is not None:
+        file = open_clip.download_pretrained(tag) if tag else source
+        towers.fill(made[0], weights.read(file), source=source)
+    return made
+
+
+def _open_clip(name: str, **options: Any) -> tuple[nn.Module, ImageTransform, Tokenizer]:
+    # A checkpoint on disk is never unpickled.
+    model, _, image_transform = open_clip.create_model_and_transforms(name, weights_only=True, **options)
+    return model, image_transform, open_clip.get_tokenizer(name)
+
+
+def _built(config: dict[str, Any], path: Path | None = None) -> tuple[nn.Module, ImageTransform, Tokenizer]:
+    """An architecture that open_clip cannot build by itself, with initial weights."""
+    model = towers.build(config["model_cfg"], path)
+    defaults = {**asdict(PreprocessCfg()), "size": model.visual.image_size}
+    settings = merge_preprocess_dict(defaults, config.get("preprocess_cfg") or {})
+    set_model_preprocess_cfg(model, {**settings, "size": model.visual.image_size})
+    tokenizer = model.tokenizer or open_clip.SimpleTokenizer(context_length=model.context_length)
+    return model, image_transform_v2(PreprocessCfg(**settings), is_train=False), tokenizer
+
+
+def _hub_config(name: str) -> dict[str, Any]:
+    repository = name.removeprefix(HUB_PREFIX)
+    config = open_clip.factory._get_hf_config(repository)
+    return {**config, "model_cfg": towers.published_form(config["model_cfg"], name=repository)}
+
+
+@contextmanager
+def _explained(shown_as: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes one line about the model."""
     try:
-        # No init of random weights beyond the architecture's own; a checkpoint on disk is never unpickled.
-        model, _, image_transform = open_clip.create_model_and_transforms(
-            name, pretrained=pretrained, weights_only=True
-        )
-        tokenizer = open_clip.get_tokenizer(name)
-    except ModelError:
-        raise
+        yield
+    except ModelError as error:
+        raise ModelError(f"cannot load the model {shown_as!r}: {error}") from error
     except Exception as error:
         reason = " ".join(str(error).split())[:600]
         raise ModelError(
             f"cannot load the model {shown_as!r}: {type(error).__name__}: {reason}. Without network, download the "
             "model's folder elsewhere and give its path"
         ) from error
-    return model.eval(), image_transform, tokenizer
 
 
 def _require_known(name: str) -> None:

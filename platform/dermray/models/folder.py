@@ -2,9 +2,11 @@
 
     open_clip_config.json         {"model_cfg": {...}, "preprocess_cfg": {...}}
     open_clip_model.safetensors   the state dict, float32
+    config.json, tokenizer.json … of a Hugging Face text tower: its configuration and its tokeniser
     dermray.json                  recipe, corpus digest, MLflow run id, code version; written last
 
-`open_clip.create_model_and_transforms("local-dir:PATH")` loads it wherever open_clip knows the architecture.
+`open_clip.create_model_and_transforms("local-dir:PATH")` loads it wherever open_clip knows the architecture;
+`dermray.models.create(PATH)` loads it always, without network.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from torch import nn
 
 from dermray import storage
 from dermray.errors import ModelError
+from dermray.models import huggingface
+from dermray.models.towers import TwoTowers
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"
@@ -38,11 +42,17 @@ def save(model: nn.Module, uri: str, *, model_cfg: dict[str, Any], provenance: d
 
     Returns:
         SHA-256 (hex) of the weights file.
+
+    Raises:
+        ModelError: the tokeniser's files, which go with a Hugging Face text tower, cannot be had.
     """
+    extra = _text_files(model)
     state = {key: value.detach().float().cpu().contiguous() for key, value in model.state_dict().items()}
     weights = safetensors.torch.save(state, metadata={"format": "pt"})
     digest = hashlib.sha256(weights).hexdigest()
     storage.write_bytes(storage.join(uri, WEIGHTS_NAME), weights)
+    for name, content in extra.items():
+        storage.write_bytes(storage.join(uri, name), content)
     storage.write_json(
         storage.join(uri, CONFIG_NAME), {"model_cfg": model_cfg, "preprocess_cfg": _preprocess_cfg(model)}
     )
@@ -78,6 +88,12 @@ def opened(uri: str) -> Iterator[Path]:
         raise ModelError(f"{uri} has no {WEIGHTS_NAME}; weights are only read as safetensors")
     with storage.local_folder(uri) as path:
         yield path
+
+
+def _text_files(model: nn.Module) -> dict[str, bytes]:
+    if not isinstance(model, TwoTowers) or model.tokenizer is None:
+        return {}
+    return huggingface.folder_files(model.text, model.tokenizer)
 
 
 def _preprocess_cfg(model: nn.Module) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""Images inside .zip and .tar archives, read where they lie: nothing is unpacked.
+"""Images inside .zip and .tar archives and Parquet files, read where they lie: nothing is unpacked.
 
 A member is addressed as `folder/archive.zip!/path/of/member.jpg`. An archive's directory is read once a process and
 kept (bounded); after that an image costs one range read, locally or on an object store. A tar archive has no directory
-but headers all over it, so whoever has read them passes the place on: `a.tar!OFFSET+SIZE/member.jpg`. Names never touch
-the disk: a member called `../x` is simply not in the directory.
+but headers all over it, so whoever has read them passes the place on: `a.tar!OFFSET+SIZE/member.jpg`. So it is with
+Parquet files, `a.parquet!OFFSET+SIZE/column/name.jpg`; where their images are compressed, there is only a row group and
+a row in it, `a.parquet!g0r17/column/name.jpg` (`dermray.prepare.parquet_images`). Names never touch the disk: a member
+called `../x` is simply not in the directory.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import numpy as np
 
 from dermray import storage
 from dermray.errors import CorpusError
+from dermray.prepare.parquet_images import Place, read_cell
 
 ENDINGS = (".zip", ".tar")
 # Entries of all directories that a process keeps: 40 bytes each.
@@ -36,12 +39,15 @@ HEADER_SLACK = 512
 TAR_BUFFER_BYTES = 4 << 20
 
 _ADDRESS = re.compile(
-    r"(?P<archive>.+?\.(?:zip|tar))!(?:(?<=\.tar!)(?P<offset>\d{1,18})\+(?P<size>\d{1,18}))?/(?P<member>.+)",
+    r"(?P<archive>.+?\.(?:zip|tar|parquet))!"
+    r"(?:(?:(?<=\.tar!)|(?<=\.parquet!))(?P<offset>\d{1,18})\+(?P<size>\d{1,18})"
+    r"|(?<=\.parquet!)g(?P<group>\d{1,9})r(?P<row>\d{1,9}))?/(?P<member>.+)",
     re.I | re.S,
 )
 
 STORED, DEFLATED = 0, 8
 PLAIN_TAR = -1
+PARQUET_CELL = -3
 _ENCRYPTED = -2
 
 _ENTRY = np.dtype(
@@ -65,15 +71,22 @@ _MAX_COMMENT = 0xFFFF
 
 
 class Address(NamedTuple):
-    """Where a member is: the archive's path, the member's name inside it, and for tar where its bytes begin and end."""
+    """Where a member is: the archive's path and the member's name inside it.
+
+    For tar and Parquet also where its bytes begin and how many they are, or for Parquet its row group and row.
+    """
 
     archive: str
     member: str
-    place: tuple[int, int] | None = None
+    place: Place | None = None
+    cell: tuple[int, int] | None = None
 
 
 class Member(NamedTuple):
-    """One file of an archive. `offset` is that of its local header (zip) or of its bytes (tar)."""
+    """One file of an archive. `offset` is that of its local header (zip) or of its bytes (tar).
+
+    Of a Parquet cell, whose size nobody knows before it is read, `offset` is its row group and `stored` its row.
+    """
 
     name: str
     offset: int
@@ -88,8 +101,9 @@ def split_address(path: str) -> Address | None:
     match = _ADDRESS.fullmatch(path)
     if not match:
         return None
-    place = (int(match["offset"]), int(match["size"])) if match["offset"] else None
-    return Address(match["archive"], match["member"], place)
+    place = Place(int(match["offset"]), int(match["size"])) if match["offset"] else None
+    cell = (int(match["group"]), int(match["row"])) if match["group"] else None
+    return Address(match["archive"], match["member"], place, cell)
 
 
 def join_address(archive: str, member: Member) -> str:
@@ -287,6 +301,9 @@ def find(uri: str, version: object, address: Address) -> Member | None:
     if address.place:
         offset, size = address.place
         return Member(address.member, offset, size, size, 0, PLAIN_TAR)
+    if address.cell:
+        group, row = address.cell
+        return Member(address.member, group, row, 0, 0, PARQUET_CELL)
     return directory(uri, version).find(address.member)
 
 
@@ -299,7 +316,7 @@ def directory(uri: str, version: object) -> Directory:
     return _DIRECTORIES.get(uri, version)
 
 
-def read_member(uri: str, member: Member) -> bytes:
+def read_member(uri: str, member: Member, version: object = None) -> bytes:
     """The bytes of a member, checked against the size and checksum that the directory names.
 
     Raises:
@@ -307,6 +324,8 @@ def read_member(uri: str, member: Member) -> bytes:
         FileNotFoundError: the archive is not there.
         StorageError: it cannot be read.
     """
+    if member.method == PARQUET_CELL:
+        return read_cell(uri, version, member.offset, member.stored, member.name.partition("/")[0])
     if member.method == PLAIN_TAR:
         data = storage.read_range(uri, member.offset, member.size)
         if len(data) != member.size:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import pyarrow.fs as pafs
 
 from dermray import storage
 from dermray.errors import CorpusError, StorageError
-from dermray.prepare.archives import Member, find, read_member, split_address
+from dermray.prepare.archives import PARQUET_CELL, Member, find, read_member, split_address
 
 MISSING_FILE = "missing_file"
 TOO_MANY_BYTES = "too_many_bytes"
@@ -30,6 +33,8 @@ class Stamp(NamedTuple):
     modified_ns: int
 
 
+# Items that a thread takes at once: handing over one by one would cost more than reading a small file.
+BUNDLE = 4
 NO_STAMP = Stamp(-1, -1)
 NOTHING = b""
 
@@ -51,6 +56,7 @@ class ImageStore:
         self.root = root
         self.max_bytes = max_bytes
         self._real_root = None if follow_links or not storage.is_local(root) else os.path.realpath(root)
+        self._real_folders: dict[str, str] = {}
         # An archive is asked for its size and time once, not once an image.
         self._archives: dict[str, Stamp] = {}
 
@@ -68,7 +74,11 @@ class ImageStore:
         Raises:
             StorageError: the store failed for good, so that every other image would fail as well.
         """
-        return self._reach(path, lambda uri, member: read_member(uri, member) if member else storage.read_bytes(uri))
+
+        def read(uri: str, member: Member | None) -> bytes:
+            return read_member(uri, member, self._archives[uri]) if member else storage.read_bytes(uri)
+
+        return self._reach(path, read)
 
     def _reach(self, path: str, read: Callable[[str, Member | None], bytes]) -> Fetched:
         """Find an image and `read` it from its file, or as a member of its archive."""
@@ -83,16 +93,20 @@ class ImageStore:
             if stamp == NO_STAMP:
                 return Fetched(path, stamp, None, MISSING_FILE, f"there is no file {uri}")
             member = None
+            num_bytes = stamp.num_bytes
             if address:
                 archive, stamp = stamp, NO_STAMP
                 member = find(uri, archive, address)
                 if member is None:
                     return Fetched(path, stamp, None, MISSING_FILE, f"{uri} holds no {address.member}")
-                stamp = Stamp(member.size, archive.modified_ns)
-            if stamp.num_bytes > self.max_bytes:
-                detail = f"{stamp.num_bytes:,} bytes are more than the {self.max_bytes:,} allowed"
+                stamp = archive if member.method == PARQUET_CELL else Stamp(member.size, archive.modified_ns)
+                num_bytes = member.size
+            data = read(uri, member) if num_bytes <= self.max_bytes else None
+            num_bytes = max(num_bytes, len(data or NOTHING))
+            if data is None or num_bytes > self.max_bytes:
+                detail = f"{num_bytes:,} bytes are more than the {self.max_bytes:,} allowed"
                 return Fetched(path, stamp, None, TOO_MANY_BYTES, detail)
-            return Fetched(path, stamp, read(uri, member))
+            return Fetched(path, stamp, data)
         except FileNotFoundError:
             return Fetched(path, NO_STAMP, None, MISSING_FILE, f"there is no file {uri}")
         except CorpusError as error:
@@ -115,11 +129,18 @@ class ImageStore:
     def _leaves_root(self, uri: str) -> bool:
         if self._real_root is None:
             return False
-        real = os.path.realpath(storage.local_path(uri))
+        path = os.fspath(storage.local_path(uri))
+        folder, _ = os.path.split(path)
+        # Where a folder really is, is asked once; images are many, and few are links.
+        if folder not in self._real_folders:
+            self._real_folders[folder] = os.path.realpath(folder)
+        real = os.path.realpath(path) if os.path.islink(path) else self._real_folders[folder]
         return os.path.commonpath([real, self._real_root]) != self._real_root
 
 
 def _stat(uri: str) -> Stamp:
+    if storage.is_local(uri):
+        return storage.with_retries(lambda: _local_stamp(storage.local_path(uri)), uri)
     fs, path = storage.filesystem(uri)
     try:
         info = storage.with_retries(lambda: fs.get_file_info(path), uri)
@@ -128,17 +149,30 @@ def _stat(uri: str) -> Stamp:
     return Stamp(info.size, info.mtime_ns or 0) if info.type == pafs.FileType.File else NO_STAMP
 
 
+def _local_stamp(path: Path) -> Stamp:
+    try:
+        info = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return NO_STAMP
+    return Stamp(info.st_size, info.st_mtime_ns) if stat.S_ISREG(info.st_mode) else NO_STAMP
+
+
 def ahead(items: Iterable[ItemT], function: Callable[[ItemT], ResultT], *, num_threads: int) -> Iterator[ResultT]:
-    """`map(function, items)` in order, with at most twice `num_threads` results waiting."""
-    waiting: deque[Future[ResultT]] = deque()
+    """`map(function, items)` in order; threads work on `BUNDLE` items at a time, one bundle each ahead at most."""
+    waiting: deque[Future[list[ResultT]]] = deque()
+    remaining = iter(items)
     with ThreadPoolExecutor(num_threads, thread_name_prefix="fetch") as pool:
         try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= 2 * num_threads:
-                    yield waiting.popleft().result()
+            while bundle := list(islice(remaining, BUNDLE)):
+                waiting.append(pool.submit(_each, function, bundle))
+                if len(waiting) >= num_threads:
+                    yield from waiting.popleft().result()
             while waiting:
-                yield waiting.popleft().result()
+                yield from waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _each(function: Callable[[ItemT], ResultT], items: list[ItemT]) -> list[ResultT]:
+    return [function(item) for item in items]

@@ -43,6 +43,7 @@ class Generation:
         left_out: rows whose sample was left out on purpose.
         left_out_images: digests of the rows of these.
         figures: what became of duplicates.
+        rewritten: what a language model made of the captions, one document a task.
     """
 
     number: int
@@ -56,6 +57,7 @@ class Generation:
     left_out: tuple[DroppedRow, ...] = ()
     left_out_images: tuple[int, ...] = ()
     figures: dict[str, int] = field(default_factory=dict)
+    rewritten: tuple[dict[str, Any], ...] = ()
 
     @property
     def key(self) -> str:
@@ -71,7 +73,7 @@ class Generation:
     def from_json(cls, document: Mapping[str, Any]) -> Generation:
         """Rebuild a generation."""
         rows = {name: tuple(DroppedRow(**row) for row in document[name]) for name in ("dropped", "left_out")}
-        lists = {name: tuple(document[name]) for name in ("made", "final", "left_out_images")}
+        lists = {name: tuple(document[name]) for name in ("made", "final", "left_out_images", "rewritten")}
         return cls(**{**document, "ontology": document["ontology"], **rows, **lists})
 
 

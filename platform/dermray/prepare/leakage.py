@@ -227,6 +227,6 @@ def _describe_samples(item: pa.Table, *, index: ShardIndex) -> pa.Table:
 
 def _hash_of(image: bytes) -> int | None:
     try:
-        return images.perceptual_hash(images.decode(image))
+        return images.perceptual_hash(image)
     except ImageError:
         return None

@@ -9,8 +9,6 @@ returns a small record. The manifest is written last; whatever happens before ma
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,19 +21,21 @@ import numpy as np
 
 from dermray import storage
 from dermray.corpus.manifest import Manifest
-from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
+from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import CaptionAspect
 from dermray.errors import CorpusError
 from dermray.prepare import report
+from dermray.prepare.commit import commit, publish
 from dermray.prepare.duplicates import cross_pairs, near_groups
-from dermray.prepare.generations import Generation, Standing, content, generation_uri, identity, standing
+from dermray.prepare.generations import Generation, Standing, content, identity, standing
 from dermray.prepare.graph import amend_shards, make_shards
 from dermray.prepare.leakage import read_hashes
 from dermray.prepare.plan import Plan, ShardSpec, plan_shards, usable_rows, without_known
 from dermray.prepare.reconcile import Amendment, Excluded, Reconciled, reconcile
-from dermray.prepare.records import RECORDS, ShardRecord, read_record
+from dermray.prepare.records import ShardRecord, read_record
+from dermray.prepare.rewriting.captions import RewriteStats, rewrite_captions
 from dermray.prepare.settings import PrepareConfig
-from dermray.prepare.shard import DATA, ShardMaker, is_whole, made_by
+from dermray.prepare.shard import DATA, ShardMaker, is_whole
 from dermray.prepare.sources import READERS, RawRows, SourceRequest
 from dermray.prepare.sources.rows import EXCLUDED, DroppedRow
 
@@ -51,6 +51,7 @@ class PrepareResult:
     num_shards_found: int
     seconds: float
     unchanged: bool
+    rewritten: tuple[RewriteStats, ...] = ()
 
     @property
     def report_uri(self) -> str:
@@ -69,6 +70,7 @@ class PrepareResult:
             "shards_found": self.num_shards_found,
             "seconds": self.seconds,
             **{f"duplicates_{name}": value for name, value in self.stats["duplicates"].items()},
+            **{name: value for done in self.rewritten for name, value in done.metrics().items()},
         }
 
 
@@ -100,21 +102,40 @@ class Work:
     ontology: Ontology
     standing: Standing
     captions_from: Mapping[CaptionAspect, str] = field(default_factory=dict)
+    rewritten: tuple[RewriteStats, ...] = ()
     timing: Timing = field(default_factory=Timing)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that count for the limit on bad ones: what a committed corpus holds already counts as good."""
+        committed = self.standing.made(self.standing.generations)
+        return self.plan.num_rows + sum(record.num_rows - len(record.dropped) for record in committed)
+
+    @property
+    def is_void(self) -> bool:
+        """True if there is no image to look at, now or before."""
+        return not self.plan.shards and not self.standing.generations
 
 
 def read(config: PrepareConfig) -> Work:
     """Read the table and make the plan: whatever is wrong with them shows here, before Ray starts.
 
     Raises:
+        ConfigError: captions are to be rewritten, and the key is missing or the source brings its own.
         CorpusError: the input has no table, a column is missing, too many rows are bad as they stand, or the corpus
             at the output cannot take them in.
+        EndpointError: the language model that is to rewrite captions cannot be used.
         OntologyError: the disease tree is malformed.
         StorageError: the input cannot be read.
     """
     timing = Timing()
     with timing.stage("read the table"):
         raw = READERS[config.source](SourceRequest(config.input, config.table, config.columns, config.limit))
+    if config.rewrite.mode != "off":
+        # A model is asked only once the table has turned out to be sound.
+        _check_ceiling(config, usable_rows(raw).dropped, num_rows=raw.num_rows, nothing_left=False)
+    with timing.stage("rewrite captions"):
+        raw, rewritten = rewrite_captions(raw, config.rewrite, output=config.output)
     with timing.stage("plan"):
         usable = usable_rows(raw)
         committed = standing(config, usable)
@@ -126,8 +147,9 @@ def read(config: PrepareConfig) -> Work:
         )
         ontology = _tree(raw, committed.ontology)
     print(_announce(config, plan, committed), flush=True)
-    _check_ceiling(config, plan, plan.dropped, committed)
-    return Work(plan, ontology, committed, _captions_from(config, raw), timing)
+    work = Work(plan, ontology, committed, _captions_from(config, raw), rewritten, timing)
+    _check_ceiling(config, plan.dropped, num_rows=work.num_rows, nothing_left=work.is_void)
+    return work
 
 
 def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
@@ -152,7 +174,9 @@ def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
         final = _amended(config, decided)
     generation = _generation(config, work, made, decided, final)
     with timing.stage("report and commit"):
-        manifest, stats, unchanged = _commit(config, work, generation, made, final)
+        manifest, stats, unchanged = commit(
+            config, work.standing, generation, made, final, work.captions_from, timing.to_json()
+        )
     return PrepareResult(
         output=config.output,
         manifest=manifest,
@@ -161,13 +185,15 @@ def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
         num_shards_found=len(made) - num_fresh,
         seconds=time.monotonic() - started,
         unchanged=unchanged,
+        rewritten=work.rewritten,
     )
 
 
 def _nothing_new(config: PrepareConfig, work: Work, num_shards: int, started: float) -> PrepareResult:
     """The corpus as it is: it holds every usable row already. A run that was to add others may have left its report."""
     manifest, held = Manifest.load(config.output), work.standing
-    stats, _ = _publish(config, manifest, held.generations, held.made(held.generations), held.held, work)
+    made = held.made(held.generations)
+    stats, _ = publish(config, manifest, held.generations, made, held.held, work.timing.to_json())
     return PrepareResult(
         output=config.output,
         manifest=manifest,
@@ -224,24 +250,21 @@ def _make(config: PrepareConfig, work: Work) -> tuple[list[ShardRecord], int]:
             num_fresh += fresh
             dropped.extend(record.dropped)
             work.timing.tasks.update({kind: work.timing.tasks[kind] + spent for kind, spent in seconds.items()})
-            _check_ceiling(config, work.plan, dropped, work.standing)
+            _check_ceiling(config, dropped, num_rows=work.num_rows, nothing_left=False)
     place = {(spec.split, spec.index): number for number, spec in enumerate(work.plan.shards)}
     return sorted(records, key=lambda record: place[record.place]), num_fresh
 
 
-def _check_ceiling(config: PrepareConfig, plan: Plan, dropped: Sequence[DroppedRow], committed: Standing) -> None:
+def _check_ceiling(config: PrepareConfig, dropped: Sequence[DroppedRow], *, num_rows: int, nothing_left: bool) -> None:
     """Stop while it is cheap when too much of the table is bad; finished shards stay for the next run."""
     bad = [row for row in dropped if row.reason != EXCLUDED]
-    # What a committed corpus holds already counts as good.
-    num_good = sum(record.num_rows - len(record.dropped) for record in committed.made(committed.generations))
-    allowed = config.max_dropped_fraction * (plan.num_rows + num_good)
-    if len(bad) <= allowed and (plan.shards or committed.generations):
+    if len(bad) <= config.max_dropped_fraction * num_rows and not nothing_left:
         return
     uri = storage.join(config.output, report.DROPPED_WHEN_STOPPED)
     report.write_dropped(uri, [(config.input, row) for row in dropped])
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in report.reasons(bad).items())
-    found = f"{len(bad):,} of {plan.num_rows:,} rows are unusable so far ({reasons})"
-    if not plan.shards:
+    found = f"{len(bad):,} of {num_rows:,} rows are unusable so far ({reasons})"
+    if nothing_left:
         raise CorpusError(f"nothing to prepare from {config.input}: {found}; they are listed in {uri}")
     raise CorpusError(
         f"stopped: {found}, more than max_dropped_fraction={config.max_dropped_fraction:g} allows; they are listed in "
@@ -368,6 +391,7 @@ def _generation(
         left_out=tuple(sorted(rows, key=lambda row: row.row)),
         left_out_images=tuple(sorted(digest for sample in decided.left_out for digest in sample.known)),
         figures=decided.figures,
+        rewritten=tuple(done.to_json() for done in work.rewritten),
     )
 
 
@@ -376,86 +400,3 @@ def _rows_of(specs: Sequence[ShardSpec], paths: Mapping[str, Any]) -> list[dict[
         return []
     columns = ["row", "source_id", "image"]
     return [row for spec in specs for row in spec.rows.select(columns).to_pylist() if row["image"] in paths]
-
-
-def _commit(
-    config: PrepareConfig,
-    work: Work,
-    generation: Generation,
-    made: Sequence[ShardRecord],
-    final: Sequence[ShardRecord],
-) -> tuple[Manifest, dict[str, Any], bool]:
-    """Publish the corpus, then remove what it does not name."""
-    generations = (*work.standing.generations, generation)
-    manifest = Manifest(
-        version=len(generations),
-        shards=tuple(record.shard for record in final if record.shard is not None),
-        ontology_sha256=hashlib.sha256(_document(generation.ontology)).hexdigest(),
-        provenance={
-            "config": config.content(),
-            "captions": dict(work.captions_from),
-            "sources": [each.identity for each in generations],
-            "generations": [each.key for each in generations],
-            "made_by": made_by(),
-        },
-    )
-    all_made = [*work.standing.made(work.standing.generations), *made]
-    stats, unchanged = _publish(config, manifest, generations, all_made, final, work)
-    _remove_unnamed(config.output, manifest, generations)
-    return manifest, stats, unchanged
-
-
-def _publish(
-    config: PrepareConfig,
-    manifest: Manifest,
-    generations: Sequence[Generation],
-    made: Sequence[ShardRecord],
-    final: Sequence[ShardRecord],
-    work: Work,
-) -> tuple[dict[str, Any], bool]:
-    """Write report and ontology, then the manifest that makes the corpus exist; nothing if all of it is there."""
-    tree = generations[-1].ontology
-    stats = report.summarise(generations, made, final, manifest, Ontology.from_json(tree))
-    if _is_committed(config.output, manifest, stats):
-        return stats, True
-    for each in generations:
-        storage.write_json(generation_uri(config.output, each.key), each.to_json())
-    report.write(config, generations, final, manifest, stats, work.timing.to_json())
-    # Next to the manifest, so that a corpus which is being replaced has a tree of its own as long as can be.
-    storage.write_bytes(storage.join(config.output, ONTOLOGY_NAME), _document(tree))
-    manifest.save(config.output)
-    return stats, False
-
-
-def _document(tree: Mapping[str, list[str]]) -> bytes:
-    """A disease tree as its file holds it."""
-    return (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _is_committed(output: str, manifest: Manifest, stats: dict[str, Any]) -> bool:
-    """True if manifest, figures and tree are there as they would be written now."""
-    try:
-        tree = storage.read_bytes(storage.join(output, ONTOLOGY_NAME))
-        return (
-            Manifest.load(output) == manifest
-            and storage.read_json(storage.join(output, report.STATS)) == stats
-            and hashlib.sha256(tree).hexdigest() == manifest.ontology_sha256
-        )
-    except (CorpusError, FileNotFoundError):
-        return False
-
-
-def _remove_unnamed(output: str, manifest: Manifest, generations: Sequence[Generation]) -> None:
-    """Remove what earlier runs with other settings, and crashes, have left beside the committed shards."""
-    shards = {storage.name_of(shard.path) for shard in manifest.shards}
-    records = {f"{key}.parquet" for each in generations for key in (*each.made, *each.final)}
-    records |= {f"{each.key}.json" for each in generations}
-    for folder, named in ((DATA, shards), (RECORDS, records)):
-        for uri in storage.list_files(storage.join(output, folder)):
-            if storage.name_of(uri) not in named:
-                storage.remove(uri)
-    for folder in (output, storage.join(output, report.REPORT).rpartition("/")[0]):
-        for uri in storage.list_files(folder):
-            if storage.name_of(uri).endswith(storage.PART):
-                storage.remove(uri)
-    storage.remove(storage.join(output, report.DROPPED_WHEN_STOPPED))

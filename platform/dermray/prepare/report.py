@@ -109,6 +109,7 @@ def summarise(
         "dropped": reasons(row for _, row in dropped),
         "samples": manifest.num_samples,
         "duplicates": _duplicates(generations, final),
+        "rewritten": [dict(done) for generation in generations for done in generation.rewritten],
         "splits": manifest.splits,
         "shards": len(manifest.shards),
         "bytes": sum(shard.num_bytes for shard in manifest.shards),

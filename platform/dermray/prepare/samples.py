@@ -59,7 +59,13 @@ def build_sample(
 
 
 def resolve_labels(row: RawRow, ontology: Ontology) -> Resolution:
-    """Labels of a row: what its label texts name, or else the finest node that its published path names."""
+    """Labels of a row: what its label texts name, or else the finest node that its published path names.
+
+    A sample that was prepared before names nodes, and keeps those that this tree has.
+    """
+    if row.get("prepared"):
+        unknown = tuple(label for label in row["labels"] if label not in ontology)
+        return Resolution(tuple(label for label in row["labels"] if label in ontology), unknown)
     found = [ontology.resolve_all(text) for text in row["labels"]]
     labels = [label for part in found for label in part.labels]
     if row["labels"] and not labels and row["hierarchy"]:
@@ -69,9 +75,14 @@ def resolve_labels(row: RawRow, ontology: Ontology) -> Resolution:
 
 
 def _captions(row: RawRow, resolution: Resolution, ontology: Ontology, num_sub_captions: int) -> list[Caption]:
-    """A row's captions: those of the source, and the sentences of the aspects that the source does not bring."""
+    """A row's captions: those of the source, and the sentences of the aspects that the source does not bring.
+
+    No diagnosis and no concepts are put into words for a sample that was prepared before.
+    """
     captions: list[Caption] = [(caption["aspect"], caption["text"]) for caption in row["captions"]]
     brought = {aspect for aspect, _ in captions}
+    if row.get("prepared"):
+        brought.update(("ontology", "concept"))
     if row["labels"] and "ontology" not in brought:
         names = row["hierarchy"].split(",") if row["hierarchy"] else diagnosis_path(resolution.labels, ontology)
         named = names if row["hierarchy"] else [*names, *resolution.unresolved]

@@ -11,6 +11,7 @@ from dermray import storage
 from dermray.config import ClusterConfig, Config, TrackingConfig
 from dermray.corpus.captions import MAX_SUB_CAPTIONS
 from dermray.images import DEFAULT_MAX_PIXELS, PILLOW_MAX_PIXELS
+from dermray.prepare.rewriting.settings import RewriteConfig
 from dermray.prepare.sources import READERS
 from dermray.prepare.sources.rows import Columns
 
@@ -39,6 +40,7 @@ class PrepareConfig(Config):
     sub_captions: int = Field(
         0, ge=0, le=MAX_SUB_CAPTIONS, description="sentences of a raw caption to keep as captions of their own as well"
     )
+    rewrite: RewriteConfig = RewriteConfig()
 
     image_size: int = Field(256, ge=16, le=4096, description="pixels of the shorter side; never enlarged")
     jpeg_quality: int = Field(90, ge=1, le=100, description="of the stored JPEGs")
@@ -48,7 +50,10 @@ class PrepareConfig(Config):
     max_image_bytes: int = Field(256 << 20, ge=1, description="larger files are dropped unread")
     min_side: int = Field(32, ge=1, description="images with a shorter side below this are dropped")
     min_contrast: int = Field(
-        4, ge=0, le=255, description="images that vary by fewer of 255 levels are dropped as blank; 0: none are"
+        4,
+        ge=0,
+        le=255,
+        description="images whose brightness varies by less (of 255) are dropped as blank; 0: none are",
     )
     follow_links: bool = Field(False, description="true: symbolic links may lead out of input")
 
@@ -104,6 +109,8 @@ class PrepareConfig(Config):
     def _apart(self) -> PrepareConfig:
         if self.input == self.output:
             raise ValueError("output: must be another folder than input, whose files it would replace")
+        if self.sub_captions and self.rewrite.mode in ("decompose", "both"):
+            raise ValueError("sub_captions and rewrite.mode=decompose both make sub-captions: choose one")
         return self
 
     def transform(self) -> dict[str, Any]:
@@ -118,4 +125,5 @@ class PrepareConfig(Config):
     def content(self) -> dict[str, Any]:
         """The keys that decide what the corpus holds, for its provenance: not where it is or how it is made."""
         how = {"output", "cpus_per_task", "max_tasks", "num_fetch_threads", "run_name", "cluster", "tracking"}
-        return self.model_dump(mode="json", exclude=how | {"max_dropped_fraction", "if_exists"})
+        content = self.model_dump(mode="json", exclude=how | {"max_dropped_fraction", "if_exists", "rewrite"})
+        return content if self.rewrite.mode == "off" else {**content, "rewrite": self.rewrite.content()}

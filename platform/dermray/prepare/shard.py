@@ -26,6 +26,7 @@ from dermray import __version__, images, storage
 from dermray.corpus.manifest import Shard
 from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import SAMPLE, SCHEMA_VERSION
+from dermray.corpus.shards import stored_columns
 from dermray.errors import ImageError
 from dermray.prepare.fetch import Fetched, ImageStore, Stamp, ahead
 from dermray.prepare.plan import ShardSpec, group_digest, row_digest
@@ -200,8 +201,8 @@ def write_shard(output: str, place: str, split: str, samples: Sequence[dict[str,
         sink,
         row_group_size=row_group_size,
         # JPEGs do not get smaller, and a plain column can be read without copying.
-        compression={leaf: "NONE" if leaf == IMAGE_COLUMN else "ZSTD" for leaf in _leaves(SAMPLE)},
-        use_dictionary=[leaf for leaf in _leaves(SAMPLE) if leaf not in (IMAGE_COLUMN, "sample_id", "phash")],
+        compression={leaf: "NONE" if leaf == IMAGE_COLUMN else "ZSTD" for leaf in stored_columns(SAMPLE)},
+        use_dictionary=[leaf for leaf in stored_columns(SAMPLE) if leaf not in (IMAGE_COLUMN, "sample_id", "phash")],
         write_statistics=["source", "split", "skin_type", "width", "height"],
     )
     content = sink.getvalue()
@@ -276,11 +277,3 @@ def _drop(row: RawRow, error: ImageError) -> DroppedRow:
 def _digest_inputs(stamps: Any) -> str:
     content = json.dumps([[path, *stamp] for path, stamp in stamps])
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _leaves(schema: pa.Schema) -> list[str]:
-    """Dotted names of the Parquet columns that a schema is stored in."""
-    empty = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), empty)
-    stored = pq.ParquetFile(pa.BufferReader(empty.getvalue())).schema
-    return [stored.column(number).path for number in range(len(stored))]

@@ -50,10 +50,8 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         _seed(self.config.seed, self.step)
-        with self._autocast():
-            loss = self.task.loss(self.wrapped, batch, self.device)
-        loss.backward()
-        logs = {"loss": loss.detach(), "lr": torch.tensor(rate)}
+        loss = self.task.backward(self.wrapped, batch, self.device, self._autocast)
+        logs = {"loss": loss, "lr": torch.tensor(rate)}
         if self.config.train.grad_clip_norm is not None:
             logs["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.grad_clip_norm)
         self.optimiser.step()

@@ -29,14 +29,15 @@ from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import ONTOLOGY_NAME
 from dermray.corpus.shards import label_counts
 from dermray.errors import CheckpointError, DermRayError
+from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Loader
 from dermray.ingest.plan import EpochPlan
 from dermray.losses.gather import world
-from dermray.train import checkpoint, loop
+from dermray.train import checkpoint, loop, toy
 from dermray.train.optimiser import build_optimiser
 from dermray.train.progress import ProgressListener, StepRecord
 from dermray.train.settings import PretrainConfig
-from dermray.train.task import ContrastiveTask
+from dermray.train.task import ContrastiveTask, fit_to_loss, trained_architecture
 from dermray.train.validation import Validator
 
 MODEL_FOLDER = "model"
@@ -131,18 +132,24 @@ def check(config: PretrainConfig) -> PretrainResult | None:
 
 
 def located(config: PretrainConfig) -> PretrainConfig:
-    """Absolute URIs: workers run in folders of their own."""
-    pretrained = config.pretrained
-    if pretrained is not None and os.path.exists(pretrained):
-        pretrained = storage.normalise(pretrained)
+    """The toy of the configuration where it asks for one, with absolute URIs: workers run in folders of their own."""
+    config = toy.shrunk(config)
     return config.model_copy(
         update={
             "output": storage.normalise(config.output),
             "corpus": storage.normalise(config.corpus),
             "model": models.located(config.model),
-            "pretrained": pretrained,
+            **{key: models.located_weights(source) for key, source in _initial_weights(config).items()},
         }
     )
+
+
+def _initial_weights(config: PretrainConfig) -> dict[str, str | None]:
+    return {
+        "pretrained": config.pretrained,
+        "pretrained_image": config.pretrained_image,
+        "pretrained_text": config.pretrained_text,
+    }
 
 
 def _check_before_start(config: PretrainConfig, manifest: Manifest) -> None:
@@ -155,7 +162,8 @@ def _check_before_start(config: PretrainConfig, manifest: Manifest) -> None:
     plan.streams_of(0, config.num_workers)
     if config.validation.every_steps:
         manifest.select(config.validation.split)
-    models.architecture(config.model)
+    models.check(config.model, **_initial_weights(config))
+    trained_architecture(models.architecture(config.model), config.loss)
     for info in checkpoint.committed(config.output)[-1:]:
         checkpoint.require_same_run(info, trajectory=config.trajectory(), corpus_digest=manifest.digest)
 
@@ -207,7 +215,8 @@ def _train_worker(config: PretrainConfig, provenance: dict[str, Any], channel: A
     device = get_device()
     _settle_numerics(config, device)
     manifest = Manifest.load(config.corpus)
-    model, image_transform, tokenizer = models.create(config.model, config.pretrained)
+    model, image_transform, tokenizer = models.create(config.model, **_initial_weights(config))
+    fit_to_loss(model, models.architecture(config.model), config.loss)
     model = model.to(device).train()
     preprocess = models.preprocessing(model)
     loader = Loader(
@@ -215,7 +224,7 @@ def _train_worker(config: PretrainConfig, provenance: dict[str, Any], channel: A
         manifest=manifest.select(config.data.split),
         settings=config.data,
         image_size=preprocess.size,
-        tokenizer=functools.partial(models.tokenizer, config.model),
+        tokenizer=functools.partial(models.tokenizer, config.model, config.pretrained_text),
         seed=config.seed,
         global_batch_size=config.train.global_batch_size,
         rank=rank,
@@ -225,7 +234,14 @@ def _train_worker(config: PretrainConfig, provenance: dict[str, Any], channel: A
     loader.num_steps = config.num_steps(loader.steps_per_epoch)
     trainer = loop.Trainer(
         config=config,
-        task=ContrastiveTask(preprocess.mean, preprocess.std, device),
+        task=ContrastiveTask(
+            preprocess.mean,
+            preprocess.std,
+            device,
+            ColorAugmentation(config.data, config.seed),
+            config.loss,
+            config.train.micro_batch_size,
+        ),
         model=model,
         wrapped=_wrap(model, device, world_size),
         optimiser=build_optimiser(model, config.optim, fused=True),
@@ -326,7 +342,7 @@ def _finish(
         summary["weights_sha256"] = models.save(
             trainer.model,
             summary["model_uri"],
-            model_cfg=models.architecture(config.model),
+            model_cfg=trained_architecture(models.architecture(config.model), config.loss),
             provenance={
                 "code_version": __version__,
                 "corpus_digest": manifest.digest,

@@ -17,7 +17,13 @@ class TrainConfig(Config):
     """The loop."""
 
     epochs: float = Field(30, gt=0, description="passes over the split; a fraction cuts the last one")
+    max_steps: int | None = Field(
+        None, ge=1, description="end after so many optimiser steps; empty: train.epochs decides"
+    )
     global_batch_size: int = Field(4096, ge=1, description="samples of one optimiser step over all workers")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="samples of a worker that go through the towers at once; empty: all"
+    )
     precision: Precision = Field("auto", description="auto: bf16 autocast on GPU, fp32 on CPU")
     grad_clip_norm: float | None = Field(None, gt=0, description="clip the global gradient norm; empty: no clipping")
     log_every_steps: int = Field(10, ge=1, description="cadence of the progress line and of MLflow metrics")
@@ -25,6 +31,16 @@ class TrainConfig(Config):
     keep_checkpoints: int = Field(2, ge=1, description="how many of the last checkpoints stay")
     max_failures: int = Field(3, ge=-1, description="restarts after a lost worker or node; -1: without limit")
     collective_timeout_s: int = Field(600, ge=10, description="a collective that takes longer fails the attempt")
+
+
+class LossConfig(Config):
+    """What is compared with what."""
+
+    name: Literal["clip", "siglip"] = Field("clip", description="clip: softmax over the global batch; siglip: sigmoid")
+    method: Literal["local", "dense", "tiled"] = Field(
+        "tiled", description="of clip: tiled (least memory), local (own rows whole) or dense (the whole matrix)"
+    )
+    mask_duplicates: bool = Field(False, description="samples with the same text are not negatives of each other")
 
 
 class OptimConfig(Config):
@@ -52,7 +68,16 @@ class PretrainConfig(Config):
     corpus: str = Field(description="URI of a prepared corpus")
     output: str = Field(description="URI for checkpoints and the model folder; the same URI again resumes")
     model: str = Field("ViT-B-16", description="open_clip architecture, one of ours, or a model folder to start from")
-    pretrained: str | None = Field(None, description="open_clip weights tag or checkpoint path to start from")
+    pretrained: str | None = Field(
+        None, description="weights to start from: open_clip tag, checkpoint path or URI, or hf-hub:ORG/NAME"
+    )
+    pretrained_image: str | None = Field(
+        None, description="checkpoint of the vision tower alone: path, URI or hf-hub:ORG/NAME"
+    )
+    pretrained_text: str | None = Field(
+        None, description="checkpoint of the language model in a Hugging Face text tower: path, URI or hf-hub:ORG/NAME"
+    )
+    toy: bool = Field(False, description="true: shrink the recipe to a minute on a CPU (docs/training.md says how)")
     run_name: str | None = Field(None, description="name of the run in MLflow; empty: from model and output")
     seed: int = Field(0, ge=0, description="of initial weights, order and augmentation")
     num_workers: int = Field(1, ge=1, description="training workers (data-parallel ranks)")
@@ -61,6 +86,7 @@ class PretrainConfig(Config):
         None, gt=0, description="logical CPUs a worker reserves; empty: 1 with a GPU, else half of the cluster shared"
     )
     train: TrainConfig = TrainConfig()
+    loss: LossConfig = LossConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     validation: ValidationConfig = ValidationConfig()
@@ -73,15 +99,21 @@ class PretrainConfig(Config):
         return {
             "model": self.model,
             "pretrained": self.pretrained,
+            "pretrained_image": self.pretrained_image,
+            "pretrained_text": self.pretrained_text,
             "seed": self.seed,
             "train.epochs": self.train.epochs,
+            "train.max_steps": self.train.max_steps,
             "train.global_batch_size": self.train.global_batch_size,
             "train.precision": self.train.precision,
             "train.grad_clip_norm": self.train.grad_clip_norm,
+            "loss.name": self.loss.name,
+            "loss.mask_duplicates": self.loss.mask_duplicates,
             **{f"data.{key}": value for key, value in data.items()},
             **{f"optim.{key}": value for key, value in self.optim.model_dump(mode="json").items()},
         }
 
     def num_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps of the whole run, at least one."""
-        return max(1, math.floor(self.train.epochs * steps_per_epoch))
+        steps = max(1, math.floor(self.train.epochs * steps_per_epoch))
+        return steps if self.train.max_steps is None else min(steps, self.train.max_steps)

@@ -14,6 +14,7 @@ from dermray.config import parse
 from dermray.corpus.manifest import Manifest
 from dermray.errors import ConfigError, DermRayError, PlanError
 from dermray.ingest.plan import EpochPlan
+from dermray.train import toy
 from dermray.train.settings import PretrainConfig
 from dermray.tuning.settings import OWN_KEYS, SweepConfig
 from dermray.tuning.space import sample
@@ -91,7 +92,7 @@ def _recipe(config: SweepConfig, params: Mapping[str, Any]) -> PretrainConfig:
     keys = {**config.overrides, **params, "corpus": config.corpus, "output": config.output}
     arguments = [f"{key}={_show(value)}" for key, value in keys.items()]
     try:
-        return parse(PretrainConfig, ["--config", config.recipe, *arguments])
+        return toy.shrunk(parse(PretrainConfig, ["--config", config.recipe, *arguments]))
     except ConfigError as error:
         raise ConfigError(f"recipe {config.recipe} with overrides and space: {error}") from None
 

@@ -1,21 +1,30 @@
-"""Any table of image paths: a caption column, a label column or both, and whatever else `columns.*` names."""
+"""Any table of image paths: a caption column, a label column or both, and whatever else `columns.*` names.
+
+A table that jobs/export.py has written (with a column `dermray_sample`) gives the prepared samples back.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dermray import storage
+from dermray.corpus import exchange
 from dermray.corpus.captions import ontology_caption
 from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
 from dermray.errors import CorpusError
 from dermray.prepare.sources.rows import (
+    PREPARED,
     Columns,
+    DroppedRow,
     RawRows,
     SourceRequest,
     assemble,
+    captions_from,
     extras,
     first_of,
     joined_lists,
@@ -24,6 +33,7 @@ from dermray.prepare.sources.rows import (
     map_values,
     meta,
     path,
+    prepared_rows,
     raw_captions,
     skin_types,
     text,
@@ -32,6 +42,9 @@ from dermray.prepare.sources.rows import (
 from dermray.prepare.sources.tables import StringTable, read_table
 
 TABLE_NAME = "metadata.csv"
+# Column of an exported table: the object of `corpus.exchange`, beside the image's path in the column `image`.
+SAMPLE_COLUMN = "dermray_sample"
+STEP = 10_000
 
 
 def read(request: SourceRequest) -> RawRows:
@@ -45,6 +58,17 @@ def read(request: SourceRequest) -> RawRows:
         OntologyError: the tree is malformed.
     """
     cells = read_table(request, TABLE_NAME)
+    if SAMPLE_COLUMN in cells:
+        return _prepared(request, cells)
+    return interpret(request, cells)
+
+
+def interpret(request: SourceRequest, cells: StringTable, default_source: str = "csv") -> RawRows:
+    """Raw rows from a table's cells by the column names of `request.columns`.
+
+    Raises:
+        CorpusError, OntologyError: as `read`.
+    """
     names = _present(cells, request.columns)
     num_rows = len(cells.rows)
 
@@ -65,7 +89,7 @@ def read(request: SourceRequest) -> RawRows:
     }
     table = assemble(
         row=cells.rows,
-        source=first_of(column("source"), pa.array(["csv"] * num_rows)),
+        source=first_of(column("source"), pa.repeat(default_source, num_rows)),
         source_id=first_of(column("source_id"), images),
         image=path(images),
         captions=raw_captions(column("caption") if names["caption"] else _captions_from(labels)),
@@ -76,10 +100,37 @@ def read(request: SourceRequest) -> RawRows:
         split=column("split"),
         meta=meta(num_rows, **{name: value for name, value in meta_fields.items() if value is not None}),
     )
-    has_tree = storage.exists(storage.join(request.input, ONTOLOGY_NAME))
     made = "the published sentence over the labels" if not names["caption"] else f"column {names['caption'][0]}"
-    ontology = Ontology.load(request.input) if has_tree else None
-    return RawRows(table, cells.dropped, ontology, {"raw": made})
+    return RawRows(table, cells.dropped, tree(request), {"raw": made})
+
+
+def _prepared(request: SourceRequest, cells: StringTable) -> RawRows:
+    """The samples of an exported table."""
+    cells.require("image")
+    tables = [PREPARED.empty_table()]
+    dropped = list(cells.dropped)
+    images, documents = path(cells["image"]), cells[SAMPLE_COLUMN]
+    # Objects of Python are many times larger than Arrow's columns, so there are never many at once.
+    for first in range(0, len(images), STEP):
+        samples: list[dict[str, Any]] = []
+        for place in range(first, min(first + STEP, len(images))):
+            row, image = cells.rows[place].as_py(), images[place].as_py()
+            try:
+                sample = exchange.from_document(json.loads(documents[place].as_py()))
+            except (ValueError, RecursionError) as error:
+                detail = f"{SAMPLE_COLUMN}: {error}"
+                dropped.append(DroppedRow(row, image or "", image or "", "malformed_row", detail))
+            else:
+                samples.append({"row": row, "image": image, **sample})
+        tables.append(pa.Table.from_pylist(samples, PREPARED))
+    table = prepared_rows(pa.concat_tables(tables))
+    return RawRows(table, tuple(dropped), tree(request), captions_from(table, {}))
+
+
+def tree(request: SourceRequest) -> Ontology | None:
+    """The tree of `ontology.json` under the input, if it lies there."""
+    has_tree = storage.exists(storage.join(request.input, ONTOLOGY_NAME))
+    return Ontology.load(request.input) if has_tree else None
 
 
 def _present(cells: StringTable, columns: Columns) -> dict[str, list[str]]:

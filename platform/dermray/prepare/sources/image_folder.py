@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from dermray.errors import CorpusError
 from dermray.prepare.archives import split_address
-from dermray.prepare.sources.places import IMAGE_ENDINGS, images_below
+from dermray.prepare.sources.places import IMAGE_ENDINGS, SPLITS, images_below
 from dermray.prepare.sources.rows import (
     RawRows,
     SourceRequest,
@@ -24,11 +24,6 @@ from dermray.prepare.sources.rows import (
     meta,
     tree_columns,
 )
-
-SPLITS = {
-    **{"train": "train", "training": "train", "test": "test", "testing": "test"},
-    **{"val": "val", "valid": "val", "validation": "val"},
-}
 
 
 def read(request: SourceRequest) -> RawRows:

@@ -11,6 +11,11 @@ from dermray import storage
 from dermray.prepare import archives
 from dermray.prepare.sources.rows import map_values
 
+# What folders and files are called after the splits they hold.
+SPLITS = {
+    **{"train": "train", "training": "train", "test": "test", "testing": "test"},
+    **{"val": "val", "valid": "val", "validation": "val"},
+}
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 

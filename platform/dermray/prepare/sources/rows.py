@@ -18,8 +18,9 @@ from pydantic import Field
 
 from dermray.config import Config
 from dermray.corpus.captions import ontology_caption
+from dermray.corpus.exchange import FIELDS
 from dermray.corpus.ontology import Ontology
-from dermray.corpus.schema import CAPTION, META, CaptionAspect
+from dermray.corpus.schema import CAPTION, CAPTION_ASPECTS, META, CaptionAspect
 
 RAW = pa.schema(
     [
@@ -43,14 +44,20 @@ RAW = pa.schema(
         # Where the source found the image (forum, textbook, …), for the report.
         pa.field("origin", pa.string()),
         pa.field("meta", META),
+        # True for a sample of a prepared corpus that comes back: its labels are nodes, and no sentence is made for it.
+        pa.field("prepared", pa.bool_()),
     ]
 )
+# What `prepared_rows` takes.
+PREPARED = pa.schema([RAW.field(name) for name in ("row", "image", *FIELDS)])
 
 PLACEHOLDER = re.compile(
     r"(no (\w+ )*(information|concepts)|no definitive diagnosis|none|nan|null|n/?a|unk|unknown|-)?", re.I
 )
 # Why a row is left out although nothing is wrong with it: it does not count towards the limit on bad rows.
 EXCLUDED = "excluded_by_source"
+# Where the captions of samples that were prepared before are from.
+FROM_EXPORT: dict[CaptionAspect, str] = dict.fromkeys(CAPTION_ASPECTS, "as in the prepared corpus that was exported")
 FROM_DIAGNOSIS: dict[CaptionAspect, str] = {"raw": "the published sentence over the diagnosis"}
 ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5, "vi": 6}
 
@@ -134,6 +141,21 @@ def assemble(**columns: Any) -> pa.Table:
     if columns:
         raise TypeError(f"no such raw columns: {sorted(columns)}")
     return pa.Table.from_arrays(arrays, schema=RAW)
+
+
+def prepared_rows(samples: pa.Table) -> pa.Table:
+    """A table of schema RAW from samples that were prepared before: columns row, image and `exchange.FIELDS`, as is."""
+    said = samples["meta"].combine_chunks()
+    return assemble(
+        **{name: samples[name].combine_chunks() for name in ("row", "image", *FIELDS)},
+        group=first_of(pc.struct_field(said, "patient_id"), pc.struct_field(said, "lesion_id")),
+        prepared=pa.repeat(pa.scalar(True), samples.num_rows),
+    )
+
+
+def captions_from(table: pa.Table, otherwise: Mapping[CaptionAspect, str]) -> Mapping[CaptionAspect, str]:
+    """Where a table's captions are from: the exported corpus if all its rows are from one."""
+    return FROM_EXPORT if table.num_rows and not table["prepared"].null_count else otherwise
 
 
 def meta(num_rows: int, **fields: pa.Array) -> pa.Array:

@@ -4,18 +4,20 @@ Every `*.tar` below the input is read, in the order of their paths; nothing is u
 may hold caption or text (where there is no .txt), captions (a list of {aspect, text}), label or labels, concepts,
 skin_type, split, source, source_id, age, sex, body_site, symptoms, patient_id, lesion_id, group; its other simple
 values are kept in `meta.extra`. A sample without .txt and caption takes the published sentence over its labels. Row
-numbers count the samples.
+numbers count the samples. A `.json` that jobs/export.py has written (`dermray` in it) gives the prepared sample back.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
 from dermray import storage
+from dermray.corpus import exchange
 from dermray.corpus.captions import ontology_caption
 from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
 from dermray.corpus.schema import CAPTION, CAPTION_ASPECTS
@@ -23,12 +25,15 @@ from dermray.errors import CorpusError
 from dermray.prepare.archives import inside, join_address, open_tar, tar_member
 from dermray.prepare.sources.places import IMAGE_ENDINGS
 from dermray.prepare.sources.rows import (
+    PREPARED,
     DroppedRow,
     RawRows,
     SourceRequest,
     assemble,
+    captions_from,
     first_of,
     meta,
+    prepared_rows,
     skin_types,
     text,
     years,
@@ -57,21 +62,32 @@ def read(request: SourceRequest) -> RawRows:
         OntologyError: `ontology.json` lies there and is malformed.
         StorageError: an archive cannot be read.
     """
-    samples: list[dict[str, Any]] = []
+    tables: list[pa.Table] = []
     dropped: list[DroppedRow] = []
+    row = 0
     for tar in _tars(request):
-        for key, files in _grouped(storage.join(request.input, tar)):
-            row = len(samples) + len(dropped) + 1
-            if request.limit is not None and row > request.limit:
-                return _rows(request, samples, dropped)
+        samples: list[dict[str, Any]] = []
+        prepared: list[dict[str, Any]] = []
+        grouped = _grouped(storage.join(request.input, tar))
+        for key, files in grouped if request.limit is None else islice(grouped, request.limit - row):
+            row += 1
             sample_id = f"{tar}!/{key}"
             try:
-                samples.append(_sample(row, tar, sample_id, files))
+                document, caption = _texts(files)
+                image = join_address(tar, files["image"]) if "image" in files else None
+                if exchange.is_document(document):
+                    prepared.append({"row": row, "image": image, **exchange.from_document(document)})
+                else:
+                    samples.append({"row": row, "image": image, **_sample(sample_id, document, caption)})
             except ValueError as error:
                 dropped.append(DroppedRow(row, sample_id, "", "malformed_row", f"{sample_id}: {error}"))
-    if not samples and not dropped:
+        tables.extend((_rows(samples), prepared_rows(pa.Table.from_pylist(prepared, PREPARED))))
+    if not row:
         raise CorpusError(f"the .tar archives of {request.input} hold no samples")
-    return _rows(request, samples, dropped)
+    table = pa.concat_tables(tables).sort_by("row").combine_chunks()
+    has_tree = storage.exists(storage.join(request.input, ONTOLOGY_NAME))
+    ontology = Ontology.load(request.input) if has_tree else None
+    return RawRows(table, tuple(dropped), ontology, captions_from(table, {"raw": ".txt, or caption of .json"}))
 
 
 def _tars(request: SourceRequest) -> list[str]:
@@ -114,8 +130,8 @@ def _grouped(uri: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield key, files
 
 
-def _sample(row: int, tar: str, sample_id: str, files: dict[str, Any]) -> dict[str, Any]:
-    """One sample as a dict of plain values.
+def _texts(files: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """A sample's .json, empty where there is none, and its .txt.
 
     Raises:
         ValueError: its texts are too long, not UTF-8 or not JSON.
@@ -130,6 +146,11 @@ def _sample(row: int, tar: str, sample_id: str, files: dict[str, Any]) -> dict[s
         raise ValueError(f"its .json cannot be read: {error}") from None
     if not isinstance(document, dict):
         raise ValueError("its .json is no object")
+    return document, caption
+
+
+def _sample(sample_id: str, document: dict[str, Any], caption: str | None) -> dict[str, Any]:
+    """One sample as a dict of plain values."""
     captions = _captions(document, caption)
     labels = _strings(document.get("labels", document.get("label")))
     sentence = ontology_caption(labels)
@@ -142,10 +163,8 @@ def _sample(row: int, tar: str, sample_id: str, files: dict[str, Any]) -> dict[s
     }
     return {
         **{name: _string(document.get(name)) for name in (*META, "group", "split", "age", "skin_type")},
-        "row": row,
         "source": _string(document.get("source")) or "webdataset",
         "source_id": _string(document.get("source_id")) or sample_id,
-        "image": join_address(tar, files["image"]) if "image" in files else None,
         "captions": captions,
         "labels": labels,
         "concepts": _strings(document.get("concepts")),
@@ -178,12 +197,12 @@ def _strings(value: Any) -> list[str]:
     return list(dict.fromkeys(filter(None, strings)))
 
 
-def _rows(request: SourceRequest, samples: list[dict[str, Any]], dropped: list[DroppedRow]) -> RawRows:
+def _rows(samples: list[dict[str, Any]]) -> pa.Table:
     def column(name: str) -> pa.Array:
         return pa.array([sample[name] for sample in samples], SAMPLE_TYPES.get(name, pa.string()))
 
     patients, lesions = text(column("patient_id")), text(column("lesion_id"))
-    table = assemble(
+    return assemble(
         **{name: column(name) for name in ("source", "source_id", "image", *SAMPLE_TYPES)},
         skin_type=skin_types(column("skin_type")),
         group=first_of(text(column("group")), patients, lesions),
@@ -195,6 +214,3 @@ def _rows(request: SourceRequest, samples: list[dict[str, Any]], dropped: list[D
             extra=column("extra"),
         ),
     )
-    has_tree = storage.exists(storage.join(request.input, ONTOLOGY_NAME))
-    ontology = Ontology.load(request.input) if has_tree else None
-    return RawRows(table, tuple(dropped), ontology, {"raw": ".txt, or caption of .json"})

@@ -1,0 +1,90 @@
+"""A prepared sample, all but its image, as one JSON object.
+
+What an export writes beside an image, and what the readers of raw corpora take back as it is: an image and its object
+give the same sample again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dermray.corpus.schema import SCHEMA_VERSION, CaptionAspect
+
+# The key that tells such an object from other JSON, and its value: the version of the schema.
+MARK = "dermray"
+
+
+class _Record(BaseModel):
+    # What a person or a later version has added does no harm.
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class _Caption(_Record):
+    aspect: CaptionAspect
+    text: str
+
+
+class _Meta(_Record):
+    age: float | None = None
+    sex: str | None = None
+    body_site: str | None = None
+    symptoms: str | None = None
+    patient_id: str | None = None
+    lesion_id: str | None = None
+    extra: str | None = None
+
+
+class _Sample(_Record):
+    source: str = Field(min_length=1)
+    source_id: str
+    captions: list[_Caption]
+    labels: list[str]
+    concepts: list[str]
+    skin_type: int | None = Field(None, ge=1, le=6)
+    meta: _Meta | None = None
+    split: str = Field(min_length=1)
+
+
+FIELDS = tuple(_Sample.model_fields)
+
+
+def to_document(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """The object of a sample (a row of `corpus.schema.SAMPLE`, its image not needed).
+
+    `sample_id`, size and hash are there for other programs; from the image they come out the same.
+    """
+    phash = sample["phash"]
+    return {
+        MARK: SCHEMA_VERSION,
+        "sample_id": sample["sample_id"],
+        **{name: sample[name] for name in FIELDS},
+        "width": sample["width"],
+        "height": sample["height"],
+        # JavaScript and its like round integers of 64 bits.
+        "phash": None if phash is None else f"{phash:016x}",
+        "duplicate_group": sample["duplicate_group"],
+    }
+
+
+def is_document(value: object) -> bool:
+    """True for an object that says it is one of these."""
+    return isinstance(value, Mapping) and MARK in value
+
+
+def from_document(document: object) -> dict[str, Any]:
+    """The fields of `FIELDS` as they were.
+
+    Raises:
+        ValueError: it is no object, of another schema version, or a field is missing or of another type.
+    """
+    version = document.get(MARK) if isinstance(document, Mapping) else None
+    if not isinstance(document, Mapping) or version != SCHEMA_VERSION:
+        raise ValueError(f"{MARK} is {version!r}: this code reads samples of schema {SCHEMA_VERSION}")
+    try:
+        return _Sample.model_validate(dict(document)).model_dump()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -1,0 +1,1 @@
+"""Prepared corpus in, the layouts of other programs out, on Ray Data."""

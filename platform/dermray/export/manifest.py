@@ -1,0 +1,78 @@
+"""What an export holds: `export.json`, written last, and one record for each part of the work, for resumption."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dermray import storage
+from dermray.errors import CorpusError
+
+EXPORT_NAME = "export.json"
+# Hidden, so that programs that look for data in the folder pass over it.
+STATE = ".export"
+STARTED = "started.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ExportedFile(_Record):
+    """A file of an export, or a folder of images."""
+
+    path: str = Field(description="relative to the export")
+    num_bytes: int
+    sha256: str = Field(description="of the file; of a folder, over a line `sha256  name` for each file in it")
+    num_files: int | None = Field(None, description="of a folder")
+
+
+class PartRecord(_Record):
+    """What writing a part came to; the same whenever and wherever it is written."""
+
+    files: tuple[ExportedFile, ...]
+    counts: dict[str, int]
+
+
+class Started(_Record):
+    """Which export is being written into a folder, and where it will write: said before anything else."""
+
+    key: str
+    corpus_digest: str
+    paths: tuple[str, ...]
+
+
+class ExportManifest(_Record):
+    """The committed content of an export. `splits` counts by split: samples, captions, samples without a caption."""
+
+    key: str
+    corpus_digest: str
+    config: dict[str, Any]
+    made_by: dict[str, str]
+    splits: dict[str, dict[str, int]]
+    files: tuple[ExportedFile, ...]
+
+
+def read(model: type[_Record], uri: str) -> Any:
+    """A record of a class of this module; None if there is none.
+
+    Raises:
+        CorpusError: the file is not what it should be.
+        StorageError: it cannot be read.
+    """
+    try:
+        return model.model_validate(storage.read_json(uri))
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CorpusError(
+            f"{uri} is no record of this version of jobs/export.py ({'.'.join(map(str, first['loc']))}: "
+            f"{first['msg']}); remove the folder or give another output"
+        ) from None
+
+
+def write(uri: str, record: _Record) -> None:
+    """Publish a record."""
+    storage.write_json(uri, record.model_dump(mode="json", exclude_none=True))

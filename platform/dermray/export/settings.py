@@ -1,0 +1,59 @@
+"""The keys of `jobs/export.py`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from dermray import storage
+from dermray.config import ClusterConfig, Config, TrackingConfig
+from dermray.corpus.schema import PAIR_ASPECTS, CaptionAspect
+
+ExportFormat = Literal["webdataset", "open_clip_csv", "parquet"]
+
+
+class ExportConfig(Config):
+    """Everything that decides what an export holds, and how the work is spread."""
+
+    corpus: str = Field(description="folder or URI of the prepared corpus")
+    output: str = Field(description="folder or URI of the export")
+    format: ExportFormat = Field(
+        description="webdataset: tars as img2dataset's; open_clip_csv: tables and image files; "
+        "parquet: as Hugging Face's datasets"
+    )
+    splits: list[str] | None = Field(None, min_length=1, description="splits to export; empty: all")
+    aspects: list[CaptionAspect] = Field(
+        list(PAIR_ASPECTS),
+        min_length=1,
+        description="captions that other programs see, the most wanted first; a sample's record always has all",
+    )
+    titles: Literal["each", "first"] = Field(
+        "each", description="open_clip_csv: a row for each of those captions of an image, or for the first only"
+    )
+    samples_per_file: int = Field(
+        10_000, ge=1, le=10**9, description="of a tar or Parquet file, or of a folder of images; and of a Ray task"
+    )
+    replace: bool = Field(False, description="true: another export that is in output is removed first")
+
+    cpus_per_task: float = Field(1.0, gt=0, description="logical CPUs that a task reserves")
+    max_tasks: int | None = Field(None, ge=1, description="tasks at the same time; empty: as many as fit the cluster")
+
+    run_name: str | None = Field(None, description="name of the MLflow run")
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("corpus", "output")
+    @classmethod
+    def _absolute(cls, uri: str) -> str:
+        return storage.normalise(uri)
+
+    @model_validator(mode="after")
+    def _apart(self) -> ExportConfig:
+        if self.output == self.corpus:
+            raise ValueError("output: must be another folder than corpus")
+        return self
+
+    def content(self) -> dict[str, Any]:
+        """The keys that, with the corpus, decide every byte of the export."""
+        return self.model_dump(mode="json", include={"format", "splits", "aspects", "titles", "samples_per_file"})

@@ -1,0 +1,166 @@
+"""The state of an export: what is to be written, what is there already, and how it is committed. Knows nothing of Ray.
+
+A part is finished when its record is there and its files are those of the record. So after a crash the same command
+writes what is missing, and the result is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from dermray import __version__, storage
+from dermray.corpus.manifest import MANIFEST_NAME, Manifest
+from dermray.corpus.ontology import ONTOLOGY_NAME
+from dermray.errors import CorpusError
+from dermray.export import manifest as records
+from dermray.export.formats import plan_parts, writer_of
+from dermray.export.manifest import EXPORT_NAME, STARTED, STATE, ExportedFile, ExportManifest, PartRecord, Started
+from dermray.export.parts import CAPTIONS, SAMPLES, UNCAPTIONED, Part, Samples
+from dermray.export.settings import ExportConfig
+
+# To be raised when this package makes other bytes from the same corpus.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Work:
+    """An export that is planned. `key` is a digest of everything that decides its bytes."""
+
+    config: ExportConfig
+    corpus: Manifest
+    samples: Samples
+    parts: tuple[Part, ...]
+    key: str
+    tree: bytes | None
+
+    def finished(self, part: Part) -> PartRecord | None:
+        """The record of a part that was written before, if its files are still there."""
+        record: PartRecord | None = records.read(PartRecord, self._record_uri(part))
+        return record if record and all(_is_there(self.config.output, file) for file in record.files) else None
+
+    def write(self, part: Part) -> PartRecord:
+        """Write a part, and say that it is written.
+
+        Raises:
+            CorpusError: the corpus is damaged.
+            StorageError, OSError: the output cannot be written.
+        """
+        record = writer_of(self.config)(part, self.samples, self.config)
+        records.write(self._record_uri(part), record)
+        return record
+
+    def _record_uri(self, part: Part) -> str:
+        return storage.join(self.config.output, STATE, f"{part.name}.json")
+
+
+def plan(config: ExportConfig) -> Work:
+    """Read the corpus's manifest and plan the parts.
+
+    Raises:
+        CorpusError: there is no corpus, it lacks a split, or its tree is not that of its manifest.
+        StorageError: it cannot be read.
+    """
+    corpus = Manifest.load(config.corpus)
+    samples = Samples.of(config.corpus, corpus, list(dict.fromkeys(config.splits or corpus.splits)))
+    identity = {
+        "format": FORMAT,
+        "corpus": corpus.digest,
+        "config": {**config.content(), "splits": list(samples.splits)},
+        "pyarrow": pa.__version__,
+    }
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return Work(config, corpus, samples, tuple(plan_parts(samples.splits, config)), key, _tree(config, corpus))
+
+
+def _tree(config: ExportConfig, corpus: Manifest) -> bytes | None:
+    if corpus.ontology_sha256 is None:
+        return None
+    uri = storage.join(config.corpus, ONTOLOGY_NAME)
+    try:
+        tree = storage.read_bytes(uri)
+    except FileNotFoundError:
+        tree = b""
+    if hashlib.sha256(tree).hexdigest() != corpus.ontology_sha256:
+        raise CorpusError(f"{uri} is not the tree of the corpus's manifest; restore it or prepare again")
+    return tree
+
+
+def begin(work: Work) -> dict[Part, PartRecord]:
+    """Make the output ours before anything is written, and find the parts that are written already.
+
+    Raises:
+        CorpusError: it holds a prepared corpus, or another export that `replace` does not allow to remove.
+        StorageError: it cannot be read or written.
+    """
+    output = work.config.output
+    if storage.exists(storage.join(output, MANIFEST_NAME)):
+        raise CorpusError(f"{output} holds a prepared corpus: give another output")
+    started: Started | None = records.read(Started, storage.join(output, STATE, STARTED))
+    if started is not None and started.key != work.key:
+        if not work.config.replace:
+            what = "another corpus" if started.corpus_digest != work.corpus.digest else "this corpus by other settings"
+            raise CorpusError(
+                f"{output} holds an export of {what}: give another output, or replace=true to remove it first"
+            )
+        # From here on it is no export, whatever else is still there.
+        for path in (EXPORT_NAME, *started.paths, ONTOLOGY_NAME, STATE):
+            storage.remove(storage.join(output, path))
+        started = None
+    if started is None:
+        paths = tuple(path for part in work.parts for path in part.paths)
+        begun = Started(key=work.key, corpus_digest=work.corpus.digest, paths=paths)
+        records.write(storage.join(output, STATE, STARTED), begun)
+    return {part: record for part in work.parts if (record := work.finished(part)) is not None}
+
+
+def commit(work: Work, written: Mapping[Part, PartRecord]) -> tuple[ExportManifest, bool]:
+    """Write the tree, then the manifest that makes the export exist; and whether it was there already, as it is now."""
+    output = work.config.output
+    splits = {split: dict.fromkeys((SAMPLES, CAPTIONS, UNCAPTIONED), 0) for split in work.samples.splits}
+    files: list[ExportedFile] = []
+    for part in work.parts:
+        files.extend(written[part].files)
+        if part.split is not None:
+            for name, count in written[part].counts.items():
+                splits[part.split][name] += count
+    manifest = ExportManifest(
+        key=work.key,
+        corpus_digest=work.corpus.digest,
+        config=work.config.content(),
+        made_by={"dermray": __version__, "pyarrow": pa.__version__},
+        splits=splits,
+        files=tuple(files),
+    )
+    uri = storage.join(output, EXPORT_NAME)
+    tree_uri = storage.join(output, ONTOLOGY_NAME)
+    if records.read(ExportManifest, uri) == manifest and storage.exists(tree_uri) == (work.tree is not None):
+        return manifest, True
+    if work.tree is not None:
+        storage.write_bytes(tree_uri, work.tree)
+    records.write(uri, manifest)
+    _remove_unfinished(output)
+    return manifest, False
+
+
+def _is_there(output: str, file: ExportedFile) -> bool:
+    uri = storage.join(output, file.path)
+    if file.num_files is not None:
+        return len(storage.list_files(uri)) == file.num_files
+    try:
+        return storage.size_bytes(uri) == file.num_bytes
+    except FileNotFoundError:
+        return False
+
+
+def _remove_unfinished(output: str) -> None:
+    """Remove what a crash may have left: files that were being written aside."""
+    if storage.is_local(output):
+        for uri in storage.list_files(output, recursive=True):
+            name = storage.name_of(uri)
+            if name.startswith(".") and name.endswith(".part"):
+                storage.remove(uri)

@@ -1,0 +1,181 @@
+"""Two towers and a temperature: architectures that open_clip cannot build by itself.
+
+A `model_cfg` is open_clip's, with two additions: `"tower": "panderm"` in `vision_cfg`, and `hf_config` in `text_cfg`
+(`dermray.models.huggingface`). The published PanDerm configurations say `pretrain_path` instead.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.convert import convert_state_dict
+from open_clip.model import (
+    CustomTextCLIP,
+    _build_text_tower,
+    _build_vision_tower,
+    convert_to_custom_text_state_dict,
+    resize_pos_embed,
+    resize_text_pos_embed,
+)
+from torch import Tensor, nn
+
+from dermray.models import huggingface, weights
+from dermray.models.panderm import PanDermVisionTransformer
+
+PANDERM = "panderm"
+INIT_LOGIT_SCALE = math.log(1 / 0.07)
+DEFAULT_HEAD_WIDTH = 64
+PANDERM_KEYS = ("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "ls_init_value")
+# CAE v2 checkpoints hold the tower as `encoder`, joint ones as `visual`.
+VISION_PREFIXES = ("visual.", "encoder.")
+# What CAE v2 trains beside the encoder.
+COMPANION_PREFIXES = ("teacher.", "regresser.", "decoder.", "mask_token", "rd_pos_embed")
+TEXT_POSITION_IDS = f"text.transformer.{huggingface.POSITION_IDS}"
+
+
+class TwoTowers(CustomTextCLIP):
+    """open_clip's interface over any two towers.
+
+    Attributes:
+        tokenizer: of a Hugging Face text tower; saved with the model.
+    """
+
+    def __init__(
+        self,
+        visual: nn.Module,
+        text: nn.Module,
+        *,
+        tokenizer: huggingface.Tokenizer | None = None,
+        init_logit_scale: float = INIT_LOGIT_SCALE,
+        init_logit_bias: float | None = None,
+    ) -> None:
+        # The parent's constructor builds towers by name; everything else of it is wanted.
+        nn.Module.__init__(self)
+        self.output_dict = False
+        self.visual = visual
+        self.text = text
+        self.tokenizer = tokenizer
+        self.context_length = text.context_length
+        self.vocab_size = text.vocab_size
+        self.logit_scale = nn.Parameter(torch.tensor(init_logit_scale))
+        self.logit_bias = None if init_logit_bias is None else nn.Parameter(torch.tensor(init_logit_bias))
+
+
+def published_form(model_cfg: dict[str, Any], *, name: str) -> dict[str, Any]:
+    """A `model_cfg` in which a PanDerm tower is marked as such.
+
+    The published loader goes by the name of the model; its configurations also hold the author's `pretrain_path`.
+    """
+    vision_cfg = model_cfg["vision_cfg"]
+    published = "pretrain_path" in vision_cfg or (PANDERM in name.lower() and "tower" not in vision_cfg)
+    if not published:
+        return model_cfg
+    known = {key: vision_cfg[key] for key in PANDERM_KEYS if vision_cfg.get(key) is not None}
+    return {**model_cfg, "vision_cfg": {"tower": PANDERM, **known}}
+
+
+def is_ours(model_cfg: dict[str, Any]) -> bool:
+    """Whether `build` makes the architecture, and not open_clip: a tower of ours or of transformers."""
+    text_cfg = model_cfg["text_cfg"]
+    plain = "multimodal_cfg" not in model_cfg
+    return _is_panderm(model_cfg) or (plain and huggingface.is_huggingface(text_cfg))
+
+
+def build(model_cfg: dict[str, Any], folder: Path | None = None) -> TwoTowers:
+    """The model with initial weights, on the default device.
+
+    Args:
+        model_cfg: the architecture.
+        folder: of a model or a language model, for the text tower's configuration and tokeniser.
+
+    Raises:
+        ModelError: sizes that do not fit, or a text model that cannot be had.
+    """
+    config = copy.deepcopy(model_cfg)
+    vision_cfg, text_cfg, embed_dim = config["vision_cfg"], config["text_cfg"], config["embed_dim"]
+    quick_gelu = bool(config.get("quick_gelu", False))
+    if _is_panderm(config):
+        visual = _panderm(vision_cfg, embed_dim)
+    else:
+        visual = _build_vision_tower(embed_dim, vision_cfg, quick_gelu)
+    tokenizer = None
+    if huggingface.is_huggingface(text_cfg):
+        text = huggingface.text_tower(text_cfg, embed_dim, folder)
+        tokenizer = huggingface.tokenizer(text_cfg, folder)
+    else:
+        text = _build_text_tower(embed_dim, text_cfg, quick_gelu)
+    return TwoTowers(
+        visual,
+        text,
+        tokenizer=tokenizer,
+        init_logit_scale=config.get("init_logit_scale", INIT_LOGIT_SCALE),
+        init_logit_bias=config.get("init_logit_bias"),
+    )
+
+
+def fill(model: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
+    """Load the weights of a whole model, in any of the layouts that open_clip reads.
+
+    Position embeddings of another grid are interpolated, as open_clip does; PanDerm's table is never.
+
+    Args:
+        source: what to call the weights in an error.
+
+    Raises:
+        ModelError: they do not fit; the message lists what.
+    """
+    state = convert_state_dict(model, dict(state))
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    state.pop(TEXT_POSITION_IDS, None)
+    scale = model.logit_scale
+    assert isinstance(scale, Tensor)
+    if "logit_scale" in state and state["logit_scale"].numel() == scale.numel():
+        state["logit_scale"] = state["logit_scale"].reshape(scale.shape)
+    resize_pos_embed(state, model)
+    resize_text_pos_embed(state, model)
+    # A model trained with the softmax loss may go on with the sigmoid one, which has a bias.
+    weights.load(model, state, source=source, optional=("logit_bias",))
+
+
+def load_image(visual: nn.Module, source: str) -> None:
+    """Fill a vision tower from a checkpoint of its own, of a joint model, or of CAE v2 pretraining.
+
+    A PanDerm tower's `head` may be missing: pretraining has none.
+
+    Args:
+        visual: the tower.
+        source: as `weights.read` takes it.
+
+    Raises:
+        ModelError: the checkpoint cannot be read or does not fit.
+    """
+    state = weights.read(source)
+    prefix = next((p for p in VISION_PREFIXES if any(key.startswith(p) for key in state)), "")
+    state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    optional: tuple[str, ...] = ()
+    if isinstance(visual, PanDermVisionTransformer):
+        state = {key: value for key, value in state.items() if not key.startswith(COMPANION_PREFIXES)}
+        optional = ("head.",)
+    weights.load(visual, state, source=source, optional=optional)
+
+
+def _is_panderm(model_cfg: dict[str, Any]) -> bool:
+    return model_cfg["vision_cfg"].get("tower") == PANDERM
+
+
+def _panderm(vision_cfg: dict[str, Any], embed_dim: int) -> PanDermVisionTransformer:
+    return PanDermVisionTransformer(
+        image_size=vision_cfg["image_size"],
+        patch_size=vision_cfg["patch_size"],
+        width=vision_cfg["width"],
+        layers=vision_cfg["layers"],
+        heads=vision_cfg["width"] // vision_cfg.get("head_width", DEFAULT_HEAD_WIDTH),
+        output_dim=embed_dim,
+        mlp_ratio=vision_cfg.get("mlp_ratio", 4.0),
+        layer_scale=vision_cfg.get("ls_init_value", 0.1),
+    )

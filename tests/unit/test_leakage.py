@@ -1,0 +1,109 @@
+"""Leakage without Ray: the keys, hashes of shards with and without them, and which pairs are shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dermray import images
+from dermray.config import parse
+from dermray.corpus.manifest import Manifest
+from dermray.corpus.shards import ShardIndex
+from dermray.errors import ConfigError, CorpusError
+from dermray.prepare.leakage import Comparison, CorpusHashes, check_inputs, group_hashes, select
+from dermray.prepare.leakage_report import shown_pairs, summarise
+from dermray.prepare.leakage_settings import CorpusPart, LeakageConfig, corpus_part
+from tests.corpora import write_prepared_corpus
+
+
+def config(*arguments: str) -> LeakageConfig:
+    return parse(LeakageConfig, ["corpus=/data/a", "output=/data/report", *arguments])
+
+
+def test_a_corpus_or_one_split_of_it() -> None:
+    assert config("against=s3://bucket/b/").parts() == [CorpusPart("s3://bucket/b", None)]
+    parts = config("against=[/data/b#test,/data/a#val,/data/b#test]").parts()
+    assert [(part.uri, part.split, part.short_name) for part in parts] == [
+        ("/data/b", "test", "b#test"),
+        ("/data/a", "val", "a#val"),
+    ]
+    assert corpus_part("/data/no #1/b") == CorpusPart("/data/no #1/b", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "against is required"),
+        (["against=[]"], "against"),
+        (["against=/data/a"], r"shares samples .* name another split"),
+        (["against=/data/a#train"], "shares samples"),
+        (["against=/data/a#val", "splits=[train,val]"], "shares samples"),
+        (["against=/data/b", "corpus=/data/a#train"], r"write splits=\[train\]"),
+        (["against=/data/b", "output=/data/b/"], "another folder"),
+        (["against=/data/b", "max_distance=16"], "max_distance"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_by_name(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(*arguments)
+
+
+def test_a_split_that_is_not_there_is_refused_before_any_work(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_prepared_corpus(tmp_path / name, {"train": 3, "val": 2})
+    common = {"corpus": str(tmp_path / "a"), "output": str(tmp_path / "out")}
+    check_inputs(LeakageConfig(against=(str(tmp_path / "b#val"),), **common))
+    with pytest.raises(CorpusError, match="no split 'test'"):
+        check_inputs(LeakageConfig(against=(str(tmp_path / "b#test"),), **common))
+    with pytest.raises(CorpusError, match="no split 'test'"):
+        check_inputs(LeakageConfig(against=(str(tmp_path / "b"),), splits=("test",), **common))
+    with pytest.raises(CorpusError, match="not a prepared corpus"):
+        check_inputs(LeakageConfig(against=(str(tmp_path / "c"),), **common))
+
+
+def test_several_splits_keep_the_order_of_the_corpus(tmp_path: Path) -> None:
+    manifest = write_prepared_corpus(tmp_path / "a", {"train": 3, "val": 2, "test": 1}, samples_per_shard=2)
+    chosen = select(manifest, ("test", "train"))
+    assert [shard.split for shard in chosen.shards] == ["train", "train", "test"]
+    assert select(manifest, None) is manifest
+
+
+def test_hashes_that_a_corpus_lacks_are_made_and_bad_images_left_out(tmp_path: Path) -> None:
+    manifest = write_prepared_corpus(tmp_path / "a", {"train": 12}, row_group_size=6, broken=[7])
+    index = ShardIndex.of(str(tmp_path / "a"), manifest)
+    table = group_hashes(index, 1, ["sample_id"])
+    assert table["sample"].to_pylist() == [6, 8, 9, 10, 11]
+    kept = index.read(table["sample"].to_numpy(), ["image", "sample_id"])
+    assert table["sample_id"].to_pylist() == kept["sample_id"].to_pylist()
+    assert table["phash"].to_pylist() == [images.perceptual_hash(image.as_py()) for image in kept["image"]]
+
+
+def compared(pairs: list[tuple[int, int, int]]) -> Comparison:
+    """A comparison with pairs of (training sample, evaluation sample, distance)."""
+    columns = np.array(pairs, dtype=np.int64).reshape(-1, 3)
+    nothing = CorpusHashes("/data/b", "digest", Manifest(shards=()), np.zeros(0, np.int64), np.zeros(0, np.uint64))
+    return Comparison(CorpusPart("/data/b", None), nothing, columns[:, :2], columns[:, 2])
+
+
+def test_every_distance_is_shown_and_each_image_once_with_its_nearest() -> None:
+    comparison = compared([(0, 0, 4), (1, 0, 0), (2, 1, 0), (3, 2, 0), (4, 3, 0), (5, 4, 2), (6, 5, 6), (7, 5, 6)])
+    shown = comparison.pairs[shown_pairs(comparison, 4)].tolist()
+    assert shown == [[1, 0], [2, 1], [5, 4], [6, 5]]
+    assert comparison.pairs[shown_pairs(comparison, 100)].tolist() == [[1, 0], [2, 1], [3, 2], [4, 3], [5, 4], [6, 5]]
+    assert shown_pairs(comparison, 0).tolist() == []
+    assert shown_pairs(compared([]), 4).tolist() == []
+
+
+def test_counts() -> None:
+    from dermray.prepare.leakage import Leakage
+
+    first = compared([(0, 0, 4), (1, 0, 0), (1, 1, 2), (1, 2, 2)])
+    second = compared([(1, 0, 6)])
+    document = summarise(config("against=/data/b"), Leakage(first.hashes, (first, second, compared([]))))
+    assert document["training"]["num_samples_found"] == 2
+    assert document["num_pairs"] == 5
+    assert [one["num_samples_found"] for one in document["evaluations"]] == [3, 1, 0]
+    assert [one["num_training_samples"] for one in document["evaluations"]] == [2, 1, 0]
+    assert document["evaluations"][0]["distances"] == {"0": 1, "1": 0, "2": 2, "3": 0, "4": 0, "5": 0, "6": 0}

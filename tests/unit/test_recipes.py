@@ -1,0 +1,120 @@
+"""Every recipe in `jobs/configs` parses; its toy is small, of the same kind, and takes a step without network."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dermray import models
+from dermray.config import parse
+from dermray.ingest.color import ColorAugmentation
+from dermray.ingest.loader import Batch
+from dermray.train import toy
+from dermray.train.optimiser import build_optimiser
+from dermray.train.settings import PretrainConfig
+from dermray.train.task import ContrastiveTask
+from tests.conftest import ROOT
+
+RECIPES = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
+CPU = torch.device("cpu")
+
+
+def parsed(recipe: Path, *overrides: str) -> PretrainConfig:
+    return parse(PretrainConfig, ["--config", str(recipe), "corpus=c", "output=o", *overrides])
+
+
+@pytest.fixture(params=RECIPES, ids=lambda path: path.stem)
+def recipe(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+def test_the_published_figures() -> None:
+    vit = parsed(ROOT / "jobs/configs/dermlip_vit_b16.yaml")
+    panderm = parsed(ROOT / "jobs/configs/dermlip_panderm_pubmed256.yaml")
+    assert (vit.train.global_batch_size, panderm.train.global_batch_size) == (4096, 2048)
+    for config in (vit, panderm):
+        assert (config.train.epochs, config.optim.lr, config.optim.weight_decay) == (30, 1e-4, 0.1)
+        assert config.optim.warmup_steps == 1000
+        assert config.data.crop_scale == (0.4, 1.0)
+        assert config.data.color_jitter == (0.32, 0.32, 0.32, 0.08)
+        assert (config.data.color_jitter_prob, config.data.grayscale_prob) == (0.8, 0.2)
+        assert config.data.horizontal_flip == 0
+    assert (vit.optim.beta2, vit.optim.eps) == (0.98, 1e-6)
+    assert (panderm.optim.beta2, panderm.optim.eps) == (0.999, 1e-8)
+    vit_cfg, panderm_cfg = models.architecture(vit.model), models.architecture(panderm.model)
+    assert vit_cfg["text_cfg"]["context_length"] == 77
+    assert vit_cfg["quick_gelu"]
+    assert panderm_cfg["text_cfg"]["context_length"] == 256
+
+
+def test_a_recipe_opens_with_its_commands(recipe: Path) -> None:
+    comment = recipe.read_text().partition("\nmodel:")[0]
+    assert all(line.startswith("#") for line in comment.splitlines())
+    assert f"python jobs/pretrain.py --config jobs/configs/{recipe.name}" in comment
+    assert "Expect" in comment
+    if recipe.stem != "demo":
+        assert all(mark in comment for mark in ("laptop", "1 GPU", "8 GPUs", "8x8 GPUs", "toy=true", "num_workers=64"))
+
+
+def test_the_toy_replaces_what_it_says_and_nothing_else(recipe: Path) -> None:
+    config = parsed(recipe, "toy=true", "num_workers=2", "seed=5")
+    small = toy.shrunk(config)
+    assert PretrainConfig.model_validate(small.model_dump()) == small
+    assert toy.shrunk(small) == small
+    assert (small.pretrained, small.pretrained_image, small.pretrained_text) == (None, None, None)
+    assert (small.train.global_batch_size, small.train.max_steps, small.optim.warmup_steps) == (32, 40, 4)
+    assert small.num_steps(steps_per_epoch=7) == min(40, int(config.train.epochs * 7))
+    replaced = {"toy", "model", "pretrained", "pretrained_image", "pretrained_text", "train", "optim", "validation"}
+    assert small.model_dump(exclude=replaced) == config.model_dump(exclude=replaced)
+    kept = {"warmup_steps"}
+    assert small.optim.model_dump(exclude=kept) == config.optim.model_dump(exclude=kept)
+    cadences = {"global_batch_size", "max_steps", "log_every_steps", "checkpoint_every_steps"}
+    assert small.train.model_dump(exclude=cadences) == config.train.model_dump(exclude=cadences)
+    assert (small.validation.every_steps is None) == (config.validation.every_steps is None)
+
+
+def test_without_toy_a_recipe_stays_as_it_is(recipe: Path) -> None:
+    config = parsed(recipe)
+    assert toy.shrunk(config) is config
+
+
+def test_the_toy_has_the_same_kind_of_towers() -> None:
+    assert toy.tiny_model("ViT-B-16-quickgelu") == "dermray_tiny"
+    assert toy.tiny_model("panderm_base_pubmed256") == "panderm_tiny_bert"
+    assert toy.tiny_model("roberta-ViT-B-32") == "panderm_tiny_bert"
+
+
+def test_the_toys_model_takes_a_step(recipe: Path) -> None:
+    config = toy.shrunk(parsed(recipe, "toy=true"))
+    torch.manual_seed(0)
+    model, _, tokenizer = models.create(config.model)
+    assert sum(parameter.numel() for parameter in model.parameters()) < 8e6
+    model.train()
+    preprocessing = models.preprocessing(model)
+    color = ColorAugmentation(config.data, config.seed)
+    task = ContrastiveTask(preprocessing.mean, preprocessing.std, CPU, color)
+    optimiser = build_optimiser(model, config.optim, fused=True)
+    random = np.random.default_rng(0)
+    side = preprocessing.size
+    batch = Batch(
+        step=0,
+        epoch=0,
+        samples=np.arange(8),
+        pixels=torch.from_numpy(random.integers(0, 256, (8, 3, side, side), dtype=np.uint8)),
+        tokens=tokenizer([f"a photo of condition {number}, with scale" for number in range(8)]),
+    )
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    losses = []
+    for _ in range(4):
+        losses.append(task.backward(model, batch, CPU, nullcontext).item())
+        without = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
+        assert not without, "a parameter without gradient would stop DistributedDataParallel"
+        optimiser.step()
+        optimiser.zero_grad()
+    assert losses[-1] < losses[0]
+    for name, value in model.named_parameters():
+        assert torch.equal(value, before[name]) == (not value.requires_grad), name
