@@ -7,10 +7,13 @@ import io
 import os
 import struct
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from dermray.prepare.settings import PrepareConfig
 
 LABELS = ("melanoma", "psoriasis", "eczema")
 
@@ -21,6 +24,20 @@ def photograph(seed: int, width: int = 120, height: int = 90) -> bytes:
     coarse = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
     sink = io.BytesIO()
     Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(sink, "JPEG", quality=92)
+    return sink.getvalue()
+
+
+def recompressed(seed: int) -> bytes:
+    """A near-duplicate of `photograph(seed)`."""
+    sink = io.BytesIO()
+    Image.open(io.BytesIO(photograph(seed))).save(sink, "JPEG", quality=60)
+    return sink.getvalue()
+
+
+def blank() -> bytes:
+    """A JPEG that is grey all over."""
+    sink = io.BytesIO()
+    Image.new("RGB", (120, 90), (127, 127, 127)).save(sink, "JPEG")
     return sink.getvalue()
 
 
@@ -57,6 +74,26 @@ def write(folder: Path, *, num_good: int, bad: bool = False) -> dict[str, str]:
     return reasons
 
 
+def write_with_duplicates(folder: Path, numbers: Iterable[int], *, label: str = "melanoma") -> None:
+    """Photographs, of which every fourth is there again byte for byte and every third as a near-duplicate."""
+    folder.mkdir(parents=True)
+    rows: list[list[str]] = []
+    for number in numbers:
+        files = {"first": photograph(number)}
+        if number % 4 == 0:
+            files["equal"] = files["first"]
+        if number % 3 == 0:
+            files["near"] = recompressed(number)
+        for kind, content in files.items():
+            name = f"{kind}-{number:03d}"
+            (folder / f"{name}.jpg").write_bytes(content)
+            rows.append([name, f"{kind} caption {number}", f"{name}.jpg", label])
+    with (folder / "metadata.csv").open("w", encoding="utf-8", newline="") as sink:
+        writer = csv.writer(sink)
+        writer.writerow(["source_id", "caption", "image", "label"])
+        writer.writerows(rows)
+
+
 def _with_bad_rows(folder: Path, rows: list[list[str]]) -> tuple[list[list[str]], dict[str, str]]:
     images = folder / "images"
     files = {
@@ -65,11 +102,15 @@ def _with_bad_rows(folder: Path, rows: list[list[str]]) -> tuple[list[list[str]]
         "truncated": photograph(900)[:-900],
         "too_many_pixels": bomb(),
         "too_small": photograph(901, 20, 20),
+        "blank": blank(),
+        "too_many_bytes": photograph(903),
     }
     paths = {"missing_file": "images/nowhere.jpg", "no_image_path": ""}
     for reason, content in files.items():
         (images / f"{reason}.jpg").write_bytes(content)
         paths[reason] = f"images/{reason}.jpg"
+    # One byte more than is allowed, of which the disk keeps next to nothing.
+    os.truncate(images / "too_many_bytes.jpg", PrepareConfig.model_fields["max_image_bytes"].default + 1)
     outside = folder.parent / f"{folder.name}-outside.jpg"
     outside.write_bytes(photograph(902))
     os.symlink(outside, images / "link.jpg")

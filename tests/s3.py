@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import os
+import socket
+import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,15 +18,29 @@ from urllib.parse import urlsplit
 from moto.server import ThreadedMotoServer
 
 BUCKET = "corpora"
+# The whole length is announced, half of the body comes, then the connection ends.
 SHORT_BODY = "short body"
-CODES = {403: "AccessDenied", 500: "InternalError", 503: "ServiceUnavailable"}
+# The same, but the connection is reset.
+RESET = "reset"
+# Half of the body, announced as if it were all of it.
+HALF = "half"
+# The body in small pieces.
+SLOW = "slow"
+# Nothing at all until the client gives up.
+STALLED = "stalled"
+# 503 with the code that S3 itself sends under load.
+SLOW_DOWN = "slow down"
+CODES = {403: "AccessDenied", 404: "NoSuchKey", 500: "InternalError", 503: "ServiceUnavailable"}
+NUM_PIECES = 20
+PAUSE_S = 0.01
+PATIENCE_S = 30
 
 Matches = Callable[[str, str], bool]
 
 
 @dataclass
 class Fault:
-    """What the proxy does to the next requests that match: an HTTP status, or `SHORT_BODY`."""
+    """What the proxy does to the next requests that match: an HTTP status, or one of the kinds above."""
 
     kind: int | str
     matches: Matches
@@ -82,16 +100,18 @@ class _Handler(BaseHTTPRequestHandler):
         return body
 
     def _forward(self) -> None:
-        if self.headers.get("Expect") == "100-continue":
-            self.send_response_only(100)
-            self.end_headers()
         body = self._body()
         fault = self.proxy.due(self.command, self.path)
-        if isinstance(fault, int):
-            document = f"<Error><Code>{CODES[fault]}</Code><Message>injected</Message></Error>"
-            self._answer(fault, {"Content-Type": "application/xml"}, document.encode(), None)
+        if isinstance(fault, int) or fault == SLOW_DOWN:
+            self._refuse(fault)
             return
-        upstream = http.client.HTTPConnection(self.proxy.upstream, timeout=30)
+        if fault == STALLED:
+            # Ends when the client hangs up.
+            self.connection.settimeout(PATIENCE_S)
+            self.connection.recv(1)
+            self.close_connection = True
+            return
+        upstream = http.client.HTTPConnection(self.proxy.upstream, timeout=PATIENCE_S)
         headers = {
             key: value for key, value in self.headers.items() if key.lower() not in ("expect", "transfer-encoding")
         }
@@ -100,10 +120,16 @@ class _Handler(BaseHTTPRequestHandler):
         response = upstream.getresponse()
         content = response.read()
         upstream.close()
-        cut = len(content) // 2 if fault == SHORT_BODY else None
-        self._answer(response.status, dict(response.getheaders()), content, cut)
+        if fault == HALF:
+            content = content[: len(content) // 2]
+        self._answer(response.status, dict(response.getheaders()), content, fault)
 
-    def _answer(self, status: int, headers: dict[str, str], content: bytes, cut: int | None) -> None:
+    def _refuse(self, fault: int | str) -> None:
+        status, code = (503, "SlowDown") if fault == SLOW_DOWN else (int(fault), CODES[int(fault)])
+        document = f"<Error><Code>{code}</Code><Message>injected</Message></Error>"
+        self._answer(status, {"Content-Type": "application/xml"}, document.encode(), None)
+
+    def _answer(self, status: int, headers: dict[str, str], content: bytes, fault: int | str | None) -> None:
         self.send_response_only(status)
         for key, value in headers.items():
             if key.lower() not in ("connection", "transfer-encoding", "content-length"):
@@ -112,9 +138,23 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", length if self.command == "HEAD" else str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content[:cut])
-        if cut is not None:
-            self.close_connection = True
+            self._send(content, fault)
+
+    def _send(self, content: bytes, fault: int | str | None) -> None:
+        if fault == SLOW:
+            size = -(-len(content) // NUM_PIECES)
+            for first in range(0, len(content), size):
+                self.wfile.write(content[first : first + size])
+                time.sleep(PAUSE_S)
+            return
+        if fault not in (SHORT_BODY, RESET):
+            self.wfile.write(content)
+            return
+        self.wfile.write(content[: len(content) // 2])
+        self.close_connection = True
+        if fault == RESET:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _forward
 

@@ -1,7 +1,7 @@
 """One way to touch bytes: a path, `file://` or `s3://` URI is the same to every caller.
 
 Local paths and S3 go through pyarrow's file systems (`DERMRAY_S3_CLIENT=s3fs` swaps in s3fs); any other scheme goes
-through fsspec. Endpoint, region and credentials come from the usual AWS variables. Publication is atomic: a local
+through fsspec (`dermray.object_stores`). Publication is atomic: a local
 file is written aside and renamed, an object appears when its upload completes.
 """
 
@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -24,48 +24,14 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from dermray import object_stores
 from dermray.errors import StorageError
 
 MAX_ATTEMPTS = 5
 FIRST_BACKOFF_S = 0.2
-# A full or read-only disk stays so, whatever the path in the message reads like.
-FINAL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-# What object stores and networks say when the same request may go through a moment later.
-TRANSIENT_MARKS = (
-    "slow_down",
-    "slowdown",
-    "slow down",
-    "internal_failure",
-    "internalerror",
-    "internal error",
-    "service_unavailable",
-    "serviceunavailable",
-    "service unavailable",
-    "status 500",
-    "status 502",
-    "status 503",
-    "status 504",
-    "(500)",
-    "(502)",
-    "(503)",
-    "(504)",
-    "network_connection",
-    "request_timeout",
-    "requesttimeout",
-    "timed out",
-    "timeout",
-    "connection reset",
-    "connection refused",
-    "connection aborted",
-    "broken pipe",
-    "could not connect",
-    "incomplete",
-    "unexpected end",
-    "not completed",
-)
-
-# s3fs translates 503 and 500 to these; a network file system uses the others.
-TRANSIENT_ERRNOS = {errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO), errno.ETIMEDOUT, errno.ESTALE}
+# How the name of a local file ends while it is being written; it begins with a dot.
+PART = ".part"
+FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 ResultT = TypeVar("ResultT")
 
@@ -124,46 +90,19 @@ def filesystem(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
 
 @lru_cache(maxsize=16)
 def _remote_filesystem(scheme: str) -> pafs.FileSystem:
-    if scheme == "s3" and os.environ.get("DERMRAY_S3_CLIENT", "pyarrow") == "pyarrow":
-        return pafs.S3FileSystem(
-            endpoint_override=_s3_endpoint(),
-            region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
-            connect_timeout=10,
-            request_timeout=60,
-            allow_bucket_creation=True,
-        )
-    import fsspec
-
-    options: dict[str, Any] = {}
-    if scheme == "s3":
-        options = {"endpoint_url": _s3_endpoint(), "use_listings_cache": False}
-    try:
-        return pafs.PyFileSystem(_FsspecHandler(fsspec.filesystem(scheme, **options)))
-    except (ValueError, ImportError) as error:
-        raise StorageError(f"cannot open {scheme}:// URIs: {error}") from None
+    return object_stores.connect(scheme)
 
 
-class _FsspecHandler(pafs.FSSpecHandler):
-    """pyarrow's handler asks `isfile` and `isdir`, which take any failure for absence; this one does not."""
+def open_file(uri: str | os.PathLike[str]) -> pa.NativeFile:
+    """Open a file or object for reading at any place; reads that come short raise OSError. For `with_retries`.
 
-    def open_input_file(self, path: str) -> pa.PythonFile:
-        if self.fs.info(path)["type"] != "file":
-            raise FileNotFoundError(path)
-        # What is asked for is read; fsspec would fetch megabytes ahead of every small part.
-        return pa.PythonFile(self.fs.open(path, mode="rb", cache_type="none"), mode="r")
-
-    def get_file_info_selector(self, selector: pafs.FileSelector) -> list[pafs.FileInfo]:
-        try:
-            self.fs.info(selector.base_dir)
-        except FileNotFoundError:
-            if selector.allow_not_found:
-                return []
-            raise
-        return super().get_file_info_selector(selector)
-
-
-def _s3_endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    Raises:
+        FileNotFoundError: it is not there.
+        OSError: the store fails.
+    """
+    fs, path = filesystem(uri)
+    file = fs.open_input_file(path)
+    return file if is_local(uri) else object_stores.verified(file)
 
 
 def with_retries(action: Callable[[], ResultT], uri: str | os.PathLike[str]) -> ResultT:
@@ -178,33 +117,20 @@ def with_retries(action: Callable[[], ResultT], uri: str | os.PathLike[str]) -> 
             return action()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             raise
-        except _store_errors() as error:
+        except object_stores.store_errors() as error:
+            if object_stores.is_gone(error):
+                raise FileNotFoundError(f"{os.fspath(uri)} is gone") from error
             last = attempt == MAX_ATTEMPTS - 1
-            if last or not _is_transient(error):
-                tries = f" after {attempt + 1} attempts" if attempt else ""
-                raise StorageError(f"{os.fspath(uri)}: {_one_line(error)}{tries}") from error
+            if last or not object_stores.is_transient(error):
+                raise _final(error, uri, attempt + 1) from error
             time.sleep(FIRST_BACKOFF_S * 2**attempt * random.uniform(0.5, 1.5))
     raise AssertionError("unreachable")
 
 
-@cache
-def _store_errors() -> tuple[type[Exception], ...]:
-    """What the clients raise when a request fails; s3fs lets some errors of its own packages through."""
-    from aiohttp import ClientError
-    from botocore.exceptions import BotoCoreError
-
-    return OSError, BotoCoreError, ClientError
-
-
-def _is_transient(error: Exception) -> bool:
-    if isinstance(error, PermissionError) or getattr(error, "errno", None) in FINAL_ERRNOS:
-        return False
-    if isinstance(error, TimeoutError | ConnectionError):
-        return True
-    if isinstance(error, OSError) and error.errno in TRANSIENT_ERRNOS:
-        return True
-    text = str(error).lower()
-    return any(mark in text for mark in TRANSIENT_MARKS)
+def _final(error: Exception, uri: str | os.PathLike[str], num_attempts: int) -> StorageError:
+    tries = f" after {num_attempts} attempts" if num_attempts > 1 else ""
+    remedy = "; free some space there" if getattr(error, "errno", None) in FULL_ERRNOS else ""
+    return StorageError(f"{os.fspath(uri)}: {_one_line(error)}{tries}{remedy}")
 
 
 def _one_line(error: Exception) -> str:
@@ -241,10 +167,9 @@ def read_bytes(uri: str | os.PathLike[str], *, max_bytes: int | None = None) -> 
         # A million small files: the file system layer would cost more than the reading.
         local = local_path(uri)
         return with_retries(lambda: _read_whole(local.open("rb"), os.stat(local).st_size, uri, max_bytes), uri)
-    fs, path = filesystem(uri)
 
     def read() -> bytes:
-        file = fs.open_input_file(path)
+        file = open_file(uri)
         return _read_whole(file, file.size(), uri, max_bytes)
 
     return with_retries(read, uri)
@@ -268,10 +193,9 @@ def read_range(uri: str | os.PathLike[str], offset: int, num_bytes: int) -> byte
         FileNotFoundError: it is not there.
         StorageError: the part came short, or the store failed for good.
     """
-    fs, path = filesystem(uri)
 
     def read() -> bytes:
-        with fs.open_input_file(path) as file:
+        with open_file(uri) as file:
             wanted = max(0, min(num_bytes, file.size() - offset))
             file.seek(min(offset, file.size()))
             data = file.read(wanted)
@@ -323,7 +247,7 @@ def write_bytes(uri: str | os.PathLike[str], data: bytes) -> None:
 
 def _write_local(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -349,16 +273,24 @@ def write_json(uri: str | os.PathLike[str], document: Any) -> None:
 
 @contextlib.contextmanager
 def staged(uri: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a local path to write a large file to; it is published at `uri` when the block ends without error."""
+    """Yield a local path to write a large file to; it is published at `uri` when the block ends without error.
+
+    Raises:
+        StorageError: the disk is full.
+    """
     if is_local(uri):
         target = local_path(uri)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{os.getpid()}-{random.getrandbits(32):08x}.part")
+        aside = target.with_name(f".{target.name}.{os.getpid()}-{random.getrandbits(32):08x}{PART}")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             yield aside
             with aside.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(aside, target)
+        except OSError as error:
+            if error.errno in FULL_ERRNOS:
+                raise _final(error, uri, 1) from error
+            raise
         finally:
             aside.unlink(missing_ok=True)
         return
@@ -398,13 +330,14 @@ def list_folders(uri: str | os.PathLike[str]) -> list[str]:
 
 
 def remove(uri: str | os.PathLike[str]) -> None:
-    """Remove a file or a folder with all it holds; an absent one is no error."""
+    """Remove a file or a folder with all it holds; an absent one is no error, nor one that goes at the same time."""
     fs, path = filesystem(uri)
     kind = with_retries(lambda: fs.get_file_info(path).type, uri)
-    if kind == pafs.FileType.Directory:
-        with_retries(lambda: fs.delete_dir(path), uri)
-    elif kind == pafs.FileType.File:
-        with_retries(lambda: fs.delete_file(path), uri)
+    with contextlib.suppress(FileNotFoundError):
+        if kind == pafs.FileType.Directory:
+            with_retries(lambda: fs.delete_dir(path), uri)
+        elif kind == pafs.FileType.File:
+            with_retries(lambda: fs.delete_file(path), uri)
 
 
 def copy_tree(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import io
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from dermray.config import parse
 from dermray.corpus.manifest import Manifest
@@ -18,7 +16,7 @@ from dermray.errors import CorpusError
 from dermray.prepare.pipeline import PrepareResult, prepare
 from dermray.prepare.settings import PrepareConfig
 from tests import raw_corpus
-from tests.raw_corpus import content
+from tests.raw_corpus import content, recompressed
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -32,12 +30,6 @@ def samples(output: Path) -> dict[str, dict[str, Any]]:
     manifest = Manifest.load(str(output))
     tables = [pq.read_table(output / shard.path) for shard in manifest.shards]
     return {row["source_id"]: row for table in tables for row in table.to_pylist()}
-
-
-def recompressed(number: int) -> bytes:
-    sink = io.BytesIO()
-    Image.open(io.BytesIO(raw_corpus.photograph(number))).save(sink, "JPEG", quality=60)
-    return sink.getvalue()
 
 
 def write(folder: Path, rows: list[tuple[str, bytes, str, str]]) -> None:

@@ -13,22 +13,30 @@ from dermray.errors import StorageError
 from dermray.prepare.fetch import NO_STAMP, ImageStore, ahead
 from dermray.prepare.sources import READERS, SourceRequest
 from tests.raw_sources import LAYOUTS
-from tests.s3 import BUCKET, FaultyProxy, faulty_s3
+from tests.s3 import BUCKET, HALF, RESET, SHORT_BODY, SLOW, SLOW_DOWN, STALLED, FaultyProxy, faulty_s3
 from tests.unit.test_prepare_archives import write_tar, write_zip
+
+PHOTOGRAPH = bytes(range(256)) * 157 + b"the end"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FaultyProxy]:
+    with faulty_s3() as proxy:
+        yield proxy
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    with faulty_s3() as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        monkeypatch.setattr(storage, "FIRST_BACKOFF_S", 0.01)
-        storage._remote_filesystem.cache_clear()
-        storage.write_bytes(f"s3://{BUCKET}/raw/a b/ü,#%?.jpg", b"content")
-        proxy.reset()
-        yield proxy
-        storage._remote_filesystem.cache_clear()
+def s3(server: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setattr(storage, "FIRST_BACKOFF_S", 0.01)
+    storage._remote_filesystem.cache_clear()
+    storage.write_bytes(f"s3://{BUCKET}/raw/a b/ü,#%?.jpg", b"content")
+    server.reset()
+    yield server
+    storage._remote_filesystem.cache_clear()
 
 
 def store(root: str | Path, *, max_bytes: int = 1000, follow_links: bool = False) -> ImageStore:
@@ -119,17 +127,59 @@ def test_s3_release_is_read_without_unpacking(s3: FaultyProxy, tmp_path: Path) -
         assert images.fetch(row["image"]).data == (tmp_path / row["source_id"]).read_bytes()
 
 
-@pytest.mark.parametrize("fault", [500, 503])
-def test_s3_that_stumbles_is_asked_again(s3: FaultyProxy, fault: int) -> None:
-    s3.inject(fault, 2, method="GET", key="raw/")
-    assert store(f"s3://{BUCKET}/raw").fetch("a b/ü,#%?.jpg").data == b"content"
-    assert s3.fired == 2
+@pytest.fixture(params=["pyarrow", "s3fs"])
+def client(request: pytest.FixtureRequest, s3: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> FaultyProxy:
+    """The store with one image of 40 kB, through either client, whose patience is short."""
+    monkeypatch.setenv("DERMRAY_S3_CLIENT", request.param)
+    monkeypatch.setenv("DERMRAY_S3_TIMEOUT_S", "1")
+    # botocore's own attempts: the fewer, the sooner it is our turn.
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    storage._remote_filesystem.cache_clear()
+    storage.write_bytes(f"s3://{BUCKET}/raw/image.jpg", PHOTOGRAPH)
+    s3.reset()
+    return s3
 
 
-def test_s3_that_refuses_stops_the_run(s3: FaultyProxy) -> None:
-    s3.inject(403, 100, method="GET", key="raw/")
-    with pytest.raises(StorageError, match=r"s3://corpora/raw/a b/"):
-        store(f"s3://{BUCKET}/raw").fetch("a b/ü,#%?.jpg")
+@pytest.mark.parametrize(
+    ("method", "fault"),
+    [
+        *(("GET", fault) for fault in (500, 503, SLOW_DOWN, SHORT_BODY, RESET, HALF, SLOW, STALLED)),
+        # Its answer has no body.
+        *(("HEAD", fault) for fault in (500, 503, SLOW_DOWN, STALLED)),
+    ],
+)
+def test_s3_that_stumbles_costs_nothing(client: FaultyProxy, fault: int | str, method: str) -> None:
+    """Asked again, where need be, and every byte as it should be."""
+    images = store(f"s3://{BUCKET}/raw", max_bytes=len(PHOTOGRAPH))
+    images.fetch("image.jpg")
+    num_requests = [name for name, _ in client.requests].count(method)
+    client.reset()
+    client.inject(fault, 1, method=method, key="raw/image.jpg")
+    fetched = images.fetch("image.jpg")
+    assert (fetched.data == PHOTOGRAPH, fetched.reason, fetched.stamp.num_bytes) == (True, "", len(PHOTOGRAPH))
+    assert client.fired == 1
+    assert [name for name, _ in client.requests].count(method) == num_requests + (fault != SLOW)
+
+
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_s3_object_that_has_gone_since_it_was_listed_is_one_bad_row(client: FaultyProxy, method: str) -> None:
+    client.inject(404, 1, method=method, key="raw/image.jpg")
+    fetched = store(f"s3://{BUCKET}/raw", max_bytes=len(PHOTOGRAPH)).fetch("image.jpg")
+    assert (fetched.reason, fetched.data, fetched.stamp) == ("missing_file", None, NO_STAMP)
+    assert client.fired == 1
+
+
+@pytest.mark.parametrize("fault", [403, 503, HALF, RESET])
+def test_s3_that_fails_for_good_stops_the_run(
+    client: FaultyProxy, fault: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every other image would fail as well. A refusal is final, the others are tried again first."""
+    monkeypatch.setattr(storage, "MAX_ATTEMPTS", 2)
+    client.inject(fault, 1000, method="GET", key="raw/image.jpg")
+    with pytest.raises(StorageError, match=r"^s3://corpora/raw/image\.jpg: \S.*") as caught:
+        store(f"s3://{BUCKET}/raw", max_bytes=len(PHOTOGRAPH)).fetch("image.jpg")
+    assert ("after 2 attempts" in str(caught.value)) == (fault != 403)
+    assert client.fired == 1 if fault == 403 else client.fired >= 2
 
 
 def test_reading_ahead_keeps_order_and_is_bounded() -> None:

@@ -62,6 +62,7 @@ def generation(config: PrepareConfig, records: list[ShardRecord]) -> Generation:
         final=keys,
         num_rows=plan.num_rows,
         dropped=(*plan.dropped, *(row for record in records for row in record.dropped)),
+        ontology=TREE.to_json(),
         figures={"merged": 0, "left_out": 0, "moved": 0},
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import socket
@@ -10,11 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from dermray import storage
-from dermray.errors import StorageError
-from tests.s3 import BUCKET, SHORT_BODY, FaultyProxy, faulty_s3
+from dermray import object_stores, storage
+from dermray.corpus.shards import read_row_group
+from dermray.errors import ConfigError, StorageError
+from tests.s3 import BUCKET, HALF, RESET, SHORT_BODY, SLOW_DOWN, STALLED, FaultyProxy, faulty_s3
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +45,7 @@ def s3_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPat
 def s3(request: pytest.FixtureRequest, proxy: FaultyProxy, s3_environment: pytest.MonkeyPatch) -> FaultyProxy:
     s3_environment.setenv("DERMRAY_S3_CLIENT", request.param)
     s3_environment.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+    s3_environment.setenv("DERMRAY_S3_TIMEOUT_S", "1")
     proxy.reset()
     return proxy
 
@@ -248,33 +253,75 @@ def test_what_stays_transient_fails_in_the_end_and_says_how_often(monkeypatch: p
         storage.with_retries(action, "s3://b/k")
 
 
-@pytest.mark.parametrize("kind", [503, 500, SHORT_BODY])
+@pytest.mark.parametrize("kind", [503, SHORT_BODY, RESET, HALF])
 def test_reads_survive_faults_of_the_store(s3: FaultyProxy, kind: int | str) -> None:
     uri = f"s3://{BUCKET}/faults/read.bin"
     data = os.urandom(50_000)
     storage.write_bytes(uri, data)
     # More than the client itself puts up with, so that the attempts are storage's own.
-    times = 2 if kind == SHORT_BODY else 4
+    times = 4 if kind == 503 else 2
     s3.inject(kind, times, method="GET", key="read.bin")
     assert storage.read_bytes(uri) == data
     assert s3.fired == times
 
 
-def test_writes_survive_faults_of_the_store(s3: FaultyProxy) -> None:
+@pytest.mark.parametrize("length", [1, 2, 5_000])
+def test_parts_that_come_short_are_noticed(s3: FaultyProxy, s3_environment: pytest.MonkeyPatch, length: int) -> None:
+    """Half of a range, announced as if it were all: pyarrow's client would make up the rest."""
+    uri = f"s3://{BUCKET}/faults/part.bin"
+    for last in (*object_stores.MARKS, 0):
+        data = os.urandom(19_990 + length - 1) + bytes([last]) + os.urandom(20_000)
+        storage.write_bytes(uri, data)
+        s3.reset()
+        s3.inject(HALF, 3, method="GET", key="part.bin")
+        assert storage.read_range(uri, 19_990, length) == data[19_990 : 19_990 + length]
+        assert s3.fired == 3
+    s3.reset()
+    s3.inject(HALF, 1000, method="GET", key="part.bin")
+    s3_environment.setattr(storage, "MAX_ATTEMPTS", 2)
+    with pytest.raises(StorageError, match=rf"incomplete read of {length} bytes at 19990 after 2 attempts"):
+        storage.read_range(uri, 19_990, length)
+
+
+def test_parts_at_the_end_are_as_long_as_what_is_there(s3: FaultyProxy) -> None:
+    uri = f"s3://{BUCKET}/faults/part.bin"
+    data = os.urandom(50_000)
+    storage.write_bytes(uri, data)
+    assert storage.read_range(uri, 49_990, 100) == data[49_990:]
+    assert storage.read_range(uri, 60_000, 100) == b""
+
+
+def test_row_groups_that_come_short_are_noticed(s3: FaultyProxy) -> None:
+    images = [os.urandom(3_000) for _ in range(8)]
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"image": pa.array(images, pa.binary())}), sink, row_group_size=4, compression="NONE")
+    uri = f"s3://{BUCKET}/faults/{s3.url.rpartition(':')[2]}-{os.urandom(4).hex()}.parquet"
+    storage.write_bytes(uri, sink.getvalue())
+    assert read_row_group(uri, 0, ["image"])["image"].to_pylist() == images[:4]
+    s3.inject(HALF, 1, method="GET", key=".parquet")
+    assert read_row_group(uri, 1, ["image"])["image"].to_pylist() == images[4:]
+    assert s3.fired == 1
+
+
+@pytest.mark.parametrize("kind", [503, SLOW_DOWN, STALLED])
+def test_writes_survive_faults_of_the_store(s3: FaultyProxy, kind: int | str) -> None:
     uri = f"s3://{BUCKET}/faults/write.bin"
     storage.write_bytes(uri, b"old")
     data = os.urandom(50_000)
-    s3.inject(503, 4, method="PUT", key="write.bin")
+    times = 1 if kind == STALLED else 4
+    s3.inject(kind, times, method="PUT", key="write.bin")
     storage.write_bytes(uri, data)
-    assert s3.fired == 4
+    assert s3.fired == times
     assert storage.read_bytes(uri) == data
 
 
 def test_listings_survive_faults_of_the_store(s3: FaultyProxy) -> None:
     storage.write_bytes(f"s3://{BUCKET}/listed/a", b"a")
-    s3.inject(503, 4, method="GET", key="list-type=2")
-    assert storage.list_files(f"s3://{BUCKET}/listed") == [f"s3://{BUCKET}/listed/a"]
-    assert s3.fired == 4
+    for kind, times in ((503, 4), (SHORT_BODY, 1), (STALLED, 1)):
+        s3.reset()
+        s3.inject(kind, times, method="GET", key="list-type=2")
+        assert storage.list_files(f"s3://{BUCKET}/listed") == [f"s3://{BUCKET}/listed/a"]
+        assert s3.fired == times
 
 
 def test_a_refusal_of_the_store_is_not_tried_again(s3: FaultyProxy) -> None:
@@ -285,6 +332,13 @@ def test_a_refusal_of_the_store_is_not_tried_again(s3: FaultyProxy) -> None:
     with pytest.raises(StorageError, match=r"forbidden\.bin"):
         storage.read_bytes(uri)
     assert 1 <= s3.fired <= 3
+
+
+@pytest.mark.parametrize("text", ["soon", "0", "-1", "inf", "nan"])
+def test_a_timeout_that_is_none_is_refused(s3_environment: pytest.MonkeyPatch, text: str) -> None:
+    s3_environment.setenv("DERMRAY_S3_TIMEOUT_S", text)
+    with pytest.raises(ConfigError, match=f"DERMRAY_S3_TIMEOUT_S must be a number of seconds above 0, got '{text}'"):
+        storage.read_bytes("s3://b/k")
 
 
 @pytest.mark.parametrize("client", ["pyarrow", "s3fs"])

@@ -104,5 +104,4 @@ def stored_columns(schema: pa.Schema) -> list[str]:
 
 @lru_cache(maxsize=32)
 def _open(uri: str) -> pq.ParquetFile:
-    filesystem, path = storage.filesystem(uri)
-    return pq.ParquetFile(filesystem.open_input_file(path), pre_buffer=not storage.is_local(uri))
+    return pq.ParquetFile(storage.open_file(uri), pre_buffer=not storage.is_local(uri))

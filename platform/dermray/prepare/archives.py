@@ -229,10 +229,9 @@ def open_tar(uri: str) -> Iterator[tarfile.TarFile]:
         FileNotFoundError: it is not there.
         StorageError: it cannot be read.
     """
-    fs, path = storage.filesystem(uri)
     # Local headers are a seek away; a remote one would cost a request each.
     buffer_bytes = io.DEFAULT_BUFFER_SIZE if storage.is_local(uri) else TAR_BUFFER_BYTES
-    file = storage.with_retries(lambda: fs.open_input_file(path), uri)
+    file = storage.with_retries(lambda: storage.open_file(uri), uri)
     with file:
         try:
             with tarfile.open(fileobj=io.BufferedReader(file, buffer_bytes), mode="r:") as archive:

@@ -39,6 +39,7 @@ class Generation:
         final: records of all shards of the corpus as this generation left it, in order.
         num_rows: rows that it has looked at.
         dropped: rows that are in no sample because something is wrong with them.
+        ontology: the disease tree of the corpus as this generation left it, as `Ontology.to_json` gives it.
         left_out: rows whose sample was left out on purpose.
         left_out_images: digests of the rows of these.
         figures: what became of duplicates.
@@ -52,6 +53,7 @@ class Generation:
     final: tuple[str, ...]
     num_rows: int
     dropped: tuple[DroppedRow, ...]
+    ontology: dict[str, list[str]]
     left_out: tuple[DroppedRow, ...] = ()
     left_out_images: tuple[int, ...] = ()
     figures: dict[str, int] = field(default_factory=dict)
@@ -72,7 +74,7 @@ class Generation:
         """Rebuild a generation."""
         rows = {name: tuple(DroppedRow(**row) for row in document[name]) for name in ("dropped", "left_out")}
         lists = {name: tuple(document[name]) for name in ("made", "final", "left_out_images", "rewritten")}
-        return cls(**{**document, **rows, **lists})
+        return cls(**{**document, "ontology": document["ontology"], **rows, **lists})
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,11 @@ class Standing:
 
     generations: tuple[Generation, ...] = ()
     records: Mapping[str, ShardRecord] = field(default_factory=dict)
-    ontology: Ontology | None = None
+
+    @property
+    def ontology(self) -> Ontology | None:
+        """Its disease tree; `ontology.json` may be that of a run which did not come to an end."""
+        return Ontology.from_json(self.generations[-1].ontology) if self.generations else None
 
     @property
     def held(self) -> list[ShardRecord]:
@@ -115,7 +121,7 @@ class Standing:
 
     def before_last(self) -> Standing:
         """The corpus as it was before its last generation."""
-        return Standing(self.generations[:-1], self.records, self.ontology) if len(self.generations) > 1 else Standing()
+        return Standing(self.generations[:-1], self.records) if len(self.generations) > 1 else Standing()
 
 
 def generation_uri(output: str, key: str) -> str:
@@ -197,4 +203,4 @@ def _load(output: str) -> Standing:
             f"{output} is a corpus without the records of its making ({error}): choose another output, or "
             "if_exists=replace to make it anew"
         ) from None
-    return Standing(generations, records, Ontology.load(output))
+    return Standing(generations, records)

@@ -58,7 +58,10 @@ def _run(
     config: PrepareConfig, items: list[dict[str, Any]], task: Callable[..., dict[str, Any]], arguments: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
     answers = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        task, fn_kwargs=arguments, num_cpus=config.cpus_per_task, concurrency=config.max_tasks
+        task,
+        fn_kwargs=arguments,
+        num_cpus=config.cpus_per_task,
+        compute=ray.data.TaskPoolStrategy(size=config.max_tasks),
     )
     for answer in answers.iter_rows():
         if answer["error"]:
@@ -121,9 +124,9 @@ def _table(data: bytes) -> pa.Table:
     return pa.ipc.open_stream(data).read_all()
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class _ImageCounter:
-    """Images done, over all tasks."""
+    """Images done, over all tasks; counts from zero again should its process die."""
 
     def __init__(self) -> None:
         self._total = 0

@@ -53,11 +53,10 @@ def open_file(uri: str) -> Iterator[tuple[pq.ParquetFile, BinaryIO]]:
         CorpusError: it is no Parquet file, or is damaged; also while it is read.
         OSError: it is not there, or cannot be read; for `storage.with_retries`.
     """
-    fs, path = storage.filesystem(uri)
     # Local lengths are a seek away; remote ones would cost a request each.
     buffer_bytes = io.DEFAULT_BUFFER_SIZE if storage.is_local(uri) else REMOTE_BUFFER_BYTES
     # Arrow's readers and a buffer would get into each other's way on one handle.
-    with fs.open_input_file(path) as file, fs.open_input_file(path) as content:
+    with storage.open_file(uri) as file, storage.open_file(uri) as content:
         try:
             yield pq.ParquetFile(file, pre_buffer=not storage.is_local(uri)), io.BufferedReader(content, buffer_bytes)
         except (pa.ArrowException, _DamageError) as error:

@@ -9,8 +9,6 @@ returns a small record. The manifest is written last; whatever happens before ma
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,20 +21,21 @@ import numpy as np
 
 from dermray import storage
 from dermray.corpus.manifest import Manifest
-from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
+from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import CaptionAspect
 from dermray.errors import CorpusError
 from dermray.prepare import report
+from dermray.prepare.commit import commit, publish
 from dermray.prepare.duplicates import cross_pairs, near_groups
-from dermray.prepare.generations import Generation, Standing, content, generation_uri, identity, standing
+from dermray.prepare.generations import Generation, Standing, content, identity, standing
 from dermray.prepare.graph import amend_shards, make_shards
 from dermray.prepare.leakage import read_hashes
 from dermray.prepare.plan import Plan, ShardSpec, plan_shards, usable_rows, without_known
 from dermray.prepare.reconcile import Amendment, Excluded, Reconciled, reconcile
-from dermray.prepare.records import RECORDS, ShardRecord, read_record
+from dermray.prepare.records import ShardRecord, read_record
 from dermray.prepare.rewriting.captions import RewriteStats, rewrite_captions
 from dermray.prepare.settings import PrepareConfig
-from dermray.prepare.shard import DATA, ShardMaker, is_whole, made_by
+from dermray.prepare.shard import DATA, ShardMaker, is_whole
 from dermray.prepare.sources import READERS, RawRows, SourceRequest
 from dermray.prepare.sources.rows import EXCLUDED, DroppedRow
 
@@ -167,7 +166,7 @@ def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
     with timing.stage("make shards"):
         made, num_fresh = _make(config, work)
     if work.standing.generations and not any(record.shard for record in made):
-        return _nothing_new(config, len(made), started)
+        return _nothing_new(config, work, len(made), started)
     with timing.stage("find duplicates"):
         decided = _reconcile(config, work, made)
     with timing.stage("write shards again"):
@@ -175,7 +174,9 @@ def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
         final = _amended(config, decided)
     generation = _generation(config, work, made, decided, final)
     with timing.stage("report and commit"):
-        manifest, stats, unchanged = _commit(config, work, generation, made, final)
+        manifest, stats, unchanged = commit(
+            config, work.standing, generation, made, final, work.captions_from, timing.to_json()
+        )
     return PrepareResult(
         output=config.output,
         manifest=manifest,
@@ -188,12 +189,15 @@ def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
     )
 
 
-def _nothing_new(config: PrepareConfig, num_shards: int, started: float) -> PrepareResult:
-    """The corpus as it is: it holds every usable row already."""
+def _nothing_new(config: PrepareConfig, work: Work, num_shards: int, started: float) -> PrepareResult:
+    """The corpus as it is: it holds every usable row already. A run that was to add others may have left its report."""
+    manifest, held = Manifest.load(config.output), work.standing
+    made = held.made(held.generations)
+    stats, _ = publish(config, manifest, held.generations, made, held.held, work.timing.to_json())
     return PrepareResult(
         output=config.output,
-        manifest=Manifest.load(config.output),
-        stats=storage.read_json(storage.join(config.output, report.STATS)),
+        manifest=manifest,
+        stats=stats,
         num_shards_made=0,
         num_shards_found=num_shards,
         seconds=time.monotonic() - started,
@@ -383,6 +387,7 @@ def _generation(
         final=tuple(record.key for record in final),
         num_rows=work.plan.num_rows,
         dropped=tuple(sorted(dropped, key=lambda row: row.row)),
+        ontology=work.ontology.to_json(),
         left_out=tuple(sorted(rows, key=lambda row: row.row)),
         left_out_images=tuple(sorted(digest for sample in decided.left_out for digest in sample.known)),
         figures=decided.figures,
@@ -395,57 +400,3 @@ def _rows_of(specs: Sequence[ShardSpec], paths: Mapping[str, Any]) -> list[dict[
         return []
     columns = ["row", "source_id", "image"]
     return [row for spec in specs for row in spec.rows.select(columns).to_pylist() if row["image"] in paths]
-
-
-def _commit(
-    config: PrepareConfig,
-    work: Work,
-    generation: Generation,
-    made: Sequence[ShardRecord],
-    final: Sequence[ShardRecord],
-) -> tuple[Manifest, dict[str, Any], bool]:
-    """Write ontology and report, then the manifest that makes the corpus exist, then remove what it does not name."""
-    tree = (json.dumps(work.ontology.to_json(), indent=2, ensure_ascii=False) + "\n").encode()
-    generations = (*work.standing.generations, generation)
-    manifest = Manifest(
-        version=len(generations),
-        shards=tuple(record.shard for record in final if record.shard is not None),
-        ontology_sha256=hashlib.sha256(tree).hexdigest(),
-        provenance={
-            "config": config.content(),
-            "captions": dict(work.captions_from),
-            "sources": [each.identity for each in generations],
-            "generations": [each.key for each in generations],
-            "made_by": made_by(),
-        },
-    )
-    all_made = [*work.standing.made(work.standing.generations), *made]
-    stats = report.summarise(generations, all_made, final, manifest, work.ontology)
-    unchanged = _is_committed(config.output, manifest, stats)
-    if not unchanged:
-        for each in generations:
-            storage.write_json(generation_uri(config.output, each.key), each.to_json())
-        storage.write_bytes(storage.join(config.output, ONTOLOGY_NAME), tree)
-        report.write(config, generations, final, manifest, stats, work.timing.to_json())
-        manifest.save(config.output)
-    _remove_unnamed(config.output, manifest, generations)
-    return manifest, stats, unchanged
-
-
-def _is_committed(output: str, manifest: Manifest, stats: dict[str, Any]) -> bool:
-    try:
-        return Manifest.load(output) == manifest and storage.read_json(storage.join(output, report.STATS)) == stats
-    except (CorpusError, FileNotFoundError):
-        return False
-
-
-def _remove_unnamed(output: str, manifest: Manifest, generations: Sequence[Generation]) -> None:
-    """Remove what earlier runs with other settings, and crashes, have left beside the committed shards."""
-    shards = {storage.name_of(shard.path) for shard in manifest.shards}
-    records = {f"{key}.parquet" for each in generations for key in (*each.made, *each.final)}
-    records |= {f"{each.key}.json" for each in generations}
-    for folder, named in ((DATA, shards), (RECORDS, records)):
-        for uri in storage.list_files(storage.join(output, folder)):
-            if storage.name_of(uri) not in named:
-                storage.remove(uri)
-    storage.remove(storage.join(output, report.DROPPED_WHEN_STOPPED))

@@ -173,8 +173,9 @@ def write(
 ) -> None:
     """Publish `dropped.parquet`, `stats.json`, `timing.json` and `report.html`."""
     dropped = all_dropped(generations)
-    write_dropped(storage.join(config.output, DROPPED), dropped)
+    # First, since the next run tells by the figures whether the report is that of the corpus.
     storage.write_json(storage.join(config.output, STATS), stats)
+    write_dropped(storage.join(config.output, DROPPED), dropped)
     storage.write_json(storage.join(config.output, TIMING), timing)
     page = reporting.render(
         "prepare.html",
