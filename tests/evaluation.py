@@ -34,9 +34,10 @@ def features_of(samples: Samples, texts: Sequence[str], *, broken: Collection[in
     return Features(
         info=INFO,
         images=np.stack([vector(text) for text in said]) * usable[:, None].astype(np.float32),
-        usable=usable,
-        failures={"not_an_image": len(broken)} if broken else {},
+        lengths=np.ones(len(samples), dtype=np.float32),
+        reasons=np.array(["not_an_image" if row in broken else "" for row in range(len(samples))], dtype=object),
         duration_s=1.0,
+        num_encoded=len(samples),
         num_actors=1,
         _texts=np.stack([vector(text) for text in distinct] or [np.zeros(32, np.float32)]),
         _text_rows={text: row for row, text in enumerate(distinct)},

@@ -136,14 +136,17 @@ class Encoder:
         return self._transform(Image.fromarray(pixels)).numpy()
 
     @torch.inference_mode()
-    def encode_pixels(self, pixels: np.ndarray) -> np.ndarray:
-        """Preprocessed images, float32 `[N, 3, S, S]`, to unit vectors, float32 `[N, D]`, in one pass."""
+    def encode_pixels(self, pixels: np.ndarray, *, normalise: bool = True) -> np.ndarray:
+        """Preprocessed images, float32 `[N, 3, S, S]`, to unit vectors, float32 `[N, D]`, in one pass.
+
+        Without `normalise` the vectors keep the length that the tower gives them, as linear probes want them.
+        """
         if len(pixels) == 0:
             return np.zeros((0, self.info.embedding_dim), dtype=np.float32)
         batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
         with self._autocast():
             features = self._model.encode_image(batch)  # type: ignore[operator]
-        return _unit(features)
+        return _unit(features) if normalise else features.float().cpu().numpy()
 
     def encode_images(self, images: Sequence[bytes], *, batch_size: int = 64) -> np.ndarray:
         """Encoded images to unit vectors, float32 `[N, D]`, in their order.

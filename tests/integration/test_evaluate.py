@@ -13,7 +13,7 @@ from dermray.evaluate import features, suite
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 from jobs import evaluate as job
-from tests.corpora import write_model, write_prepared_corpus
+from tests.corpora import jpeg, write_model, write_prepared_corpus
 
 pytestmark = pytest.mark.ray
 
@@ -58,7 +58,7 @@ def test_features_equal_the_encoder_in_process(ray_cluster, inputs):
 
     samples = Samples.load(inputs["corpus"], "val")
     texts = ["a red patch", "a brown patch", "a red patch"]
-    found = features.compute(samples, texts, model_uri=inputs["model"], num_actors=2)
+    found, again = features.compute([samples, samples], texts, model_uri=inputs["model"], num_actors=2)
     encoder = Encoder.load(inputs["model"], device="cpu")
     readable = [index for index in range(len(samples)) if index not in BROKEN]
     images = samples.read_images(readable)
@@ -68,6 +68,10 @@ def test_features_equal_the_encoder_in_process(ray_cluster, inputs):
     )
     np.testing.assert_allclose(found.of_texts(texts), encoder.encode_texts(texts), atol=1e-5)
     assert found.info == encoder.info
+    np.testing.assert_allclose(again.images, found.images, atol=1e-6)
+    pixels = np.stack([encoder.preprocess(images[index]) for index in readable[:3]])
+    lengthy = encoder.encode_pixels(pixels, normalise=False)
+    np.testing.assert_allclose(found.as_given()[readable[:3]], lengthy, rtol=1e-4, atol=1e-5)
 
 
 def test_job_writes_the_report(ray_cluster, inputs, tmp_path, capsys):
@@ -80,6 +84,79 @@ def test_job_writes_the_report(ray_cluster, inputs, tmp_path, capsys):
     assert document["corpus"]["num_samples"] == 30
     assert document["config"]["bootstrap"] == 20
     assert "<!doctype html>" in (tmp_path / "out" / "report.html").read_text()
+
+
+def write_published_data(root):
+    """A folder laid out as Derm1M's evaluation data is: two zero-shot tables, one of concepts, one of retrieval."""
+    for table, folder, num_classes in (
+        ("HAM-official-7-zero-shot-test", "HAM", 7),
+        ("pad-zero-shot-test", "PAD", 6),
+    ):
+        rows = [(f"data/{folder}/{number}.jpg", number % num_classes) for number in range(15)]
+        write_rows(root / "meta-files" / "zs" / f"{table}.csv", ["image_path", "label"], rows)
+        write_pictures(root, [path for path, _ in rows])
+    rows = [(f"{number}.jpg", number % 2, number // 2 % 2) for number in range(12)]
+    write_rows(root / "data" / "skincon" / "meta.csv", ["ImageID", "papule", "scale"], rows)
+    write_pictures(root / "data" / "skincon" / "final_images", [row[0] for row in rows])
+    rows = [(f"{number}.jpg", f"red patch number {number}") for number in range(9)]
+    write_rows(root / "data" / "skincap" / "meta.csv", ["filename", "caption_zh_polish_en"], rows)
+    write_pictures(root / "data" / "skincap", [row[0] for row in rows])
+    (root / "data" / "PAD" / "3.jpg").unlink()
+
+
+def write_rows(path, header, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(",".join(map(str, row)) for row in [header, *rows]) + "\n")
+
+
+def write_pictures(folder, names):
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(jpeg((60 + 10 * number, 90, 50), seed=number))
+
+
+def test_benchmark_job_yields_every_table_there_is(ray_cluster, inputs, tmp_path, capsys):
+    write_published_data(tmp_path)
+    settings = ["bootstrap=20", "num_actors=1", "tracking.enabled=false", f"output={tmp_path / 'out'}"]
+    assert job.main([f"model={inputs['model']}", "benchmark=derm1m", f"data={tmp_path}", *settings]) == 0
+    document = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(document["benchmarks"]) == [
+        f"derm1m/{name}" for name in ("ham10000", "pad_ufes_20", "skincon", "skincap")
+    ]
+    assert {one["name"] for one in document["skipped"]} == {
+        f"derm1m/{name}" for name in ("fitzpatrick17k", "daffodil", "derm7pt", "holdout")
+    }
+    pad = json.loads((tmp_path / "out" / "pad_ufes_20" / "report.json").read_text())
+    assert pad["engine"]["failed_images"] == {"missing": 1}
+    assert pad["tasks"]["zero_shot"]["excluded"]["image not readable"] == 1
+    assert [row["name"] for row in pad["tasks"]["zero_shot"]["classes"]][:2] == ["nevus", "basal cell carcinoma"]
+    concepts = json.loads((tmp_path / "out" / "skincon" / "report.json").read_text())["tasks"]["concepts"]
+    assert [row["name"] for row in concepts["concepts"]] == ["papule", "scale"]
+    printed = capsys.readouterr().out
+    assert "skipped derm1m/daffodil: its table" in printed
+    assert re.search(r"skincap: retrieval \(9 samples\): image_to_text_R@1", printed)
+    assert "0.6813" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_own_table_in_one_command_learns_and_names(ray_cluster, inputs, tmp_path):
+    colours = {"melanoma": (30, 25, 25), "psoriasis": (235, 150, 160)}
+    names = [list(colours)[number % 2] for number in range(24)]
+    splits = ["train"] * 14 + ["test"] * 10
+    write_rows(
+        tmp_path / "own.csv",
+        ["image", "label", "split"],
+        [(f"{number}.jpg", name, split) for number, (name, split) in enumerate(zip(names, splits, strict=True))],
+    )
+    for number, name in enumerate(names):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(colours[name], seed=number))
+    settings = ["bootstrap=20", "num_actors=1", "num_draws=2", "tracking.enabled=false", f"output={tmp_path / 'out'}"]
+    assert job.main([f"model={inputs['model']}", f"data={tmp_path / 'own.csv'}", *settings]) == 0
+    tasks = json.loads((tmp_path / "out" / "report.json").read_text())["tasks"]
+    assert list(tasks) == ["zero_shot", "linear_probe", "knn", "few_shot"]
+    # Even random towers tell black from pink.
+    assert tasks["linear_probe"]["metrics"]["100pct_macro_auroc"]["value"] == 1.0
+    assert tasks["knn"]["metrics"]["accuracy"]["value"] == 1.0
+    assert tasks["few_shot"]["num_train_samples"] == 14
 
 
 def test_missing_split_and_model_are_said_before_any_work(inputs, tmp_path):
@@ -104,4 +181,4 @@ def test_a_lost_shard_is_named(ray_cluster, inputs, tmp_path):
     (shard,) = (tmp_path / "corpus" / "data").glob("*.parquet")
     shard.unlink()
     with pytest.raises(CorpusError, match=r"val-00000\.parquet is in the manifest but not there"):
-        features.compute(samples, [], model_uri=inputs["model"], num_actors=1)
+        features.compute([samples], [], model_uri=inputs["model"], num_actors=1)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from dermray.config import parse
-from dermray.errors import ConfigError, CorpusError
+from dermray.errors import ConfigError, CorpusError, EvaluationError
 from dermray.evaluate import benchmarks, cases, suite
 from dermray.evaluate.cases import Case, Skipped
 from dermray.evaluate.classes import classes_of
+from dermray.evaluate.concepts import concepts_of
 from dermray.evaluate.report import build, summarise
 from dermray.evaluate.samples import ImageFiles, from_document, to_document
 from dermray.evaluate.settings import EvaluateConfig
@@ -161,6 +162,18 @@ def test_a_prepared_corpus_may_stand_for_the_published_table(tmp_path: Path) -> 
     assert classes.excluded()["label outside the class list"] == 12
     alone = cases.of_suite(config(benchmark="derm1m/pad_ufes_20", data=str(tmp_path / "pad_ufes_20")))[1]
     assert isinstance(alone[0], Case)
+
+
+def test_a_prepared_corpus_is_asked_for_the_concepts_of_the_benchmark(tmp_path: Path) -> None:
+    write_prepared_corpus(tmp_path / "derm7pt", {"train": 8, "test": 8})
+    _, (case,) = cases.of_suite(config(benchmark="make/derm7pt", data=str(tmp_path)))
+    assert isinstance(case, Case)
+    known, unknown = concepts_of(case.samples)
+    assert len(known) == 7
+    assert unknown == []
+    # The test corpus marks colours only, so none of the seven has an area.
+    with pytest.raises(EvaluationError, match="no concept is marked on some of the images"):
+        TASKS["concepts"].run(scored(case))
 
 
 def test_what_is_missing_is_named_with_where_it_is_offered(tmp_path: Path) -> None:

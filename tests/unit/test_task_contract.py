@@ -11,7 +11,7 @@ import pytest
 
 from dermray.errors import EvaluationError
 from dermray.evaluate.bootstrap import Metric
-from dermray.evaluate.features import Features
+from dermray.evaluate.probing import Labelled
 from dermray.evaluate.report import build
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig, TaskName
@@ -88,7 +88,7 @@ def test_texts_are_asked_for_in_advance(corpus: str, name: str) -> None:
 
 def test_nothing_readable_is_an_error(corpus: str, name: str) -> None:
     context = context_of(corpus, name)
-    features = replace(context.features, usable=np.zeros(NUM_SCORED, dtype=bool))
+    features = replace(context.features, reasons=np.full(NUM_SCORED, "missing", dtype=object))
     with pytest.raises(EvaluationError):
         TASKS[name].run(replace(context, features=features))
 
@@ -111,15 +111,24 @@ def test_only_learning_tasks_need_a_training_split() -> None:
     assert {name for name, task in TASKS.items() if task.needs_training} == {"linear_probe", "knn", "few_shot"}
 
 
-def test_vectors_of_a_task_are_those_of_its_split(corpus: str) -> None:
-    context = context_of(corpus, "knn")
-    everything = context.samples.followed_by(context.training[0])  # type: ignore[index]
-    assert len(everything) == NUM_SCORED + 80
-    together = features_of(everything, [])
-    assert isinstance(together, Features)
-    np.testing.assert_array_equal(together.rows(NUM_SCORED, 120).images, context.training[1].images)  # type: ignore[index]
-    starts = [unit.position for unit in everything.images]
-    assert starts == sorted(starts)
-    assert everything.images[-1].position + everything.images[-1].num_rows == len(everything)
-    found = everything.read_images([0, NUM_SCORED])
-    assert found[NUM_SCORED] == context.training[0].read_images([0])[0]  # type: ignore[index]
+def test_samples_after_others(corpus: str) -> None:
+    scored, train = Samples.load(corpus, "val"), Samples.load(corpus, "train")
+    together = scored.followed_by(train)
+    assert len(together) == NUM_SCORED + 80
+    assert [unit.position for unit in together.images] == sorted(unit.position for unit in together.images)
+    assert together.images[-1].position + together.images[-1].num_rows == len(together)
+    assert together.read_images([0, NUM_SCORED])[NUM_SCORED] == train.read_images([0])[0]
+
+
+def test_probes_take_vectors_in_the_length_the_tower_gives_them(corpus: str) -> None:
+    context = context_of(corpus, "linear_probe")
+    assert context.training is not None
+    samples, features = context.training
+    longer = replace(context.features, lengths=5.0 * context.features.lengths)
+    stretched = replace(context, features=longer, training=(samples, replace(features, lengths=5.0 * features.lengths)))
+    # The longer the vectors, the less the penalty on the weights holds the probe back.
+    rows = np.arange(79)
+    before, after = (Labelled.of(one).probe(rows, seed=0).max(axis=1).mean() for one in (context, stretched))
+    assert after > before + 0.01
+    votes = [TASKS["knn"].run(one).metrics for one in (context, stretched)]
+    assert votes[0] == votes[1]

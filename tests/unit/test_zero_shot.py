@@ -26,14 +26,13 @@ INFO = EncoderInfo("tiny", 4, 32, 24, "a" * 64, "b" * 64, 1000)
 
 
 def features(samples: Samples, images: np.ndarray, texts: dict[str, np.ndarray], broken: list[int]) -> Features:
-    usable = np.ones(len(samples), dtype=bool)
-    usable[broken] = False
     return Features(
         info=INFO,
         images=images.astype(np.float32),
-        usable=usable,
-        failures={"not_an_image": len(broken)} if broken else {},
+        lengths=np.ones(len(samples), dtype=np.float32),
+        reasons=np.array(["not_an_image" if row in broken else "" for row in range(len(samples))], dtype=object),
         duration_s=1.0,
+        num_encoded=len(samples),
         num_actors=1,
         _texts=np.stack(list(texts.values())).astype(np.float32),
         _text_rows={text: row for row, text in enumerate(texts)},

@@ -77,8 +77,7 @@ def _of_benchmark(config: EvaluateConfig, benchmark: Benchmark, alone: bool) -> 
         if storage.exists(storage.join(folder, MANIFEST_NAME)):
             splits = Manifest.load(folder).splits
             split = TEST if TEST in splits else config.split if config.split in splits else next(iter(splits))
-            case = _of_corpus(own, folder, split, tasks, class_names=benchmark.classes)
-            return Case(case.config, case.samples, case.training, tasks, benchmark)
+            return _of_corpus(own, folder, split, tasks, benchmark)
     table = RawTable.read(
         _table_uri(root, benchmark),
         benchmark.table.layout(),
@@ -116,17 +115,18 @@ def _of_corpus(
     uri: str,
     split: str,
     tasks: tuple[TaskName, ...],
-    *,
-    class_names: tuple[str, ...] = (),
+    benchmark: Benchmark | None = None,
 ) -> Case:
     tree = _ontology(config)
+    class_names, concept_names = (benchmark.classes, benchmark.concepts) if benchmark else ((), ())
 
     def load(name: str, max_samples: int | None) -> Samples:
         samples = Samples.load(uri, name, max_samples=max_samples)
-        return replace(samples, class_names=class_names, ontology=tree or samples.ontology)
+        ontology = tree or samples.ontology
+        return replace(samples, class_names=class_names, concept_names=concept_names, ontology=ontology)
 
     training = load(config.train_split, None) if _learn(tasks) else None
-    return Case(config, load(split, config.max_samples), training, tasks)
+    return Case(config, load(split, config.max_samples), training, tasks, benchmark)
 
 
 def _of_own_table(config: EvaluateConfig) -> Case:

@@ -6,6 +6,7 @@ often it occurs. An image that is missing or cannot be decoded costs one row: it
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections import Counter
@@ -24,6 +25,8 @@ from dermray.evaluate.samples import Images, Samples, from_document, to_document
 TEXTS_PER_ITEM = 512
 PROGRESS_EVERY_S = 5.0
 MISSING = "missing"
+# As PyTorch's normalize has it.
+SMALLEST_LENGTH = 1e-12
 
 Say = Callable[[str], None]
 Batch = dict[str, np.ndarray]
@@ -36,18 +39,35 @@ class Features:
     info: EncoderInfo
     # float32 `[N, D]`, rows of zeros where `usable` is False
     images: np.ndarray
-    # bool `[N]`
-    usable: np.ndarray
-    # images left out, by reason
-    failures: dict[str, int]
+    # length of each image's vector before it was made 1, float32 `[N]`
+    lengths: np.ndarray
+    # why an image has no vector, object `[N]`; empty where it has one
+    reasons: np.ndarray
+    # of everything that was encoded in the same go
     duration_s: float
+    num_encoded: int
     num_actors: int
     _texts: np.ndarray
     _text_rows: dict[str, int]
 
+    @property
+    def usable(self) -> np.ndarray:
+        """Which images have a vector, bool `[N]`."""
+        return self.reasons == ""
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Images left out, by reason."""
+        return dict(sorted(Counter(filter(None, self.reasons)).items()))
+
     def rows(self, start: int, stop: int) -> Features:
-        """The same for the images from `start` up to `stop`; texts and counts are those of all."""
-        return replace(self, images=self.images[start:stop], usable=self.usable[start:stop])
+        """The same for the images from `start` up to `stop`; the texts are those of all."""
+        kept = slice(start, stop)
+        return replace(self, images=self.images[kept], lengths=self.lengths[kept], reasons=self.reasons[kept])
+
+    def as_given(self) -> np.ndarray:
+        """The images' vectors in the length that the tower gives them, float32 `[N, D]`."""
+        return self.images * self.lengths[:, None]
 
     def of_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of texts that were asked for, float32 `[len(texts), D]`; equal texts give the same vector."""
@@ -99,12 +119,12 @@ class EncodeActor:
                 except ImageError as error:
                     failures[row] = error.reason
             if rows:
-                vectors[rows] = encoder.encode_pixels(np.stack(pixels))
+                vectors[rows] = encoder.encode_pixels(np.stack(pixels), normalise=False)
         return vectors, failures
 
 
 def compute(
-    samples: Samples,
+    groups: Sequence[Samples],
     texts: Iterable[str],
     *,
     model_uri: str,
@@ -112,17 +132,20 @@ def compute(
     precision: Precision = "fp32",
     num_actors: int | None = None,
     say: Say = lambda line: None,
-) -> Features:
-    """Encode the samples' images and the texts on the connected Ray cluster.
+) -> list[Features]:
+    """Encode the images of some samples and the texts in one go on the connected Ray cluster.
 
     Args:
-        samples: whose images to encode.
+        groups: whose images to encode: splits, data sets.
         texts: what else to encode; repeated ones are encoded once.
         model_uri: model folder that every node can read, or an open_clip name.
         batch_size: images or texts per forward pass.
         precision: of the towers.
         num_actors: encoders at work; empty: one per GPU, else one per two logical CPUs.
         say: takes a line of progress now and then.
+
+    Returns:
+        The features of each group, all with the same texts.
 
     Raises:
         ModelError: the model cannot be loaded.
@@ -131,7 +154,8 @@ def compute(
     """
     began = time.monotonic()
     distinct = list(dict.fromkeys(texts))
-    items = list(_items(samples, distinct))
+    num_images = sum(len(samples) for samples in groups)
+    items = list(_items(groups, distinct))
     num_gpus = cluster.num_gpus()
     wanted = num_actors or int(num_gpus or max(1, cluster.num_cpus() // 2))
     pool_size = min(wanted, len(items))
@@ -144,10 +168,14 @@ def compute(
         num_cpus=1,
         num_gpus=1 if num_gpus else 0,
     )
-    say(f"encoding {len(samples):,} images and {len(distinct):,} texts with {pool_size} encoder(s)")
-    collected = _Collected(len(samples), len(distinct))
+    say(f"encoding {num_images:,} images and {len(distinct):,} texts with {pool_size} encoder(s)")
+    collected = _Collected(num_images, len(distinct))
     _drain(dataset, collected, say)
-    return collected.features(distinct, time.monotonic() - began, pool_size)
+    together = collected.features(distinct, time.monotonic() - began, pool_size)
+    if not together.usable.any():
+        raise EvaluationError(f"none of the {num_images} images could be decoded: {together.failures}")
+    starts = np.cumsum([0, *(len(samples) for samples in groups)])
+    return [together.rows(int(start), int(stop)) for start, stop in itertools.pairwise(starts)]
 
 
 class _Collected:
@@ -156,8 +184,7 @@ class _Collected:
     def __init__(self, num_images: int, num_texts: int) -> None:
         self._sizes = {False: num_images, True: num_texts}
         self._vectors: dict[bool, np.ndarray] = {}
-        self._usable = np.zeros(num_images, dtype=bool)
-        self._failures: Counter[str] = Counter()
+        self._reasons = np.full(num_images, "", dtype=object)
         self._infos: set[str] = set()
         self.num_images_done = 0
 
@@ -181,8 +208,7 @@ class _Collected:
                 self._vectors[is_text] = np.zeros((self._sizes[is_text], vectors.shape[1]), dtype=np.float32)
             self._vectors[is_text][batch["position"][rows]] = vectors[rows]
         images = ~batch["is_text"]
-        self._usable[batch["position"][images]] = batch["failure"][images] == ""
-        self._failures.update(failure for failure in batch["failure"] if failure)
+        self._reasons[batch["position"][images]] = batch["failure"][images]
         self.num_images_done += int(images.sum())
 
     def features(self, texts: list[str], duration_s: float, num_actors: int) -> Features:
@@ -190,14 +216,15 @@ class _Collected:
         if len(self._infos) != 1:
             raise EvaluationError("the model's folder changed while it was evaluated; run the evaluation again")
         info = EncoderInfo(**json.loads(self._infos.pop()))
-        if not self._usable.any():
-            raise EvaluationError(f"none of the {len(self._usable)} images could be decoded: {dict(self._failures)}")
+        vectors = self._vectors.get(False, np.zeros((0, info.embedding_dim), dtype=np.float32))
+        lengths = np.linalg.norm(vectors, axis=1)
         return Features(
             info=info,
-            images=self._vectors[False],
-            usable=self._usable,
-            failures=dict(sorted(self._failures.items())),
+            images=vectors / np.maximum(lengths, SMALLEST_LENGTH)[:, None],
+            lengths=lengths,
+            reasons=self._reasons,
             duration_s=duration_s,
+            num_encoded=len(vectors),
             num_actors=num_actors,
             _texts=self._vectors.get(True, np.zeros((0, info.embedding_dim), dtype=np.float32)),
             _text_rows={text: row for row, text in enumerate(texts)},
@@ -236,8 +263,11 @@ def _from_json(text: str) -> DermRayError:
     return getattr(errors, document["kind"])(document["message"])
 
 
-def _items(samples: Samples, texts: list[str]) -> Iterator[dict[str, Any]]:
-    for unit in samples.images:
-        yield {"item": json.dumps({"position": unit.position, "images": to_document(unit)})}
+def _items(groups: Sequence[Samples], texts: list[str]) -> Iterator[dict[str, Any]]:
+    start = 0
+    for samples in groups:
+        for unit in samples.images:
+            yield {"item": json.dumps({"position": start + unit.position, "images": to_document(unit)})}
+        start += len(samples)
     for start in range(0, len(texts), TEXTS_PER_ITEM):
         yield {"item": json.dumps({"position": start, "texts": texts[start : start + TEXTS_PER_ITEM]})}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from dermray.errors import EvaluationError
+from dermray.evaluate.features import SMALLEST_LENGTH
 from dermray.evaluate.probing import Labelled
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
@@ -56,7 +57,7 @@ class KNearest:
         """Score every sample that has a label and an image."""
         config, data = context.config, Labelled.of(context)
         probabilities = vote(
-            data.features, data.train_features, data.train_labels, data.num_classes, k=config.neighbours
+            _unit(data.features), _unit(data.train_features), data.train_labels, data.num_classes, k=config.neighbours
         )
         return TaskResult(
             metrics=data.score(probabilities, bootstrap=config.bootstrap, seed=config.seed),
@@ -65,3 +66,7 @@ class KNearest:
             excluded=data.excluded,
             details=data.details() | {"k": min(config.neighbours, len(data.train_labels)), "temperature": TEMPERATURE},
         )
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), SMALLEST_LENGTH)

@@ -1,5 +1,7 @@
 """Linear probe: the published logistic regression on frozen image vectors, with all labels and with few.
 
+The vectors have the length that the tower gives them: the penalty on the weights would weigh more on unit vectors.
+
 `fit` and `label_fraction` are the published computations (`dermray.evaluate.logistic`). For a fraction below 1 the
 subset is drawn with several seeds, the first being the published one; the score is the mean over them, its interval the
 95 % interval of Student's t. With all labels there is one fit and a bootstrap interval over the test images.

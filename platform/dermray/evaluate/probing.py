@@ -30,6 +30,7 @@ class Labelled:
     """Features and classes of the samples that have both, to learn from and to score on."""
 
     classes: Classes
+    # float32 `[M, D]` and `[N, D]`, in the length that the tower gives them; int64 `[M]` and `[N]`
     train_features: np.ndarray
     train_labels: np.ndarray
     features: np.ndarray
@@ -56,9 +57,9 @@ class Labelled:
         scored = replace(classes, targets=targets)
         return cls(
             classes=scored,
-            train_features=train_features.images[learnt],
+            train_features=train_features.as_given()[learnt],
             train_labels=train_targets[learnt],
-            features=context.features.images[kept],
+            features=context.features.as_given()[kept],
             labels=targets[kept],
             excluded=scored.excluded() | {"image not readable": int(((targets >= 0) & ~context.features.usable).sum())},
         )

@@ -201,7 +201,6 @@ def _compared(benchmark: Benchmark, document: Mapping[str, Any]) -> dict[str, An
 
 def _document(context: Context, results: Mapping[str, TaskResult], model_uri: str, duration_s: float) -> dict[str, Any]:
     samples, features = context.samples, context.features
-    num_images = len(samples) + (len(context.training[0]) if context.training else 0)
     return {
         "schema_version": SCHEMA_VERSION,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -223,8 +222,9 @@ def _document(context: Context, results: Mapping[str, TaskResult], model_uri: st
             "duration_s": round(duration_s, 3),
             "encoding_s": round(features.duration_s, 3),
             "num_actors": features.num_actors,
-            "images_per_s": round(num_images / max(features.duration_s, 1e-9), 1),
+            "images_per_s": round(features.num_encoded / max(features.duration_s, 1e-9), 1),
             "failed_images": features.failures,
+            "failed_train_images": context.training[1].failures if context.training else {},
         },
         "config": context.config.model_dump(mode="json"),
         "tasks": {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from dermray import models
-from dermray.errors import CorpusError, EvaluationError
+from dermray.errors import EvaluationError
 from dermray.evaluate import cases, features
 from dermray.evaluate.cases import Case, Skipped
 from dermray.evaluate.concepts import Concepts
@@ -64,51 +65,74 @@ def evaluate(
     """
     uri = model_uri or config.model
     if config.benchmark is None:
-        return _evaluate(cases.of_config(config), uri, say)
+        (report,) = _evaluate([cases.of_config(config)], config, uri, say)
+        if isinstance(report, EvaluationError):
+            raise report
+        return report
     began = time.monotonic()
     suite, found = cases.of_suite(config)
+    skipped = [one for one in found if isinstance(one, Skipped)]
+    present = {one.benchmark.name: one for one in found if isinstance(one, Case) and one.benchmark is not None}
     reports: dict[str, Report] = {}
-    skipped: list[Skipped] = []
-    for case in found:
-        if isinstance(case, Case) and case.benchmark is not None:
-            say(f"{case.benchmark.name}: {len(case.samples):,} images")
-            try:
-                reports[case.benchmark.name] = _evaluate(case, uri, say)
-            except (EvaluationError, CorpusError) as error:
-                if len(found) == 1:
-                    raise
-                skipped.append(Skipped(case.benchmark, str(error)))
-        elif isinstance(case, Skipped):
-            skipped.append(case)
+    for case, report in zip(present.values(), _evaluate([*present.values()], config, uri, say), strict=True):
+        assert case.benchmark is not None
+        if isinstance(report, Report):
+            reports[case.benchmark.name] = report
+        elif len(found) == 1:
+            raise report
+        else:
+            skipped.append(Skipped(case.benchmark, str(report)))
     for one in skipped:
         say(f"skipped {one}")
     return summarise(suite, reports, skipped, config=config, duration_s=time.monotonic() - began)
 
 
-def _evaluate(case: Case, uri: str, say: Say) -> Report:
+def _evaluate(found: Sequence[Case], config: EvaluateConfig, uri: str, say: Say) -> Iterator[Report | EvaluationError]:
+    """A report of each case, or why it cannot be scored; all are encoded in one go."""
     began = time.monotonic()
-    config = case.config.model_copy(update={"tasks": case.tasks})
-    if case.training is None and any(TASKS[name].needs_training for name in case.tasks):
-        raise EvaluationError(f"there is no split {config.train_split!r} to learn from")
-    everything = case.samples.followed_by(case.training) if case.training else case.samples
-    vectors = features.compute(
-        everything,
-        [text for name in case.tasks for text in TASKS[name].texts(case.samples, config)],
-        model_uri=uri,
-        batch_size=config.batch_size,
-        precision=config.precision,
-        num_actors=config.num_actors,
-        say=say,
+    texts = [_texts(case) for case in found]
+    asked = [
+        (case, wanted) for case, wanted in zip(found, texts, strict=True) if not isinstance(wanted, EvaluationError)
+    ]
+    vectors = iter(
+        features.compute(
+            [samples for case, _ in asked for samples in (case.samples, case.training) if samples],
+            [text for _, wanted in asked for text in wanted],
+            model_uri=uri,
+            batch_size=config.batch_size,
+            precision=config.precision,
+            num_actors=config.num_actors,
+            say=say,
+        )
+        if asked
+        else ()
     )
-    num_scored = len(case.samples)
-    training = (case.training, vectors.rows(num_scored, len(everything))) if case.training else None
-    context = Context(config, case.samples, vectors.rows(0, num_scored), training)
-    results: dict[str, TaskResult] = {name: _run(name, context, say) for name in case.tasks}
-    return build(context, results, model_uri=uri, duration_s=time.monotonic() - began, benchmark=case.benchmark)
+    for case, wanted in zip(found, texts, strict=True):
+        if isinstance(wanted, EvaluationError):
+            yield wanted
+            continue
+        scored = next(vectors)
+        training = (case.training, next(vectors)) if case.training else None
+        context = Context(case.config.model_copy(update={"tasks": case.tasks}), case.samples, scored, training)
+        try:
+            results: dict[str, TaskResult] = {name: _run(name, context, case, say) for name in case.tasks}
+        except EvaluationError as error:
+            yield error
+            continue
+        duration_s = time.monotonic() - began
+        yield build(context, results, model_uri=uri, duration_s=duration_s, benchmark=case.benchmark)
 
 
-def _run(name: str, context: Context, say: Say) -> TaskResult:
-    say(f"scoring {name}")
+def _texts(case: Case) -> list[str] | EvaluationError:
+    """The texts that a case's tasks need, or why its samples do not allow a score."""
+    try:
+        return [text for name in case.tasks for text in TASKS[name].texts(case.samples, case.config)]
+    except EvaluationError as error:
+        return error
+
+
+def _run(name: str, context: Context, case: Case, say: Say) -> TaskResult:
+    say(f"scoring {case.benchmark.name + ': ' if case.benchmark else ''}{name}")
     try:
         result = TASKS[name].run(context)
     except EvaluationError as error:

@@ -65,7 +65,7 @@ class Benchmark(Config):
     tasks: tuple[TaskName, ...]
     metrics: tuple[str, ...] = Field(description="TASK/METRIC that the publication reports")
     classes: tuple[str, ...] = ()
-    concepts: tuple[str, ...] = ()
+    concepts: tuple[str, ...] = Field((), description="for a prepared corpus; a published table has them as columns")
     templates: tuple[str, ...] = ()
     table: Table
     split: str | None = Field(None, description="split of the table that is scored; None: all rows")
