@@ -184,9 +184,7 @@ def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on_from_it(root: 
             job = subprocess.Popen(command, env=environment, stdout=file, stderr=file, cwd=tmp_path)
         wait_for(lambda log=log, job=job: "step " in log.read_text() or job.poll() is not None, "the first step")
         job.terminate()
-        began = time.monotonic()
         assert job.wait(DEADLINE_S) == 143, log.read_text()
-        assert time.monotonic() - began < 60
         steps = [int(line.split()[1].partition("/")[0]) for line in log.read_text().splitlines() if "samples/s" in line]
         assert steps[0] == stopped_at[-1] + 1, "it goes on after the step at which it was stopped"
         stopped_at.append(committed_steps(output)[-1])

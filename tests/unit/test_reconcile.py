@@ -182,6 +182,16 @@ def test_an_emptied_shard_goes() -> None:
     assert [shard.index for shard in gone] == [1]
 
 
+def test_a_sample_that_takes_the_place_of_another_is_seen() -> None:
+    made = [
+        record("test-00000-a", [note(4, digest=0)]),
+        record("train-00000-b", [note(0, digest=4), note(1, digest=0)]),
+    ]
+    result = decide(made, policy="drop")
+    assert split_of(result) == {"id000": "test"}
+    assert all(isinstance(shard, Amendment) for shard in result.shards)
+
+
 samples = st.lists(
     st.tuples(
         st.integers(0, 14),  # digest

@@ -285,8 +285,8 @@ def _shards(
         contents[_target(samples, str(splits[number]), samples.digests[number])].append(number)
     current = samples.notes["duplicate_group"].to_pylist()
     shards: list[ShardRecord | Amendment] = []
-    for record, numbers in zip(samples.records, contents, strict=True):
-        same = len(numbers) == record.notes.num_rows
+    for owner, (record, numbers) in enumerate(zip(samples.records, contents, strict=True)):
+        same = len(numbers) == record.notes.num_rows and all(samples.owner[each] == owner for each in numbers)
         if same and not any(number in merged or groups[number] != current[number] for number in numbers):
             shards.append(record)
         else:
