@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test unit lint format bench clean help
+.PHONY: demo test test-long unit lint format bench clean help
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,9 +19,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## synthesize, prepare, pretrain, evaluate, register and serve, on this machine (some 10 minutes)
 	@$(BIN)/python jobs/demo.py
 
-test: $(STAMP)  ## all tests (under 15 minutes on 2 cores)
+test: $(STAMP)  ## the tests, but for the few that take minutes (under 15 minutes on 2 cores)
 	@echo "== tests: under 15 minutes on 2 cores; the slowest are printed at the end"
-	@$(BIN)/python -m pytest --durations=8
+	@$(BIN)/python -m pytest -m "not long" --durations=8
+
+test-long: $(STAMP)  ## the tests that take minutes: a sweep, a killed and a stopped training job (CI runs them too)
+	@$(BIN)/python -m pytest -m long --durations=8
 
 unit: $(STAMP)  ## the tests that need no Ray (a minute)
 	@$(BIN)/python -m pytest tests/unit tests/golden

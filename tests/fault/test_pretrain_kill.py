@@ -116,6 +116,7 @@ def test_a_killed_worker_changes_nothing(root: Path, tmp_path: Path) -> None:
     assert all(record.metrics["loss"] == losses[record.step] for record in records), "repeated steps repeat figures"
 
 
+@pytest.mark.long
 def test_a_killed_driver_started_again_ends_in_the_same_weights_and_the_same_run(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +162,7 @@ def test_a_killed_driver_started_again_ends_in_the_same_weights_and_the_same_run
     assert_one_complete_run(store, output, undisturbed.weights_sha256, expected)
 
 
+@pytest.mark.long
 def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on_from_it(root: Path, tmp_path: Path) -> None:
     """No checkpoint is due for long, so the only ones are those that SIGTERM asked for."""
     output = tmp_path / "output"

@@ -19,7 +19,7 @@ from dermray.train.settings import PretrainConfig
 from tests.corpora import write_model, write_prepared_corpus
 from tune import sweep as job
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(600)]
 
 OBJECTIVE = "validation_zero_shot_accuracy"
 TRIALS = {"good": "trial-000", "poor": "trial-001", "diverging": "trial-002"}
@@ -73,7 +73,7 @@ def test_each_trial_ends_as_it_must(trials):
     assert {key: trial["params"] for key, trial in trials.items()} == {
         key: {"optim.lr": rate} for key, rate in LEARNING_RATES.items()
     }
-    assert diverging["error"].startswith("the loss became")
+    assert "gradients that are not finite" in diverging["error"]
     assert [point["validation"] for point in good["curve"]] == [1, 2, 3, 4]
     assert [point["step"] for point in good["curve"]] == [50, 100, 150, 200]
     assert good["samples_trained"] == 200 * 16
@@ -108,7 +108,7 @@ def test_trials_are_nested_runs_with_an_end(swept, trials):
     assert len(runs) == 4
     assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent.info.run_id}
     assert [children[name].info.status for name in TRIALS.values()] == ["FINISHED", "FINISHED", "FAILED"]
-    assert children[TRIALS["diverging"]].data.tags["dermray.error"].startswith("the loss became")
+    assert children[TRIALS["diverging"]].data.tags["dermray.error"].startswith("steps ")
     poor = children[TRIALS["poor"]].data
     assert poor.tags["dermray.stopped_by"].startswith("ASHA after validation")
     assert float(poor.params["optim.lr"]) == LEARNING_RATES["poor"]

@@ -430,6 +430,15 @@ def test_what_a_killed_write_leaves_is_no_segment(server: LlmServer, tmp_path: P
     assert stats.num_from_cache == 1
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own answer to SIGINT: a sweep that ran in this process before leaves Ray Tune's behind."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupted_keeps_the_answers_and_says_nothing(
     server: LlmServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
