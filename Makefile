@@ -19,8 +19,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## synthesize, prepare, pretrain, evaluate, register and serve, on this machine (some 10 minutes)
 	@$(BIN)/python jobs/demo.py
 
-test: $(STAMP)  ## the tests, but for the few that take minutes (under 15 minutes on 2 cores)
-	@echo "== tests: under 15 minutes on 2 cores; the slowest are printed at the end"
+test: $(STAMP)  ## the tests, but for the few that take minutes (some 15 minutes on 2 cores)
+	@echo "== tests: some 15 minutes on 2 cores; the slowest are printed at the end"
 	@$(BIN)/python -m pytest -m "not long" --durations=8
 
 test-long: $(STAMP)  ## the tests that take minutes: a sweep, a killed and a stopped training job (CI runs them too)

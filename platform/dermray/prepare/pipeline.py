@@ -35,7 +35,7 @@ from dermray.prepare.reconcile import Amendment, Excluded, Reconciled, reconcile
 from dermray.prepare.records import ShardRecord, read_record
 from dermray.prepare.rewriting.captions import RewriteStats, rewrite_captions
 from dermray.prepare.settings import PrepareConfig
-from dermray.prepare.shard import DATA, ShardMaker, is_whole
+from dermray.prepare.shard import ShardMaker, is_whole
 from dermray.prepare.sources import READERS, RawRows, SourceRequest
 from dermray.prepare.sources.rows import EXCLUDED, DroppedRow
 
@@ -317,17 +317,12 @@ def _restore(config: PrepareConfig, work: Work, decided: Reconciled) -> int:
             record = records.get(key) or read_record(config.output, key)
             if record.shard:
                 needed[key] = record.shard
-    sizes = {storage.name_of(uri) for uri in storage.list_files(storage.join(config.output, DATA))}
-    gone = {
-        key
-        for key, shard in needed.items()
-        if storage.name_of(shard.path) not in sizes or not is_whole(config.output, shard)
-    }
-    specs = [spec for spec in work.plan.shards if any(key.startswith(f"{spec.name}-") for key in gone)]
-    lost = sorted(key for key in gone if not any(key.startswith(f"{spec.name}-") for spec in specs))
+    gone = {key.rpartition("-")[0]: shard for key, shard in needed.items() if not is_whole(config.output, shard)}
+    specs = [spec for spec in work.plan.shards if spec.name in gone]
+    lost = sorted(gone.keys() - {spec.name for spec in specs})
     if lost:
         raise CorpusError(
-            f"{config.output} lacks {needed[lost[0]].path}, which this input does not give again: prepare the corpus "
+            f"{config.output} lacks {gone[lost[0]].path}, which this input does not give again: prepare the corpus "
             "anew with if_exists=replace"
         )
     if specs:
