@@ -25,6 +25,7 @@ from torch import nn
 
 from dermray import images, models, storage
 from dermray.errors import ModelError
+from dermray.models.texts import trimmed
 
 Precision = Literal["fp32", "bf16"]
 ItemT = TypeVar("ItemT")
@@ -166,7 +167,7 @@ class Encoder:
         vectors = []
         for batch in _batches(texts, batch_size):
             with self._tokenizer_lock:
-                tokens = self._tokenizer(list(batch))
+                tokens = trimmed(self._model, self._tokenizer(list(batch)))
             with self._autocast():
                 features = self._model.encode_text(tokens.to(self.device))  # type: ignore[operator]
             vectors.append(_unit(features))

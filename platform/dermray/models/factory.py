@@ -25,7 +25,7 @@ from torch import nn
 from dermray import storage
 from dermray.errors import ModelError
 from dermray.model_uri import HUB_PREFIX, LOCAL_PREFIX, folder_uri
-from dermray.models import folder, huggingface, towers, weights
+from dermray.models import folder, huggingface, texts, towers, weights
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 
@@ -69,6 +69,7 @@ def create(
         with _explained(name_or_uri), huggingface.language_model_folder(pretrained_text) as text_folder:
             made = _from_name(name_or_uri, pretrained, text_folder)
     model, image_transform, tokenizer = made
+    texts.accept_short(model)
     with _explained(uri or name_or_uri):
         if pretrained_image is not None:
             towers.load_image(model.get_submodule("visual"), pretrained_image)

@@ -160,10 +160,10 @@ def run(
     while trainer.step < trainer.num_steps and not stop:
         position.note(trainer.step + 1, "waiting for a batch")
         batch = next(batches)
-        watch.batch_came(batch.tokens.shape[1])
+        watch.batch_came()
         with position.at(trainer.step + 1, "in the forward and backward pass"):
             logs = trainer.train_step(batch)
-        watch.step_done()
+        watch.step_done(trainer.task.text_tokens)
         with position.at(trainer.step, "exchanging figures and flags"):
             stop, clock_due = agreement.exchange(stop_requested(), clock.due())
             last = trainer.step == trainer.num_steps
