@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(ROOT / "platform"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+# Vectors that a test computes are its own: nothing is read from, or left in, the cache of whoever runs the tests.
+_CACHE = tempfile.TemporaryDirectory(prefix="dermray-cache-")
+os.environ["DERMRAY_CACHE"] = _CACHE.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

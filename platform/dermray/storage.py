@@ -15,7 +15,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -154,6 +154,16 @@ def size_bytes(uri: str | os.PathLike[str]) -> int:
     if info.type != pafs.FileType.File:
         raise FileNotFoundError(f"{os.fspath(uri)} is not a file")
     return int(info.size)
+
+
+def stamps(uris: Sequence[str]) -> list[tuple[int, int] | None]:
+    """Size in bytes and time of change in ns of some files of one store; None for one that is not there."""
+    if not uris:
+        return []
+    fs = filesystem(uris[0])[0]
+    paths = [filesystem(uri)[1] for uri in uris]
+    infos = with_retries(lambda: fs.get_file_info(paths), uris[0])
+    return [(int(one.size), int(one.mtime_ns or 0)) if one.type == pafs.FileType.File else None for one in infos]
 
 
 def read_bytes(uri: str | os.PathLike[str], *, max_bytes: int | None = None) -> bytes:

@@ -29,10 +29,14 @@ def inputs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def reports(ray_cluster, inputs):
-    """The same evaluation on one actor and on two, with other batch sizes."""
+def reports(ray_cluster, inputs, tmp_path_factory):
+    """The same evaluation on one actor and on two, with other batch sizes, each with a cache of its own."""
     settings = [{"num_actors": 1, "batch_size": 64}, {"num_actors": 2, "batch_size": 3}]
-    return [suite.evaluate(EvaluateConfig(output="unused", bootstrap=100, **inputs, **one)) for one in settings]
+    caches = [str(tmp_path_factory.mktemp("cache")) for _ in settings]
+    return [
+        suite.evaluate(EvaluateConfig(output="unused", bootstrap=100, cache=cache, **inputs, **one))
+        for cache, one in zip(caches, settings, strict=True)
+    ]
 
 
 def test_same_numbers_whatever_actors_and_batch_size(reports):
@@ -41,6 +45,17 @@ def test_same_numbers_whatever_actors_and_batch_size(reports):
     for name, value in one.items():
         assert two[name] == pytest.approx(value, abs=1e-5), name
     assert [report.document["engine"]["num_actors"] for report in reports] == [1, 2]
+    assert [report.document["engine"]["num_images_encoded"] for report in reports] == [44, 44]
+
+
+def test_another_run_reads_what_is_kept(reports, inputs):
+    config = reports[0].document["config"]
+    settings = {"bootstrap": 100, "cache": config["cache"], "batch_size": 64, "num_actors": 1}
+    said = []
+    again = suite.evaluate(EvaluateConfig(output="unused", **inputs, **settings), say=said.append)
+    assert again.document["engine"]["num_images_encoded"] == again.document["engine"]["num_actors"] == 0
+    assert again.metrics() == reports[0].metrics()
+    assert said[0].startswith("vectors of 44 images and ")
 
 
 def test_broken_images_are_counted_and_left_out(reports):
@@ -53,12 +68,13 @@ def test_broken_images_are_counted_and_left_out(reports):
     assert retrieval["num_distinct_captions"] < retrieval["num_samples"]
 
 
-def test_features_equal_the_encoder_in_process(ray_cluster, inputs):
+def test_features_equal_the_encoder_in_process(ray_cluster, inputs, tmp_path):
     from dermray.encoder import Encoder
 
     samples = Samples.load(inputs["corpus"], "val")
     texts = ["a red patch", "a brown patch", "a red patch"]
-    found, again = features.compute([samples, samples], texts, model_uri=inputs["model"], num_actors=2)
+    settings = {"model_uri": inputs["model"], "cache": str(tmp_path), "num_actors": 2}
+    found, again = features.compute([samples, samples], texts, **settings)
     encoder = Encoder.load(inputs["model"], device="cpu")
     readable = [index for index in range(len(samples)) if index not in BROKEN]
     images = samples.read_images(readable)
@@ -166,7 +182,7 @@ def test_missing_split_and_model_are_said_before_any_work(inputs, tmp_path):
         suite.check_inputs(EvaluateConfig(output="o", **{**inputs, "model": str(tmp_path)}))
 
 
-def test_damage_found_by_an_actor_comes_back_as_our_error(ray_cluster, inputs, tmp_path):
+def test_damaged_weights_are_our_error(ray_cluster, inputs, tmp_path):
     model = write_model(tmp_path / "model")
     weights = model / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from dermray.config import parse
+from dermray.embedding.units import ImageFiles, from_document, to_document
 from dermray.errors import ConfigError, CorpusError, EvaluationError
 from dermray.evaluate import benchmarks, cases, suite
 from dermray.evaluate.cases import Case, Skipped
 from dermray.evaluate.classes import classes_of
 from dermray.evaluate.concepts import concepts_of
 from dermray.evaluate.report import build, summarise
-from dermray.evaluate.samples import ImageFiles, from_document, to_document
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.suite import TASKS
 from dermray.evaluate.tables import Layout, RawTable, find

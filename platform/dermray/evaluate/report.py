@@ -222,6 +222,7 @@ def _document(context: Context, results: Mapping[str, TaskResult], model_uri: st
             "duration_s": round(duration_s, 3),
             "encoding_s": round(features.duration_s, 3),
             "num_actors": features.num_actors,
+            "num_images_encoded": features.num_encoded,
             "images_per_s": round(features.num_encoded / max(features.duration_s, 1e-9), 1),
             "failed_images": features.failures,
             "failed_train_images": context.training[1].failures if context.training else {},

@@ -10,42 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from dermray.errors import EvaluationError
 from dermray.evaluate.bootstrap import Metric, resample_weights, with_interval
+from dermray.evaluate.ranks import Ranks, pair_ranks
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.tasks import Context, TaskResult
 
 DEFAULT_KS = (1, 5, 10, 50, 100, 200)
 DIRECTIONS = ("image_to_text", "text_to_image")
-# Scores are float64 products of float32 features: equal pairs differ by rounding below this, others hardly ever do.
-TIE_TOLERANCE = 1e-12
-# Scores held at a time (float64: 256 MiB), whatever the number of pairs.
-_BLOCK_SCORES = 1 << 25
 NUM_EXAMPLES = 6
 NUM_NEAREST = 5
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """For each query of one direction, int64 `[N]`: candidates that score higher, and others that score the same."""
-
-    higher: np.ndarray
-    tied: np.ndarray
-
-    def expected(self) -> np.ndarray:
-        """0-based rank of the true partner, ties counted half, float64 `[N]`."""
-        return self.higher + self.tied / 2.0
-
-    def hits(self, k: int) -> np.ndarray:
-        """Chance that the true partner is among the first k, float64 `[N]`; 0 or 1 where nothing ties."""
-        return np.clip((k - self.higher) / (self.tied + 1.0), 0.0, 1.0)
 
 
 def retrieval_metrics(image_features: Any, text_features: Any, ks: Sequence[int] = DEFAULT_KS) -> dict[str, float]:
@@ -98,34 +77,6 @@ def score_ranks(ranks: Ranks, direction: str, ks: Sequence[int], *, bootstrap: i
     return scores | {f"{direction}_median_rank": with_interval(median, np.concatenate(medians))}
 
 
-def pair_ranks(image_features: Any, text_features: Any) -> tuple[Ranks, Ranks]:
-    """Ranks of the true partners, image-to-text and text-to-image, block by block on the features' device.
-
-    Arguments and errors as `retrieval_metrics`. Memory: the features in float64 and one block of scores.
-    """
-    images, texts = _checked(image_features, text_features)
-    num_pairs = len(images)
-    own = torch.einsum("nd,nd->n", images, texts)
-    above, not_below = own + TIE_TOLERANCE, own - TIE_TOLERANCE
-    to_text = torch.zeros((2, num_pairs), dtype=torch.int64, device=images.device)
-    to_image = torch.zeros_like(to_text)
-    rows = max(1, _BLOCK_SCORES // num_pairs)
-    for start in range(0, num_pairs, rows):
-        block = slice(start, start + rows)
-        scores = images[block] @ texts.T
-        to_text[0, block] = (scores > above[block, None]).sum(dim=1)
-        to_text[1, block] = (scores >= not_below[block, None]).sum(dim=1)
-        to_image[0] += (scores > above).sum(dim=0)
-        to_image[1] += (scores >= not_below).sum(dim=0)
-    return _ranks(to_text), _ranks(to_image)
-
-
-def _ranks(counts: torch.Tensor) -> Ranks:
-    higher, not_lower = counts.cpu().numpy()
-    # The partner itself is among those that are not lower.
-    return Ranks(higher=higher, tied=not_lower - higher - 1)
-
-
 def _weighted_medians(ascending: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Median rank (rounded down, plus one) of each resample, from sorted ranks `[N]` and weights `[N, R]`."""
     drawn = np.cumsum(weights, axis=0, dtype=np.float64)
@@ -133,25 +84,6 @@ def _weighted_medians(ascending: np.ndarray, weights: np.ndarray) -> np.ndarray:
     lower = ascending[(drawn > (total - 1) // 2).argmax(axis=0)]
     upper = ascending[(drawn > total // 2).argmax(axis=0)]
     return np.floor((lower + upper) / 2.0) + 1.0
-
-
-def _checked(image_features: Any, text_features: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    images, texts = torch.as_tensor(image_features), torch.as_tensor(text_features)
-    if images.ndim != 2 or images.shape != texts.shape:
-        raise EvaluationError(
-            "retrieval needs image and text features of one shape [N, D], "
-            f"not {list(images.shape)} and {list(texts.shape)}"
-        )
-    if len(images) == 0:
-        raise EvaluationError("retrieval needs at least one pair of image and text")
-    for kind, features in (("image", images), ("text", texts)):
-        finite = torch.isfinite(features).all(dim=1)
-        if not finite.all():
-            row = int(torch.nonzero(~finite)[0])
-            raise EvaluationError(
-                f"the {kind} feature of pair {row} is not finite; look for NaN in the model's weights"
-            )
-    return images.double(), texts.to(images.device).double()
 
 
 class Retrieval:

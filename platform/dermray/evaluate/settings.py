@@ -52,6 +52,11 @@ class EvaluateConfig(Config):
     shots: tuple[int, ...] = Field((1, 5, 10), min_length=1, description="training images a class for few_shot")
     num_draws: int = Field(5, ge=1, description="times that fewer labels are drawn, for linear_probe and few_shot")
     neighbours: int = Field(20, ge=1, description="training images that vote in knn")
+    cache: str | None = Field(
+        None,
+        description="URI of the folder that keeps vectors for later runs, shared by all nodes; "
+        "empty: $DERMRAY_CACHE/features, else ~/.cache/dermray/features",
+    )
     batch_size: int = Field(64, ge=1, description="images or texts per forward pass; changes no score")
     bootstrap: int = Field(1000, ge=0, description="resamples behind the 95 % intervals; 0: no intervals")
     seed: int = Field(0, ge=0, description="of the bootstrap, of the shots drawn and of the examples shown")

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from dermray import models
+from dermray.embedding.store import Say
 from dermray.errors import EvaluationError
 from dermray.evaluate import cases, features
 from dermray.evaluate.cases import Case, Skipped
 from dermray.evaluate.concepts import Concepts
-from dermray.evaluate.features import Say
 from dermray.evaluate.few_shot import FewShot
 from dermray.evaluate.knn import KNearest
 from dermray.evaluate.linear_probe import LinearProbe
@@ -99,6 +99,7 @@ def _evaluate(found: Sequence[Case], config: EvaluateConfig, uri: str, say: Say)
             [samples for case, _ in asked for samples in (case.samples, case.training) if samples],
             [text for _, wanted in asked for text in wanted],
             model_uri=uri,
+            cache=config.cache,
             batch_size=config.batch_size,
             precision=config.precision,
             num_actors=config.num_actors,

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 
 from dermray import storage
 from dermray.corpus.ontology import Ontology
+from dermray.embedding.units import ImageFiles
 from dermray.errors import CorpusError
-from dermray.evaluate.samples import ImageFiles, Samples
+from dermray.evaluate.samples import Samples
 
 IMAGES_PER_UNIT = 64
 # Rows whose images are looked for to find the folder that paths start from.
