@@ -25,7 +25,7 @@ from torch import nn
 
 from dermray import images, models, storage
 from dermray.errors import ImageError, ModelError
-from dermray.models.texts import trimmed
+from dermray.models.texts import expanded, grouped
 
 Precision = Literal["fp32", "bf16"]
 ItemT = TypeVar("ItemT")
@@ -193,10 +193,11 @@ class Encoder:
         vectors = []
         for batch in _batches(texts, batch_size):
             with self._tokenizer_lock:
-                tokens = trimmed(self._model, self._tokenizer(list(batch)))
+                tokens = self._tokenizer(list(batch))
+            rows, index = grouped(self._model, tokens, self.device)
             with self._autocast():
-                features = self._model.encode_text(tokens.to(self.device))  # type: ignore[operator]
-            vectors.append(_unit(features))
+                features = self._model.encode_text(rows)  # type: ignore[operator]
+            vectors.append(_unit(expanded(features, index)))
         return np.concatenate(vectors)
 
     def _decoded(

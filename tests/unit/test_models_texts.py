@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import combinations, pairwise
 from typing import Any
 
 import open_clip
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from dermray import models
 from dermray.models import texts, towers
 
+CPU = torch.device("cpu")
 CONTEXT_LENGTH = 40
 EOS = 63
 VISION = {"image_size": 16, "layers": 1, "width": 32, "head_width": 16, "patch_size": 8}
@@ -82,7 +84,7 @@ def some_tokens(model: nn.Module, lengths: tuple[int, ...] = (3, 19, 7, 19)) -> 
     return tokens
 
 
-def features_and_gradients(model: nn.Module, tokens: Tensor, index: Tensor | None = None) -> tuple[Tensor, Any]:
+def features_and_gradients(model: nn.Module, tokens: texts.Rows, index: Tensor | None = None) -> tuple[Tensor, Any]:
     model.zero_grad()
     features = texts.expanded(model.encode_text(tokens, normalize=True), index)
     weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(2), dtype=features.dtype)
@@ -101,20 +103,24 @@ def assert_same(one: tuple[Tensor, Any], other: tuple[Tensor, Any]) -> None:
 def test_trimming_changes_neither_features_nor_gradients(kind: str) -> None:
     model = made(TRIMMED[kind])
     tokens = some_tokens(model)
-    short = texts.trimmed(model, tokens)
-    assert short.shape == (4, 24), "the longest has 19 tokens"
+    short, index = texts.grouped(model, tokens, CPU)
+    assert isinstance(short, Tensor)
+    assert (short.shape, index) == ((4, 24), None), "the longest has 19 tokens, and another pass is not worth it"
     assert_same(features_and_gradients(model, short), features_and_gradients(model, tokens))
-    assert texts.trimmed(model, some_tokens(model, (3, CONTEXT_LENGTH))).shape[1] == CONTEXT_LENGTH
-    assert texts.trimmed(model, some_tokens(model, (8, 2))).shape[1] == 8
+    for lengths, expected in (((3, CONTEXT_LENGTH), CONTEXT_LENGTH), ((8, 2), 8)):
+        assert texts.grouped(model, some_tokens(model, lengths), CPU)[0].shape[1] == expected
 
 
 @pytest.mark.parametrize("kind", TRIMMED)
-def test_equal_texts_are_encoded_once_with_the_gradient_of_all(kind: str) -> None:
+def test_equal_texts_are_encoded_once_and_lengths_apart_with_the_gradient_of_all(kind: str) -> None:
     model = made(TRIMMED[kind])
-    tokens = some_tokens(model)[[0, 1, 0, 2, 1, 0, 3]]
-    rows, index = texts.distinct(texts.trimmed(model, tokens))
+    tokens = some_tokens(model, (38, 3, 19, 5, *[7] * 12, *[18] * 6))
+    tokens = tokens[[*range(22), 3, 0, 0, 2]]
+    rows, index = texts.grouped(model, tokens, CPU)
+    assert isinstance(rows, list)
     assert index is not None
-    assert (len(rows), index.tolist()) == (4, [0, 1, 0, 2, 1, 0, 3])
+    assert [tuple(part.shape) for part in rows] == [(14, 8), (7, 24), (1, 40)]
+    assert texts.num_positions(rows) == 14 * 8 + 7 * 24 + 40
     assert_same(features_and_gradients(model, rows, index), features_and_gradients(model, tokens))
 
 
@@ -122,19 +128,31 @@ def test_equal_texts_are_encoded_once_with_the_gradient_of_all(kind: str) -> Non
 def test_a_tower_that_looks_at_padding_gets_all_of_it(kind: str) -> None:
     model = made(UNTOUCHED[kind])
     tokens = some_tokens(model)
-    assert texts.trimmed(model, tokens) is not None
-    assert torch.equal(texts.trimmed(model, tokens), tokens)
+    assert torch.equal(texts.grouped(model, tokens, CPU)[0], tokens)
     # It is right to leave them: shorter tokens would give other features.
     whole, short = model.encode_text(tokens), model.encode_text(tokens[:, :24])
     assert not torch.allclose(whole, short)
 
 
 def test_a_model_that_was_not_prepared_gets_whole_texts() -> None:
-    torch.manual_seed(0)
     tokens = some_tokens(made(TRIMMED["clip"]))
-    assert texts.trimmed(clip(), tokens).shape == tokens.shape
-    assert texts.trimmed(nn.Linear(2, 2), tokens).shape == tokens.shape
-    assert texts.trimmed(made(TRIMMED["clip"]), tokens[:0]).shape[0] == 0
+    for model in (clip(), nn.Linear(2, 2)):
+        assert torch.equal(texts.grouped(model, tokens, CPU)[0], tokens)
+    assert len(texts.grouped(made(TRIMMED["clip"]), tokens[:0], CPU)[0]) == 0
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=7), st.integers(0, 30))
+def test_cuts_cost_least(lengths: list[int], pass_cost: int) -> None:
+    lengths = sorted(lengths)
+
+    def cost(ends: tuple[int, ...]) -> int:
+        return sum((end - begin) * lengths[end - 1] + pass_cost for begin, end in pairwise((0, *ends)))
+
+    everywhere = range(1, len(lengths))
+    least = min(
+        cost((*cuts, len(lengths))) for number in range(len(lengths)) for cuts in combinations(everywhere, number)
+    )
+    assert cost(tuple(texts._cuts(lengths, pass_cost))) == least
 
 
 @pytest.mark.parametrize("make", [clip, custom])
@@ -152,7 +170,7 @@ def test_whole_texts_are_encoded_bit_for_bit_as_open_clip_does(make: Any) -> Non
 def test_models_by_name_take_short_texts(name: str) -> None:
     model, _, tokenizer = models.create(name)
     tokens = tokenizer(["a red scaly plaque on the forearm", "nevus"])
-    short = texts.trimmed(model, tokens)
+    short, _ = texts.grouped(model, tokens, CPU)
     assert short.shape[1] < tokens.shape[1]
     with torch.inference_mode():
         torch.testing.assert_close(model.encode_text(short), model.encode_text(tokens), atol=1e-6, rtol=1e-5)

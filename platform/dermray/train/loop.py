@@ -252,6 +252,7 @@ def _figures(trainer: Trainer, means: dict[str, float], watch: speed.Stopwatch) 
         **trainer.task.report(trainer.model),
         **_over_ranks({**lap, **speed.memory_gb(trainer.device)}, trainer.device),
         "skipped_steps": trainer.left_out[1].item(),
+        "num_workers": float(world()[1]),
     }
     if trainer.flops is not None:
         num_samples = trainer.config.train.global_batch_size / world()[1]

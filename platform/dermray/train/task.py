@@ -95,9 +95,9 @@ class ContrastiveTask:
         def encode(pixels: Tensor, tokens: Tensor, samples: Tensor) -> tuple[Tensor, ...]:
             nonlocal num_tokens
             levels = self._color(pixels, epoch=batch.epoch, samples=samples.numpy())
-            rows, index = texts.distinct(texts.trimmed(plain, tokens))
-            num_tokens += rows.numel() if torch.is_grad_enabled() else 0
-            image, text, *scalars = model((levels - self._mean) / self._std, rows.to(device, non_blocking=True))
+            rows, index = texts.grouped(plain, tokens, device)
+            num_tokens += texts.num_positions(rows) if torch.is_grad_enabled() else 0
+            image, text, *scalars = model((levels - self._mean) / self._std, rows)
             return image, texts.expanded(text, index), *scalars
 
         loss = cached_backward(

@@ -117,7 +117,7 @@ def _num_steps(recipe: PretrainConfig, manifest: Manifest) -> int:
         epoch=0,
         global_batch_size=recipe.train.global_batch_size,
     )
-    plan.streams_of(0, recipe.num_workers)
+    plan.streams_of(0, recipe.most_workers)
     return recipe.num_steps(len(plan))
 
 
@@ -131,7 +131,7 @@ def share_cluster(
     Raises:
         DermRayError: the trials asked for at once do not fit the cluster.
     """
-    most_workers = max(trial.config.num_workers for trial in trials)
+    most_workers = max(trial.config.most_workers for trial in trials)
     gpus = num_gpus > 0 and any(trial.config.use_gpu is not False for trial in trials)
     at_once = config.max_concurrent_trials or (max(1, int(num_gpus) // most_workers) if gpus else 1)
     if gpus and at_once * most_workers > num_gpus:
@@ -152,14 +152,14 @@ def share_cluster(
 def _with_cpus(trial: Trial, at_once: int, num_cpus: float, gpus: bool) -> Trial:
     if trial.config.cpus_per_worker is not None:
         return trial
-    cpus = 1.0 if gpus else round(num_cpus / 2 / at_once / trial.config.num_workers, 3)
+    cpus = 1.0 if gpus else round(num_cpus / 2 / at_once / trial.config.most_workers, 3)
     return replace(trial, config=trial.config.model_copy(update={"cpus_per_worker": cpus}))
 
 
 def _cpus_of(config: PretrainConfig) -> float:
     """CPUs without which a trial stands still: its own, its workers', and one decoding task for each of them."""
     assert config.cpus_per_worker is not None
-    return TRIAL_CPUS + config.num_workers * (config.cpus_per_worker + config.data.cpus_per_task)
+    return TRIAL_CPUS + config.most_workers * (config.cpus_per_worker + config.data.cpus_per_task)
 
 
 def _show(value: Any) -> str:
