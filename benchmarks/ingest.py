@@ -49,39 +49,10 @@ GLOBAL_BATCH_SIZE = 256
 ROUNDS = 3
 MODEL = "ViT-B-16"
 RECIPE = DataConfig(crop_scale=(0.4, 1.0), color_jitter=(0.32, 0.32, 0.32, 0.08), grayscale_prob=0.2)
-WORDS = [
-    "a",
-    "red",
-    "scaly",
-    "plaque",
-    "on",
-    "the",
-    "forearm",
-    "with",
-    "silvery",
-    "scale",
-    "and",
-    "pruritus",
-    "patient",
-    "reports",
-    "onset",
-    "three",
-    "weeks",
-    "ago",
-    "diagnosis",
-    "psoriasis",
-    "vulgaris",
-    "biopsy",
-    "showed",
-    "acanthosis",
-    "parakeratosis",
-    "treatment",
-    "topical",
-    "corticosteroid",
-    "erythema",
-    "lesion",
-    "margin",
-]
+VOCABULARY = (
+    "a red scaly plaque on the forearm with silvery scale and pruritus patient reports onset three weeks ago diagnosis "
+    "psoriasis vulgaris biopsy showed acanthosis parakeratosis treatment topical corticosteroid erythema lesion margin"
+)
 MEAN_WORDS = 41
 
 
@@ -92,8 +63,8 @@ def main() -> int:
         table, manifest = write_inputs(Path(folder))
         cluster.connect(ClusterConfig())
         print(f"first batch, no process warm: {first_batch_s(folder, manifest):.1f} s")
-        in_worker = ray.get([ray.remote(num_cpus=0.5)(first_batch_s).remote(folder, manifest) for _ in range(1)])
-        print(f"first batch in a worker that holds half a CPU: {in_worker[0]:.1f} s")
+        in_worker = ray.get(ray.remote(num_cpus=0.5)(first_batch_s).remote(folder, manifest))
+        print(f"first batch in a worker that holds half a CPU: {in_worker:.1f} s")
         with ProcessPoolExecutor(num_cores) as pool:
             bare_pass = functools.partial(run_bare, pool, folder, num_cores)
             bare_pass()
@@ -121,7 +92,8 @@ def write_inputs(folder: Path) -> tuple[Path, Manifest]:
     """Originals with their table, and the prepared corpus, of the same photographs and captions."""
     random = np.random.default_rng(0)
     originals = [images.encode_jpeg(photograph(random), 90) for _ in range(NUM_PHOTOGRAPHS)]
-    texts = [" ".join(random.choice(WORDS, random.poisson(MEAN_WORDS - 1) + 1)) for _ in range(NUM_ORIGINALS)]
+    words = VOCABULARY.split()
+    texts = [" ".join(random.choice(words, random.poisson(MEAN_WORDS - 1) + 1)) for _ in range(NUM_ORIGINALS)]
     lines = ["filepath\ttitle"]
     for number in range(NUM_ORIGINALS):
         path = folder / f"{number}.jpg"
@@ -253,9 +225,8 @@ def report_memory(folder: str, manifest: Manifest) -> None:
     loader = make_loader(folder, manifest)
     steps = [(loader.num_steps * quarter) // 4 - 1 for quarter in range(1, 5)]
     seen = [(step, *memory_mb()) for step, _ in enumerate(loader.batches()) if step in steps]
-    print(
-        "memory:", "; ".join(f"step {step}: {own:,.0f} MB, object store {store:,.0f} MB" for step, own, store in seen)
-    )
+    for step, private, store in seen:
+        print(f"memory after step {step}: {private:,.0f} MB of processes, {store:,.0f} MB of object store")
 
 
 def memory_mb() -> tuple[float, float]:

@@ -1,8 +1,8 @@
 """The Ray side of the loader: row groups read once into the object store, and tasks that decode rows of them.
 
 Plain tasks rather than a Ray Data pipeline: the order of results is the order of the calls, a task can be handed parts
-of several row groups, and nothing comes between two tasks (RAY.md has the figures). Ray repeats a task whose process
-or node is lost, and what that task's row groups need with it.
+of several row groups, and nothing comes between two tasks. Ray repeats a task whose process or node is lost, and with
+it the reading of row groups that were lost.
 """
 
 from __future__ import annotations
