@@ -26,6 +26,9 @@ FORBIDDEN = {
     "dermray.losses": {"ray", "mlflow"},
     "dermray.models": {"ray", "mlflow"},
     "dermray.ingest.plan": {"ray", "torch", "mlflow"},
+    "dermray.ingest.schedule": {"ray", "torch", "mlflow"},
+    # A worker process that decodes is to be ready in a second.
+    "dermray.ingest.decoding": {"ray", "torch", "mlflow"},
     "dermray.reporting": {"ray", "torch", "mlflow"},
     "dermray.tuning.space": {"ray", "torch", "mlflow"},
 }
