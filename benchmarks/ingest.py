@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,6 +48,7 @@ ROW_GROUP_SIZE = 64
 IMAGE_SIZE = 224
 GLOBAL_BATCH_SIZE = 256
 ROUNDS = 3
+TIMEOUT_S = 120
 MODEL = "ViT-B-16"
 RECIPE = DataConfig(crop_scale=(0.4, 1.0), color_jitter=(0.32, 0.32, 0.32, 0.08), grayscale_prob=0.2)
 VOCABULARY = (
@@ -61,23 +63,27 @@ def main() -> int:
     num_cores = os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="dermray-bench-") as folder:
         table, manifest = write_inputs(Path(folder))
-        cluster.connect(ClusterConfig())
-        print(f"first batch, no process warm: {first_batch_s(folder, manifest):.1f} s")
-        in_worker = ray.get(ray.remote(num_cpus=0.5)(first_batch_s).remote(folder, manifest))
-        print(f"first batch in a worker that holds half a CPU: {in_worker:.1f} s")
-        with ProcessPoolExecutor(num_cores) as pool:
+        # Spawned: a process forked beside the threads of Ray or OpenCV may wait for a lock that nobody holds.
+        spawned = get_context("spawn")
+        with ProcessPoolExecutor(num_cores, spawned) as pool, ProcessPoolExecutor(1, spawned) as theirs:
+            open_clip_pass = functools.partial(run_open_clip, theirs, table, num_cores)
             bare_pass = functools.partial(run_bare, pool, folder, num_cores)
+            open_clip_pass()
             bare_pass()
+            cluster.connect(ClusterConfig())
+            print(f"first batch, no process warm: {first_batch_s(folder, manifest):.1f} s")
+            in_worker = ray.get(ray.remote(num_cpus=0.5)(first_batch_s).remote(folder, manifest))
+            print(f"first batch in a worker that holds half a CPU: {in_worker:.1f} s", flush=True)
             rounds = []
             for _ in range(ROUNDS):
                 rates = {
-                    "open_clip": NUM_ORIGINALS / run_open_clip(table, num_cores),
+                    "open_clip": NUM_ORIGINALS / open_clip_pass(),
                     "bare": NUM_SAMPLES / bare_pass(),
                     "loader": NUM_SAMPLES / run_loader(folder, manifest),
                     "trained on": NUM_SAMPLES / run_loader(folder, manifest, augmented=True),
                 }
                 rounds.append(rates)
-                print("images/s:", ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items()))
+                print("images/s:", ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items()), flush=True)
         report_memory(folder, manifest)
     over_open_clip = np.median([rates["trained on"] / rates["open_clip"] for rates in rounds])
     over_bare = np.median([rates["loader"] / rates["bare"] for rates in rounds])
@@ -137,8 +143,13 @@ def write_corpus(folder: Path, prepared: list[images.StandardImage], texts: list
     return manifest
 
 
-def run_open_clip(table: Path, num_processes: int) -> float:
+def run_open_clip(pool: ProcessPoolExecutor, table: Path, num_processes: int) -> float:
     """Seconds that open_clip's loader takes for one pass over the originals."""
+    return pool.submit(open_clip_loop, table, num_processes).result(TIMEOUT_S)
+
+
+def open_clip_loop(table: Path, num_processes: int) -> float:
+    """The same, in a process that forks the DataLoader's."""
     import open_clip
     from open_clip.transform import AugmentationCfg, image_transform
     from open_clip_train.data import get_csv_dataset
@@ -164,7 +175,8 @@ def run_open_clip(table: Path, num_processes: int) -> float:
 def run_bare(pool: ProcessPoolExecutor, folder: str, num_cores: int) -> float:
     """Seconds that the bare loop takes on all cores."""
     started = time.perf_counter()
-    list(pool.map(bare_loop, [folder] * num_cores, range(num_cores), [num_cores] * num_cores))
+    parts = range(num_cores)
+    list(pool.map(bare_loop, [folder] * num_cores, parts, [num_cores] * num_cores, timeout=TIMEOUT_S))
     return time.perf_counter() - started
 
 
