@@ -46,8 +46,8 @@ def normalise(uri: str | os.PathLike[str]) -> str:
 
 def is_local(uri: str | os.PathLike[str]) -> bool:
     """True for a plain path or a `file://` URI."""
-    scheme = urlsplit(os.fspath(uri)).scheme
-    return scheme in ("", "file") or "://" not in os.fspath(uri)
+    text = os.fspath(uri)
+    return "://" not in text or urlsplit(text).scheme in ("", "file")
 
 
 def local_path(uri: str | os.PathLike[str]) -> Path:
@@ -56,12 +56,16 @@ def local_path(uri: str | os.PathLike[str]) -> Path:
     Raises:
         StorageError: the URI is remote.
     """
+    return Path(_local(uri))
+
+
+def _local(uri: str | os.PathLike[str]) -> str:
     text = os.fspath(uri)
     if not is_local(text):
         raise StorageError(f"{text} is not a local path; download it or give a local one")
     if text.startswith("file:"):
         text = unquote(urlsplit(text).path)
-    return Path(os.path.abspath(os.path.expanduser(text)))
+    return os.path.abspath(os.path.expanduser(text))
 
 
 def join(uri: str | os.PathLike[str], *parts: str) -> str:
@@ -175,14 +179,18 @@ def read_bytes(uri: str | os.PathLike[str], *, max_bytes: int | None = None) -> 
     """
     if is_local(uri):
         # A million small files: the file system layer would cost more than the reading.
-        local = local_path(uri)
-        return with_retries(lambda: _read_whole(local.open("rb"), os.stat(local).st_size, uri, max_bytes), uri)
+        return with_retries(lambda: _read_local(_local(uri), uri, max_bytes), uri)
 
     def read() -> bytes:
         file = open_file(uri)
         return _read_whole(file, file.size(), uri, max_bytes)
 
     return with_retries(read, uri)
+
+
+def _read_local(path: str, uri: str | os.PathLike[str], max_bytes: int | None) -> bytes:
+    file = open(path, "rb", buffering=0)  # noqa: SIM115 -- _read_whole closes it
+    return _read_whole(file, os.fstat(file.fileno()).st_size, uri, max_bytes)
 
 
 def _read_whole(file: Any, size: int, uri: str | os.PathLike[str], max_bytes: int | None) -> bytes:
@@ -322,11 +330,18 @@ def upload(path: str | os.PathLike[str], uri: str | os.PathLike[str]) -> None:
 
 def list_files(uri: str | os.PathLike[str], *, recursive: bool = False) -> list[str]:
     """URIs of the files under a folder, sorted; an absent folder has none."""
+    return list(file_sizes(uri, recursive=recursive))
+
+
+def file_sizes(uri: str | os.PathLike[str], *, recursive: bool = False) -> dict[str, int]:
+    """Bytes of each file under a folder, by URI, sorted, from one listing; an absent folder has none."""
     fs, path = filesystem(uri)
     selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
     infos = with_retries(lambda: fs.get_file_info(selector), uri)
-    names = [info.path[len(path) :] for info in infos if info.type == pafs.FileType.File]
-    return sorted(join(os.fspath(uri), name) for name in names)
+    sizes = {
+        join(os.fspath(uri), info.path[len(path) :]): info.size for info in infos if info.type == pafs.FileType.File
+    }
+    return dict(sorted(sizes.items()))
 
 
 def list_folders(uri: str | os.PathLike[str]) -> list[str]:

@@ -46,6 +46,8 @@ RAW = pa.schema(
         pa.field("meta", META),
         # True for a sample of a prepared corpus that comes back: its labels are nodes, and no sentence is made for it.
         pa.field("prepared", pa.bool_()),
+        # Of such a sample its perceptual hash.
+        pa.field("phash", pa.uint64()),
     ]
 )
 # What `prepared_rows` takes.
@@ -158,10 +160,11 @@ def captions_from(table: pa.Table, otherwise: Mapping[CaptionAspect, str]) -> Ma
     return FROM_EXPORT if table.num_rows and not table["prepared"].null_count else otherwise
 
 
-def meta(num_rows: int, **fields: pa.Array) -> pa.Array:
+def meta(num_rows: int, **fields: pa.Array | None) -> pa.Array:
     """The `meta` struct column from its fields; absent ones are null."""
     arrays = [
-        fields[part.name].cast(part.type) if part.name in fields else pa.nulls(num_rows, part.type) for part in META
+        pa.nulls(num_rows, part.type) if (given := fields.get(part.name)) is None else given.cast(part.type)
+        for part in META
     ]
     return pa.StructArray.from_arrays(arrays, fields=list(META))
 
