@@ -16,9 +16,10 @@ from dermray import storage
 from dermray.corpus import shards
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import Ontology
+from dermray.evaluate import groups
 
 RAW_ASPECT = "raw"
-_COLUMNS = ["sample_id", "captions", "labels", "concepts"]
+_COLUMNS = ["sample_id", "captions", "labels", "concepts", "skin_type", "source", "meta"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ class Samples:
     class_names: tuple[str, ...] = ()
     # the concepts that were looked for; empty: those that occur
     concept_names: tuple[str, ...] = ()
+    # dimension → group of each sample, None where not known (`dermray.evaluate.groups`)
+    groups: groups.Groups = field(default_factory=dict)
     # rows of a raw table left out, by reason
     dropped: dict[str, int] = field(default_factory=dict)
 
@@ -119,6 +122,7 @@ class Samples:
             captions=[_raw_caption(row["captions"]) for row in rows],
             labels=labels,
             concepts=[list(row["concepts"]) for row in rows],
+            groups=groups.of_corpus(rows),
             ontology=Ontology.load(uri) if known else Ontology.flat({one for each in labels for one in each}),
         )
 
@@ -126,7 +130,7 @@ class Samples:
         return len(self.ids)
 
     def followed_by(self, other: Samples) -> Samples:
-        """These samples and then the other ones, which are of the same data: what is encoded in one go."""
+        """These samples and then the other ones, which are of the same data: what is encoded in one go. No groups."""
         moved = [replace(each, position=each.position + len(self)) for each in other.images]
         return replace(
             self,
@@ -135,6 +139,7 @@ class Samples:
             captions=self.captions + other.captions,
             labels=self.labels + other.labels,
             concepts=self.concepts + other.concepts,
+            groups={},
         )
 
     def read_images(self, indices: list[int]) -> dict[int, bytes]:

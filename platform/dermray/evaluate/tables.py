@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from dermray import storage
 from dermray.corpus.ontology import Ontology
 from dermray.errors import CorpusError
+from dermray.evaluate.groups import of_table
 from dermray.evaluate.samples import ImageFiles, Samples
 
 IMAGES_PER_UNIT = 64
@@ -126,6 +127,7 @@ class RawTable:
             ontology=ontology or flat,
             class_names=tuple(class_names),
             concept_names=self.concepts,
+            groups=of_table(rows),
             dropped={reason: number for reason, number in dropped.items() if number},
         )
 
