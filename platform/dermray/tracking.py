@@ -139,7 +139,7 @@ def run(
     """A run that ends FINISHED, FAILED or KILLED with the block.
 
     Args:
-        kind: prepare, leakage, export, pretrain, evaluate, sweep, trial, register.
+        kind: prepare, leakage, export, pretrain, evaluate, compare, sweep, trial, register.
         name: for humans.
         resolved: the config whose keys become parameters and whose YAML becomes an artifact.
         state_uri: a JSON file that remembers the run id, so that a restarted job goes on in the same run.

@@ -9,13 +9,15 @@ so that a model which gives one vector to everything scores chance. Published co
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from dermray.errors import EvaluationError
-from dermray.evaluate.bootstrap import Metric, resample_weights, with_interval
+from dermray.evaluate import groups
+from dermray.evaluate.bootstrap import Distribution, Metric, Seed, resample_weights
+from dermray.evaluate.predictions import RetrievalPredictions
 from dermray.evaluate.ranks import Ranks, pair_ranks
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
@@ -23,6 +25,8 @@ from dermray.evaluate.tasks import Context, TaskResult
 
 DEFAULT_KS = (1, 5, 10, 50, 100, 200)
 DIRECTIONS = ("image_to_text", "text_to_image")
+# What is scored by group.
+GROUP_KS = (1, 10)
 NUM_EXAMPLES = 6
 NUM_NEAREST = 5
 
@@ -59,6 +63,14 @@ def score_ranks(ranks: Ranks, direction: str, ks: Sequence[int], *, bootstrap: i
         bootstrap: resamples behind the intervals; 0 leaves them out.
         seed: of the bootstrap.
     """
+    found = rank_distributions(ranks, direction, ks, bootstrap=bootstrap, seed=seed)
+    return {name: one.metric() for name, one in found.items()}
+
+
+def rank_distributions(
+    ranks: Ranks, direction: str, ks: Sequence[int], *, bootstrap: int, seed: Seed
+) -> dict[str, Distribution]:
+    """As `score_ranks`, with the values on each resample: those of two models on the same queries are paired."""
     rank = ranks.expected()
     names = [f"{direction}_R@{k}" for k in ks] + [f"{direction}_mean_rank"]
     columns = np.column_stack([*(ranks.hits(k) for k in ks), rank + 1.0])
@@ -70,11 +82,11 @@ def score_ranks(ranks: Ranks, direction: str, ks: Sequence[int], *, bootstrap: i
         medians.append(_weighted_medians(rank[order], weights[order]))
     resampled = np.concatenate(means, axis=1)
     scores = {
-        name: with_interval(float(value), resampled[row])
+        name: Distribution(float(value), resampled[row])
         for row, (name, value) in enumerate(zip(names, columns.mean(axis=0), strict=True))
     }
     median = math.floor(np.median(rank)) + 1.0
-    return scores | {f"{direction}_median_rank": with_interval(median, np.concatenate(medians))}
+    return scores | {f"{direction}_median_rank": Distribution(median, np.concatenate(medians))}
 
 
 def _weighted_medians(ascending: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -106,8 +118,9 @@ class Retrieval:
             )
         captions = [samples.captions[index] or "" for index in kept]
         images, texts = features.images[kept], features.of_texts(captions)
+        both_ways = dict(zip(DIRECTIONS, pair_ranks(images, texts), strict=True))
         scores: dict[str, Metric] = {}
-        for direction, ranks in zip(DIRECTIONS, pair_ranks(images, texts), strict=True):
+        for direction, ranks in both_ways.items():
             scores |= score_ranks(ranks, direction, DEFAULT_KS, bootstrap=config.bootstrap, seed=config.seed)
         return TaskResult(
             metrics=scores,
@@ -123,8 +136,31 @@ class Retrieval:
                 "num_distinct_captions": len(set(captions)),
                 "ties": "expected value over random order of equal scores",
                 "examples": _examples(samples, kept, images, texts, captions, config.seed),
+                "groups": groups.breakdown(
+                    samples.groups,
+                    kept,
+                    lambda rows, seed: group_scores(both_ways, rows, bootstrap=config.bootstrap, seed=seed),
+                    min_size=config.min_group_size,
+                    seed=config.seed,
+                ),
             },
+            predictions=RetrievalPredictions(
+                [samples.ids[index] for index in kept],
+                *(part for ranks in both_ways.values() for part in (ranks.higher, ranks.tied)),
+            ),
         )
+
+
+def group_scores(
+    ranks: Mapping[str, Ranks], rows: np.ndarray, *, bootstrap: int, seed: Seed
+) -> dict[str, Distribution]:
+    """`GROUP_KS` of some of the queries in both directions, among all candidates."""
+    found: dict[str, Distribution] = {}
+    for direction, every in ranks.items():
+        some = Ranks(every.higher[rows], every.tied[rows])
+        scores = rank_distributions(some, direction, GROUP_KS, bootstrap=bootstrap, seed=seed)
+        found |= {name: scores[name] for name in (f"{direction}_R@{k}" for k in GROUP_KS)}
+    return found
 
 
 def _examples(

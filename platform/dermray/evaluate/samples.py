@@ -15,9 +15,10 @@ from dermray import storage
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import Ontology
 from dermray.embedding.units import Images, RowGroup, read_file, read_row_group
+from dermray.evaluate import groups
 
 RAW_ASPECT = "raw"
-_COLUMNS = ["sample_id", "captions", "labels", "concepts"]
+_COLUMNS = ["sample_id", "captions", "labels", "concepts", "skin_type", "source", "meta"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Samples:
     class_names: tuple[str, ...] = ()
     # the concepts that were looked for; empty: those that occur
     concept_names: tuple[str, ...] = ()
+    # dimension → group of each sample, None where not known (`dermray.evaluate.groups`)
+    groups: groups.Groups = field(default_factory=dict)
     # rows of a raw table left out, by reason
     dropped: dict[str, int] = field(default_factory=dict)
 
@@ -68,6 +71,7 @@ class Samples:
             captions=[_raw_caption(row["captions"]) for row in rows],
             labels=labels,
             concepts=[list(row["concepts"]) for row in rows],
+            groups=groups.of_corpus(rows),
             ontology=Ontology.load(uri) if known else Ontology.flat({one for each in labels for one in each}),
         )
 
@@ -75,7 +79,7 @@ class Samples:
         return len(self.ids)
 
     def followed_by(self, other: Samples) -> Samples:
-        """These samples and then the other ones, which are of the same data: what is encoded in one go."""
+        """These samples and then the other ones, which are of the same data: what is encoded in one go. No groups."""
         moved = [replace(each, position=each.position + len(self)) for each in other.images]
         return replace(
             self,
@@ -84,6 +88,7 @@ class Samples:
             captions=self.captions + other.captions,
             labels=self.labels + other.labels,
             concepts=self.concepts + other.concepts,
+            groups={},
         )
 
     def read_images(self, indices: list[int]) -> dict[int, bytes]:

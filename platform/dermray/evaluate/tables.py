@@ -17,6 +17,7 @@ from dermray import storage
 from dermray.corpus.ontology import Ontology
 from dermray.embedding.units import ImageFiles
 from dermray.errors import CorpusError
+from dermray.evaluate.groups import of_table
 from dermray.evaluate.samples import Samples
 
 IMAGES_PER_UNIT = 64
@@ -127,6 +128,7 @@ class RawTable:
             ontology=ontology or flat,
             class_names=tuple(class_names),
             concept_names=self.concepts,
+            groups=of_table(rows),
             dropped={reason: number for reason, number in dropped.items() if number},
         )
 
