@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dermray.errors import CorpusError, ModelError
-from dermray.evaluate import features, suite
+from dermray.evaluate import benchmarks, features, suite
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 from jobs import evaluate as job
@@ -102,21 +102,32 @@ def test_job_writes_the_report(ray_cluster, inputs, tmp_path, capsys):
     assert "<!doctype html>" in (tmp_path / "out" / "report.html").read_text()
 
 
+DERM7PT = ("pigment network", "streaks", "pigmentation", "regression structures", "dots and globules",
+           "blue whitish veil", "vascular structures")  # fmt: skip
+
+
 def write_published_data(root):
-    """A folder laid out as Derm1M's evaluation data is: two zero-shot tables, one of concepts, one of retrieval."""
+    """A folder laid out as Derm1M's evaluation data is: four zero-shot tables, two of concepts, two of retrieval."""
     for table, folder, num_classes in (
         ("HAM-official-7-zero-shot-test", "HAM", 7),
         ("pad-zero-shot-test", "PAD", 6),
+        ("f17k-113-zero-shot-test", "F17K", 114),
+        ("daffodil-5-zero-shot-test", "Daffodil", 5),
     ):
         rows = [(f"data/{folder}/{number}.jpg", number % num_classes) for number in range(15)]
         write_rows(root / "meta-files" / "zs" / f"{table}.csv", ["image_path", "label"], rows)
         write_pictures(root, [path for path, _ in rows])
-    rows = [(f"{number}.jpg", number % 2, number // 2 % 2) for number in range(12)]
-    write_rows(root / "data" / "skincon" / "meta.csv", ["ImageID", "papule", "scale"], rows)
-    write_pictures(root / "data" / "skincon" / "final_images", [row[0] for row in rows])
-    rows = [(f"{number}.jpg", f"red patch number {number}") for number in range(9)]
-    write_rows(root / "data" / "skincap" / "meta.csv", ["filename", "caption_zh_polish_en"], rows)
-    write_pictures(root / "data" / "skincap", [row[0] for row in rows])
+    for folder, concepts in (("skincon", ("papule", "scale")), ("derm7pt", DERM7PT)):
+        rows = [(f"{number}.jpg", *(number >> bit & 1 for bit in range(len(concepts)))) for number in range(12)]
+        write_rows(root / "data" / folder / "meta.csv", ["ImageID", *concepts], rows)
+        write_pictures(root / "data" / folder / "final_images", [row[0] for row in rows])
+    for folder, image, caption in (
+        ("skincap", "filename", "caption_zh_polish_en"),
+        ("Derm1M-hold_out", "filename", "truncated_caption"),
+    ):
+        rows = [(f"{number}.jpg", f"red patch number {number}") for number in range(9)]
+        write_rows(root / "data" / folder / "meta.csv", [image, caption], rows)
+        write_pictures(root / "data" / folder, [row[0] for row in rows])
     (root / "data" / "PAD" / "3.jpg").unlink()
 
 
@@ -131,17 +142,18 @@ def write_pictures(folder, names):
         (folder / name).write_bytes(jpeg((60 + 10 * number, 90, 50), seed=number))
 
 
-def test_benchmark_job_yields_every_table_there_is(ray_cluster, inputs, tmp_path, capsys):
+def test_benchmark_job_yields_every_table(ray_cluster, inputs, tmp_path, capsys):
     write_published_data(tmp_path)
     settings = ["bootstrap=20", "num_actors=1", "tracking.enabled=false", f"output={tmp_path / 'out'}"]
     assert job.main([f"model={inputs['model']}", "benchmark=derm1m", f"data={tmp_path}", *settings]) == 0
     document = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert list(document["benchmarks"]) == [
-        f"derm1m/{name}" for name in ("ham10000", "pad_ufes_20", "skincon", "skincap")
+    metrics = {name.partition("/")[2]: one["benchmark"]["metrics"] for name, one in document["benchmarks"].items()}
+    assert list(metrics) == [
+        *("ham10000", "pad_ufes_20", "fitzpatrick17k", "daffodil", "skincon", "derm7pt", "holdout", "skincap")
     ]
-    assert {one["name"] for one in document["skipped"]} == {
-        f"derm1m/{name}" for name in ("fitzpatrick17k", "daffodil", "derm7pt", "holdout")
-    }
+    for name, one in zip(metrics, benchmarks.load("derm1m").benchmarks, strict=True):
+        assert set(one.metrics) <= set(metrics[name])
+    assert document["skipped"] == []
     pad = json.loads((tmp_path / "out" / "pad_ufes_20" / "report.json").read_text())
     assert pad["engine"]["failed_images"] == {"missing": 1}
     assert pad["tasks"]["zero_shot"]["excluded"]["image not readable"] == 1
@@ -149,7 +161,6 @@ def test_benchmark_job_yields_every_table_there_is(ray_cluster, inputs, tmp_path
     concepts = json.loads((tmp_path / "out" / "skincon" / "report.json").read_text())["tasks"]["concepts"]
     assert [row["name"] for row in concepts["concepts"]] == ["papule", "scale"]
     printed = capsys.readouterr().out
-    assert "skipped derm1m/daffodil: its table" in printed
     assert re.search(r"skincap: retrieval \(9 samples\): image_to_text_R@1", printed)
     assert "0.6813" in (tmp_path / "out" / "report.html").read_text()
 

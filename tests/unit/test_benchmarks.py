@@ -187,6 +187,7 @@ def test_what_is_missing_is_named_with_where_it_is_offered(tmp_path: Path) -> No
     assert "figshare.com/articles/dataset/SNU_dataset/6454802" in lines
     report = summarise(loaded, {}, skipped, config=config(benchmark="make", data="d"), duration_s=1.0)
     assert len(report.document["skipped"]) == 6
+    assert any(line.startswith("skipped make/snu_134: its table SNU/MAKE_SNU.csv is not") for line in report.headline())
     assert "6454802" in report.html
     assert "drive.google.com" in report.html
     with pytest.raises(

@@ -18,7 +18,7 @@ from dermray.embedding.pipeline import Work
 from dermray.embedding.store import Part, Store, key_of
 from dermray.embedding.units import ImageFiles, RowGroup
 from dermray.encoder import Encoder
-from dermray.errors import EvaluationError, ModelError
+from dermray.errors import EvaluationError, ModelError, StorageError
 from dermray.evaluate import features
 from dermray.evaluate.samples import Samples
 from tests.corpora import jpeg, write_model, write_prepared_corpus
@@ -53,7 +53,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Work]:
         done.extend(work)
         return 1
 
-    monkeypatch.setattr(features, "encode", encode)
+    monkeypatch.setattr(pipeline, "encode", encode)
     return done
 
 
@@ -128,6 +128,14 @@ def test_a_damaged_part_is_made_again(
     assert sum("is damaged and will be made again" in line for line in said) == 2
     np.testing.assert_allclose(after.images, before.images, atol=1e-6)
     np.testing.assert_allclose(after.of_texts(["a nevus"]), before.of_texts(["a nevus"]), atol=1e-6)
+
+
+def test_nodes_that_share_no_store_are_told(
+    tmp_path: Path, model: str, corpus: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "encode", lambda *_, **__: 1)
+    with pytest.raises(StorageError, match="are not there; give a place that all nodes share"):
+        features.compute([corpus], [], model_uri=model, cache=str(tmp_path))
 
 
 def test_files_that_come_or_change_are_encoded_again(tmp_path: Path, model: str, encoded: list[Work]) -> None:

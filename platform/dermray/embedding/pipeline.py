@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import ray.data
 
 from dermray import cluster
 from dermray.embedding.actor import EncodeActor, error_of
-from dermray.embedding.store import Part, Say, Store
+from dermray.embedding.store import TEXTS_PER_PART, Part, Say, Store, Vectors, key_of
 from dermray.embedding.units import Images, to_document
 from dermray.encoder import Precision
+from dermray.errors import StorageError
 
 PROGRESS_EVERY_S = 5.0
 
@@ -41,6 +43,71 @@ class Work:
             {"texts": list(self.source)} if isinstance(self.source, tuple) else {"images": to_document(self.source)}
         )
         return {"item": json.dumps({"part": asdict(self.part), **what})}
+
+
+@dataclass(frozen=True)
+class Obtained:
+    """Vectors of images, part by part, and of texts, in the order they were asked for; and what was done for them."""
+
+    images: list[Vectors]
+    texts: list[np.ndarray]
+    num_images_encoded: int
+    num_actors: int
+
+
+def obtain(
+    groups: Sequence[tuple[str, Sequence[Images]]],
+    texts: Sequence[str],
+    store: Store,
+    *,
+    model_uri: str,
+    batch_size: int = 64,
+    precision: Precision = "fp32",
+    num_actors: int | None = None,
+    say: Say = lambda line: None,
+) -> Obtained:
+    """What a store has of some images and texts, once what it lacks is encoded in one go.
+
+    Args:
+        groups: digest of a corpus or table, and its units of work.
+        texts: distinct ones.
+        store: of the model.
+        model_uri, batch_size, precision, num_actors, say: as for `encode`.
+
+    Raises:
+        StorageError: the store cannot be read, or the nodes do not share it.
+        DermRayError: as `encode`.
+    """
+    wanted = [
+        Work(part, unit)
+        for corpus_digest, units in groups
+        for part, unit in zip(store.images(corpus_digest, units), units, strict=True)
+    ]
+    keys = [key_of(text) for text in texts]
+    images, vectors = store.read([one.part for one in wanted], say), store.read_texts(keys, say)
+    lacking = [row for row, content in enumerate(images) if content is None]
+    num_lacking = sum(wanted[row].num_rows for row in lacking)
+    num_kept = sum(one.num_rows for one in wanted) - num_lacking
+    if num_kept or vectors:
+        say(f"vectors of {num_kept:,} images and {len(vectors):,} texts are kept in {store.uri}")
+    unknown = [text for text, key in zip(texts, keys, strict=True) if key not in vectors]
+    # Two data sets may share images.
+    work = [*{wanted[row].part.uri: wanted[row] for row in lacking}.values(), *_of_texts(store, unknown)]
+    num_used = encode(
+        work, store, model_uri=model_uri, batch_size=batch_size, precision=precision, num_actors=num_actors, say=say
+    )
+    for row, content in zip(lacking, store.read([wanted[row].part for row in lacking], say), strict=True):
+        images[row] = content
+    vectors |= store.read_texts(set(keys) - vectors.keys(), say)
+    present = [content for content in images if content is not None]
+    if len(present) < len(images) or len(vectors) < len(keys):
+        raise StorageError(f"vectors written below {store.uri} are not there; give a place that all nodes share")
+    return Obtained(present, [vectors[key] for key in keys], num_lacking, num_used)
+
+
+def _of_texts(store: Store, texts: Sequence[str]) -> list[Work]:
+    chunks = [tuple(texts[start : start + TEXTS_PER_PART]) for start in range(0, len(texts), TEXTS_PER_PART)]
+    return [Work(store.texts([key_of(text) for text in chunk]), chunk) for chunk in chunks]
 
 
 def encode(

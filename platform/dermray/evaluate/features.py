@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dermray.embedding.pipeline import Work, encode
-from dermray.embedding.store import TEXTS_PER_PART, Say, Store, Vectors, default_uri, key_of
+from dermray.embedding.pipeline import obtain
+from dermray.embedding.store import Say, Store, Vectors, default_uri
 from dermray.encoder import EncoderInfo, Precision
 from dermray.errors import EvaluationError
 from dermray.evaluate.samples import Samples
@@ -96,46 +96,30 @@ def compute(
     Raises:
         ModelError: the model cannot be loaded, or its folder changes meanwhile.
         CorpusError: a shard cannot be read.
-        StorageError: the cache cannot be read or written.
-        EvaluationError: the model's vectors are not finite, no image could be encoded, or the nodes do not share the
-            cache.
+        StorageError: the cache cannot be read or written, or the nodes do not share it.
+        EvaluationError: the model's vectors are not finite, or no image could be encoded.
     """
     began = time.monotonic()
     distinct = list(dict.fromkeys(texts))
     store = Store.of(cache or default_uri(), model_uri, precision=precision)
-    wanted = [
-        Work(part, unit)
-        for one in groups
-        for part, unit in zip(store.images(one.corpus_digest, one.images), one.images, strict=True)
-    ]
-    contents = store.read([one.part for one in wanted], say)
-    keys = [key_of(text) for text in distinct]
-    known = store.read_texts(keys, say)
-    unknown = [text for text, key in zip(distinct, keys, strict=True) if key not in known]
-    lacking = [row for row, content in enumerate(contents) if content is None]
-    # Two data sets may share images.
-    work = [*{wanted[row].part.uri: wanted[row] for row in lacking}.values(), *_texts(store, unknown)]
-    num_lacking = sum(wanted[row].num_rows for row in lacking)
-    num_kept = sum(map(len, groups)) - num_lacking
-    if num_kept or known:
-        say(f"vectors of {num_kept:,} images and {len(known):,} texts are kept in {store.uri}")
-    num_used = encode(
-        work, store, model_uri=model_uri, batch_size=batch_size, precision=precision, num_actors=num_actors, say=say
+    obtained = obtain(
+        [(samples.corpus_digest, samples.images) for samples in groups],
+        distinct,
+        store,
+        model_uri=model_uri,
+        batch_size=batch_size,
+        precision=precision,
+        num_actors=num_actors,
+        say=say,
     )
-    for row, content in zip(lacking, store.read([wanted[row].part for row in lacking], say), strict=True):
-        contents[row] = content
-    known |= store.read_texts(set(keys) - known.keys(), say)
-    if None in contents or len(known) < len(distinct):
-        raise EvaluationError(
-            f"vectors that were written below {store.uri} are not there: give a folder that all nodes share as cache="
-        )
+    dim = store.info.embedding_dim
     together = Features(
         info=store.info,
-        **_images(contents, store.info.embedding_dim),
+        **_images(obtained.images, dim),
         duration_s=time.monotonic() - began,
-        num_encoded=num_lacking,
-        num_actors=num_used,
-        _texts=np.stack([known[key] for key in keys] or [np.zeros(store.info.embedding_dim, dtype=np.float32)]),
+        num_encoded=obtained.num_images_encoded,
+        num_actors=obtained.num_actors,
+        _texts=np.stack([*obtained.texts, np.zeros(dim, dtype=np.float32)]),
         _text_rows={text: row for row, text in enumerate(distinct)},
     )
     if not together.usable.any():
@@ -144,18 +128,12 @@ def compute(
     return [together.rows(int(start), int(stop)) for start, stop in itertools.pairwise(starts)]
 
 
-def _texts(store: Store, texts: Sequence[str]) -> list[Work]:
-    chunks = [tuple(texts[start : start + TEXTS_PER_PART]) for start in range(0, len(texts), TEXTS_PER_PART)]
-    return [Work(store.texts([key_of(text) for text in chunk]), chunk) for chunk in chunks]
-
-
-def _images(contents: Sequence[Vectors | None], dim: int) -> dict[str, np.ndarray]:
+def _images(parts: Sequence[Vectors], dim: int) -> dict[str, np.ndarray]:
     """Unit vectors, lengths and reasons of all images, in the order of the parts."""
-    present = [content for content in contents if content is not None]
-    vectors = np.concatenate([np.zeros((0, dim), dtype=np.float32), *(content.values for content in present)])
+    vectors = np.concatenate([np.zeros((0, dim), dtype=np.float32), *(part.values for part in parts)])
     lengths = np.linalg.norm(vectors, axis=1)
     return {
         "images": vectors / np.maximum(lengths, SMALLEST_LENGTH)[:, None],
         "lengths": lengths,
-        "reasons": np.concatenate([np.zeros(0, dtype=object), *(content.words for content in present)]),
+        "reasons": np.concatenate([np.zeros(0, dtype=object), *(part.words for part in parts)]),
     }
