@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +22,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(ROOT / "platform"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+# What tests have not delivered does not stay with the user.
+os.environ["DERMRAY_SPOOL"] = tempfile.mkdtemp(prefix="dermray-spool-")
+atexit.register(shutil.rmtree, os.environ["DERMRAY_SPOOL"], ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -39,6 +39,13 @@ class TrackingConfig(Config):
     )
     experiment: str = Field("dermray", description="MLflow experiment name")
     enabled: bool = Field(True, description="false: this run leaves no trace in MLflow")
+    spool: str | None = Field(
+        None,
+        description="local folder for what MLflow did not take yet; empty: $DERMRAY_SPOOL, else ~/.cache/dermray/spool",
+    )
+    system_metrics_interval_s: float = Field(
+        10.0, ge=0, description="seconds between readings of the driver's processor, memory, disk, network; 0: none"
+    )
 
 
 class ClusterConfig(Config):
