@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from dermray import storage
+from dermray import storage, tracking
 from dermray.config import TrackingConfig
 from dermray.errors import TrackingError
 from dermray.tracking import lineage
 from jobs import lineage as job
-from tests.lineage import Chain
+from tests.lineage import Chain, ChainConfig
 
 METRICS = {"accuracy": (0.5, 0.4, 0.6)}
 
@@ -62,6 +62,16 @@ def test_from_a_report_and_from_a_run(chain: Chain) -> None:
     run = lineage.trace(run_id, chain.config)
     assert run.start == f"run:{run_id}"
     assert kinds(run) == WHOLE
+
+
+def test_a_deployment_stands_behind_its_model(chain: Chain) -> None:
+    model = tracking.resolve_model("models:/derm@champion", chain.config)
+    run_id = tracking.record_deployment(chain.config, ChainConfig(), model)
+    graph = lineage.trace(str(run_id), chain.config)
+    assert graph.nodes[graph.start].title == "deploy “deploy derm version 1”"
+    (before,) = graph.neighbours(graph.start, "up")
+    assert before.startswith("model:")
+    assert {"raw", "corpus", "pretrain"} <= set(kinds(graph))
 
 
 @pytest.mark.parametrize("reference", ["models:/derm/7", "0" * 64, "f" * 32, "nowhere/at/all", '{"ranking": []}'])

@@ -10,10 +10,12 @@ from markupsafe import Markup, escape
 
 from dermray.reporting.plots import SMALLEST_SPAN, _axis, _cut, _figure, _heading, _svg, _text
 
-BOX_WIDTH, BOX_HEIGHT = 190, 46
-GAP_X, GAP_Y = 56, 16
+BOX_WIDTH, BOX_HEIGHT = 280, 46
+GAP_X, GAP_Y = 24, 30
 MARGIN = 8
-BOX_CHARACTERS = 27
+# How far an edge swings out for each layer that it passes by.
+SWING = 34
+BOX_CHARACTERS = 38
 PLOT_WIDTH, PLOT_HEIGHT = 760, 320
 TONES = {"": "var(--soft)", "good": "var(--accent)", "warn": "var(--warm)", "bad": "var(--bad)"}
 
@@ -30,34 +32,40 @@ class Box:
 
 
 def layered_graph(layers: Sequence[Sequence[Box]], edges: Sequence[tuple[str, str]], *, title: str) -> Markup:
-    """Boxes in columns from left to right, joined by curves.
+    """Boxes in rows from top to bottom, joined by curves; an edge that passes by a row swings out to the right.
 
     Args:
-        layers: columns, each from top to bottom.
-        edges: ids of the boxes that are joined.
-        title: heading, and what a screen reader says.
+        layers: rows, each from left to right.
+        edges: ids of the boxes that are joined, the upper one first.
+        title: what a screen reader says.
     """
-    tallest = max((len(layer) for layer in layers), default=0)
-    height = tallest * (BOX_HEIGHT + GAP_Y) + 2 * MARGIN
-    width = len(layers) * (BOX_WIDTH + GAP_X) - GAP_X + 2 * MARGIN
+    widest = max((len(layer) for layer in layers), default=0)
+    rows = {box.id: row for row, layer in enumerate(layers) for box in layer}
+    furthest = max((rows[b] - rows[a] for a, b in edges), default=1)
+    width = widest * (BOX_WIDTH + GAP_X) - GAP_X + 2 * (MARGIN + SWING * (furthest - 1))
+    height = len(layers) * (BOX_HEIGHT + GAP_Y) - GAP_Y + 2 * MARGIN
     places: dict[str, tuple[float, float]] = {}
-    for column, layer in enumerate(layers):
-        top = (height - len(layer) * (BOX_HEIGHT + GAP_Y) + GAP_Y) / 2
-        for row, box in enumerate(layer):
-            places[box.id] = (MARGIN + column * (BOX_WIDTH + GAP_X), top + row * (BOX_HEIGHT + GAP_Y))
-    parts = [_curve(places[a], places[b]) for a, b in edges]
+    for row, layer in enumerate(layers):
+        left = (width - len(layer) * (BOX_WIDTH + GAP_X) + GAP_X) / 2
+        for column, box in enumerate(layer):
+            places[box.id] = (left + column * (BOX_WIDTH + GAP_X), MARGIN + row * (BOX_HEIGHT + GAP_Y))
+    parts = [_edge(places[a], places[b], rows[b] - rows[a]) for a, b in edges]
     parts += [_box(box, *places[box.id]) for layer in layers for box in layer]
-    return _svg(parts, width, height, title, max_width=max(width, 320))
+    return _svg(parts, width, height, title, max_width=width)
 
 
-def _curve(start: tuple[float, float], end: tuple[float, float]) -> str:
-    x1, y1 = start[0] + BOX_WIDTH, start[1] + BOX_HEIGHT / 2
-    x2, y2 = end[0], end[1] + BOX_HEIGHT / 2
-    bend = max(GAP_X / 2, (x2 - x1) / 2)
-    return (
-        f'<path d="M{x1:.1f} {y1:.1f}C{x1 + bend:.1f} {y1:.1f} {x2 - bend:.1f} {y2:.1f} {x2:.1f} {y2:.1f}" '
-        f'style="fill:none;stroke:{TONES[""]};stroke-width:1.2;opacity:.6"/>'
-    )
+def _edge(start: tuple[float, float], end: tuple[float, float], num_rows: int) -> str:
+    if num_rows == 1:
+        x1, y1 = start[0] + BOX_WIDTH / 2, start[1] + BOX_HEIGHT
+        x2, y2 = end[0] + BOX_WIDTH / 2, end[1]
+        path = f"M{x1:.1f} {y1:.1f}C{x1:.1f} {y1 + GAP_Y / 2:.1f} {x2:.1f} {y2 - GAP_Y / 2:.1f} {x2:.1f} {y2:.1f}"
+    else:
+        x1, y1 = start[0] + BOX_WIDTH, start[1] + BOX_HEIGHT / 2
+        x2, y2 = end[0] + BOX_WIDTH, end[1] + BOX_HEIGHT / 2
+        # A cubic curve comes three quarters of the way to where its handles are.
+        out = max(x1, x2) + SWING * (num_rows - 1) * 4 / 3
+        path = f"M{x1:.1f} {y1:.1f}C{out:.1f} {y1:.1f} {out:.1f} {y2:.1f} {x2:.1f} {y2:.1f}"
+    return f'<path d="{path}" style="fill:none;stroke:{TONES[""]};stroke-width:1.2;opacity:.7"/>'
 
 
 def _box(box: Box, x: float, y: float) -> str:
@@ -161,14 +169,16 @@ def parallel_coordinates(scales: Sequence[Scale], tones: Sequence[str], names: S
         tones, names: of the N lines; those with a tone are drawn last.
         title: heading.
     """
-    top, bottom, side = 52, 30, 50
+    top, bottom, side = 52, 30, 66
     step = (PLOT_WIDTH - 2 * side) / max(len(scales) - 1, 1)
     placed = [scale.places() for scale in scales]
     parts = [_heading(title)]
     for number, (scale, (_, low, high)) in enumerate(zip(scales, placed, strict=True)):
         x = side + number * step
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{PLOT_HEIGHT - bottom}"/>')
-        parts.append(_text(x, top - 20, _cut(scale.name.rpartition(".")[2], 18), anchor="middle"))
+        parts.append(
+            _text(x, top - 20, _cut(scale.name.rpartition(".")[2].removeprefix("validation_"), 18), anchor="middle")
+        )
         parts.append(_text(x, top - 6, _cut(high, 14), anchor="middle", css="soft"))
         parts.append(_text(x, PLOT_HEIGHT - bottom + 16, _cut(low, 14), anchor="middle", css="soft"))
     for trial in sorted(range(len(names)), key=lambda index: bool(tones[index])):

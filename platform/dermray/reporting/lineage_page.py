@@ -21,7 +21,7 @@ def render(
     """The page.
 
     Args:
-        layers: nodes (`id`, `kind`, `title`, `uri`, `digest`, `facts`) in columns from what came first.
+        layers: nodes (`id`, `kind`, `title`, `uri`, `digest`, `facts`) in rows from what came first.
         edges: ids of nodes that hang together, the earlier one first.
         start: id of the node that was asked for.
         findings: of a verification (`node`, `title`, `uri`, `state`, `detail`), or None if there was none.

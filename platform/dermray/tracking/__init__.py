@@ -4,7 +4,15 @@ SQLite and a local artifact folder by default (where `mlflow ui` looks too), any
 """
 
 from dermray.tracking.delivery import Delivered, deliver_left_over
-from dermray.tracking.registry import CHAMPION, Registration, ResolvedModel, model_facts, register, resolve_model
+from dermray.tracking.registry import (
+    CHAMPION,
+    Registration,
+    ResolvedModel,
+    model_facts,
+    record_deployment,
+    register,
+    resolve_model,
+)
 from dermray.tracking.runs import Run, flatten, provenance, run
 from dermray.tracking.store import client, tracking_uri
 
@@ -19,6 +27,7 @@ __all__ = [
     "flatten",
     "model_facts",
     "provenance",
+    "record_deployment",
     "register",
     "resolve_model",
     "run",

@@ -95,7 +95,7 @@ class Graph:
         }
 
     def layers(self) -> list[list[Node]]:
-        """Nodes by the longest road to them from what has nothing before it: for drawing from left to right."""
+        """Nodes by the longest road to them from what has nothing before it: for drawing from top to bottom."""
         depth = dict.fromkeys(self.nodes, 0)
         # Edges follow time, so that a chain is no longer than there are nodes.
         for _ in range(len(self.nodes)):

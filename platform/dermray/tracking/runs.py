@@ -142,6 +142,7 @@ def run(
     resolved: Any,
     state_uri: str | None = None,
     parent_id: str | None = None,
+    works: bool = True,
 ) -> Iterator[Run]:
     """A run that ends FINISHED, FAILED or KILLED with the block.
 
@@ -151,6 +152,7 @@ def run(
         resolved: the config whose keys become parameters and whose YAML becomes an artifact.
         state_uri: a JSON file that remembers the run, so that a restarted job goes on in the same one.
         parent_id: makes it a nested run.
+        works: False in a process that only ends what another began: it says nothing of code and machine.
 
     Raises:
         TrackingError: the store refuses or its address is none; not while it is out of reach.
@@ -158,9 +160,9 @@ def run(
     if not config.enabled:
         yield Run()
         return
-    current, began_at = _begin(config, kind, name, resolved, state_uri, parent_id)
+    current, began_at = _begin(config, kind, name, resolved, state_uri, parent_id, works)
     sampler = None
-    if config.system_metrics_interval_s:
+    if config.system_metrics_interval_s and works:
         sampler = SystemSampler(
             lambda figures, step: current.log_metrics(figures, step=step),
             interval_s=config.system_metrics_interval_s,
@@ -179,7 +181,13 @@ def run(
 
 
 def _begin(
-    config: TrackingConfig, kind: str, name: str, resolved: Any, state_uri: str | None, parent_id: str | None
+    config: TrackingConfig,
+    kind: str,
+    name: str,
+    resolved: Any,
+    state_uri: str | None,
+    parent_id: str | None,
+    works: bool,
 ) -> tuple[Run, float]:
     """The run and the Unix time at which its first process began it."""
     mlflow_client = _client(config)
@@ -192,12 +200,15 @@ def _begin(
         attempt = time.strftime("attempts/%Y%m%d-%H%M%S", time.gmtime())
         record |= {
             "run_id": state.get("mlflow_run_id"),
-            "texts": {f"{attempt}/{path}": text for path, text in record["texts"].items()},
+            "texts": {f"{attempt}/{path}": text for path, text in record["texts"].items()} if works else {},
         }
     spool = Spool.begin(spool_folder(config.spool), key)
     spool.append(record, durable=True)
     delivery = Delivery(mlflow_client, store.tracking_uri(config), spool)
     current = Run(key, bool(state), state.get("mlflow_run_id"), _Link(key, spool, delivery, mlflow_client))
+    for file in resolved.files:
+        with contextlib.suppress(FileNotFoundError):
+            current.log_artifact("input", "recipe", file, storage.sha256(file))
     delivery.flush(0.0)
     _remember(config, current, state_uri, began_at)
     return current, began_at
