@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +30,7 @@ from dermray import object_stores
 from dermray.errors import StorageError
 
 MAX_ATTEMPTS = 5
+HASH_BYTES = 1 << 22
 FIRST_BACKOFF_S = 0.2
 # How the name of a local file ends while it is being written; it begins with a dot.
 PART = ".part"
@@ -224,6 +227,24 @@ def read_range(uri: str | os.PathLike[str], offset: int, num_bytes: int) -> byte
     return with_retries(read, uri)
 
 
+def sha256(uri: str | os.PathLike[str]) -> str:
+    """SHA-256 (hex) of a file or object, read in pieces.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        StorageError: the store failed for good.
+    """
+
+    def read() -> str:
+        digest = hashlib.sha256()
+        with open_file(uri) as file:
+            while piece := file.read(HASH_BYTES):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    return with_retries(read, uri)
+
+
 def read_text(uri: str | os.PathLike[str]) -> str:
     """Read a UTF-8 file (a byte order mark is dropped)."""
     try:
@@ -342,6 +363,25 @@ def file_sizes(uri: str | os.PathLike[str], *, recursive: bool = False) -> dict[
         join(os.fspath(uri), info.path[len(path) :]): info.size for info in infos if info.type == pafs.FileType.File
     }
     return dict(sorted(sizes.items()))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file or object: where it is, its size, and when it was last written (Unix time)."""
+
+    uri: str
+    num_bytes: int
+    written_at: float
+
+
+def list_stored(uri: str | os.PathLike[str]) -> list[Stored]:
+    """All files under a folder and its folders, sorted; an absent folder has none."""
+    fs, path = filesystem(uri)
+    selector = pafs.FileSelector(path, allow_not_found=True, recursive=True)
+    infos = with_retries(lambda: fs.get_file_info(selector), uri)
+    files = (info for info in infos if info.type == pafs.FileType.File)
+    found = (Stored(join(os.fspath(uri), i.path[len(path) :]), int(i.size), i.mtime.timestamp()) for i in files)
+    return sorted(found, key=lambda stored: stored.uri)
 
 
 def list_folders(uri: str | os.PathLike[str]) -> list[str]:

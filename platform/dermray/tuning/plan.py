@@ -16,8 +16,8 @@ from dermray.errors import ConfigError, DermRayError, PlanError
 from dermray.ingest.plan import EpochPlan
 from dermray.train import toy
 from dermray.train.settings import PretrainConfig
+from dermray.tuning import space as spaces
 from dermray.tuning.settings import OWN_KEYS, SweepConfig
-from dermray.tuning.space import sample
 
 TRIALS = "trials"
 # The trial's own process only waits for its workers.
@@ -69,22 +69,41 @@ class Trial:
 
 
 def plan_trials(config: SweepConfig, manifest: Manifest) -> list[Trial]:
-    """Draw and check all trials.
+    """Draw and check all trials: every point of a grid, or a random draw.
+
+    With `search=tpe` the first of them are those it begins with; the others stand for points that are proposed later.
 
     Raises:
         ConfigError: the recipe, an override or a drawn value is not what pretraining takes; names the key.
         PlanError: a batch size or number of workers does not fit the corpus; names the trial.
     """
-    trials = []
-    for number, params in enumerate(sample(config.space, num_trials=config.num_trials, seed=config.seed)):
-        name = f"trial-{number:03d}"
-        recipe = _recipe(config, params)
-        try:
-            num_steps = _num_steps(recipe, manifest)
-        except PlanError as error:
-            raise PlanError(f"{name} ({params}): {error}") from None
-        trials.append(Trial(name, params, recipe, _runnable(config, name, recipe, num_steps), num_steps))
-    return trials
+    space = config.ordered_space
+    points = (
+        spaces.grid(space)
+        if config.search == "grid"
+        else spaces.sample(space, num_trials=config.num_trials, seed=config.seed)
+    )
+    return [_plan(config, f"trial-{number:03d}", params, manifest) for number, params in enumerate(points)]
+
+
+def with_params(config: SweepConfig, trial: Trial, params: dict[str, Any], manifest: Manifest) -> Trial:
+    """The trial with another point of the space in place of its own; where and with what it runs stays.
+
+    Raises:
+        ConfigError, PlanError: as `plan_trials`.
+    """
+    other = _plan(config, trial.name, params, manifest)
+    stays = {"tracking": trial.config.tracking, "cpus_per_worker": trial.config.cpus_per_worker}
+    return replace(other, config=other.config.model_copy(update=stays))
+
+
+def _plan(config: SweepConfig, name: str, params: dict[str, Any], manifest: Manifest) -> Trial:
+    recipe = _recipe(config, params)
+    try:
+        num_steps = _num_steps(recipe, manifest)
+    except PlanError as error:
+        raise PlanError(f"{name} ({params}): {error}") from None
+    return Trial(name, params, recipe, _runnable(config, name, recipe, num_steps), num_steps)
 
 
 def _recipe(config: SweepConfig, params: Mapping[str, Any]) -> PretrainConfig:
