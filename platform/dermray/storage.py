@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +30,7 @@ from dermray import object_stores
 from dermray.errors import StorageError
 
 MAX_ATTEMPTS = 5
+HASH_BYTES = 1 << 22
 FIRST_BACKOFF_S = 0.2
 # How the name of a local file ends while it is being written; it begins with a dot.
 PART = ".part"
@@ -160,6 +163,16 @@ def size_bytes(uri: str | os.PathLike[str]) -> int:
     return int(info.size)
 
 
+def stamps(uris: Sequence[str]) -> list[tuple[int, int] | None]:
+    """Size in bytes and time of change in ns of some files of one store; None for one that is not there."""
+    if not uris:
+        return []
+    fs = filesystem(uris[0])[0]
+    paths = [filesystem(uri)[1] for uri in uris]
+    infos = with_retries(lambda: fs.get_file_info(paths), uris[0])
+    return [(int(one.size), int(one.mtime_ns or 0)) if one.type == pafs.FileType.File else None for one in infos]
+
+
 def read_bytes(uri: str | os.PathLike[str], *, max_bytes: int | None = None) -> bytes:
     """Read a whole file or object and check that as many bytes came as the store announced.
 
@@ -210,6 +223,24 @@ def read_range(uri: str | os.PathLike[str], offset: int, num_bytes: int) -> byte
         if len(data) != wanted:
             raise OSError(f"incomplete read: {len(data)} of {wanted} bytes at {offset}")
         return bytes(data)
+
+    return with_retries(read, uri)
+
+
+def sha256(uri: str | os.PathLike[str]) -> str:
+    """SHA-256 (hex) of a file or object, read in pieces.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        StorageError: the store failed for good.
+    """
+
+    def read() -> str:
+        digest = hashlib.sha256()
+        with open_file(uri) as file:
+            while piece := file.read(HASH_BYTES):
+                digest.update(piece)
+        return digest.hexdigest()
 
     return with_retries(read, uri)
 
@@ -332,6 +363,25 @@ def file_sizes(uri: str | os.PathLike[str], *, recursive: bool = False) -> dict[
         join(os.fspath(uri), info.path[len(path) :]): info.size for info in infos if info.type == pafs.FileType.File
     }
     return dict(sorted(sizes.items()))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file or object: where it is, its size, and when it was last written (Unix time)."""
+
+    uri: str
+    num_bytes: int
+    written_at: float
+
+
+def list_stored(uri: str | os.PathLike[str]) -> list[Stored]:
+    """All files under a folder and its folders, sorted; an absent folder has none."""
+    fs, path = filesystem(uri)
+    selector = pafs.FileSelector(path, allow_not_found=True, recursive=True)
+    infos = with_retries(lambda: fs.get_file_info(selector), uri)
+    files = (info for info in infos if info.type == pafs.FileType.File)
+    found = (Stored(join(os.fspath(uri), i.path[len(path) :]), int(i.size), i.mtime.timestamp()) for i in files)
+    return sorted(found, key=lambda stored: stored.uri)
 
 
 def list_folders(uri: str | os.PathLike[str]) -> list[str]:

@@ -12,6 +12,8 @@ from dermray.corpus.schema import CaptionAspect
 
 CROP_ATTEMPTS = 10
 ASPECT_RATIO = (3 / 4, 4 / 3)
+# A box so much longer than its crop loses detail to aliasing without a filter.
+STRONG_REDUCTION = 1.6
 
 
 def generator(seed: int, epoch: int, sample: int) -> np.random.Generator:
@@ -50,11 +52,14 @@ def crop_and_resize(
     scale: tuple[float, float],
     horizontal_flip: float,
 ) -> np.ndarray:
-    """uint8 `[H, W, 3]` → uint8 `[size, size, 3]`: random resized crop, then mirrored with a probability."""
+    """uint8 `[H, W, 3]` → uint8 `[size, size, 3]`: random resized crop, then mirrored with a probability.
+
+    Bicubic, as published. Averaging over areas takes three times as long and looks better from `STRONG_REDUCTION` on.
+    """
     top, left, height, width = crop_box(random, image.shape[0], image.shape[1], scale)
     box = image[top : top + height, left : left + width]
-    shrinks = height >= size and width >= size
-    resized = cv2.resize(box, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    strong = max(height, width) > STRONG_REDUCTION * size
+    resized = cv2.resize(box, (size, size), interpolation=cv2.INTER_AREA if strong else cv2.INTER_CUBIC)
     if horizontal_flip and random.random() < horizontal_flip:
         resized = resized[:, ::-1]
     return np.ascontiguousarray(resized)
