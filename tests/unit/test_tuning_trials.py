@@ -6,34 +6,12 @@ import pytest
 import yaml
 
 from dermray.config import parse
-from dermray.corpus.manifest import Manifest, Shard
 from dermray.errors import ConfigError, DermRayError, PlanError
 from dermray.train.settings import PretrainConfig
 from dermray.tuning.plan import plan_trials, share_cluster
 from dermray.tuning.records import Point, Status, TrialRecord, best_of, leaderboard, ranked
-from dermray.tuning.settings import SweepConfig
 from tests.conftest import ROOT
-
-OBJECTIVE = "validation_zero_shot_accuracy"
-MANIFEST = Manifest(
-    shards=(
-        Shard(path="data/a.parquet", split="train", num_samples=640, num_bytes=1, sha256="0", row_groups=(32,) * 20),
-    )
-)
-
-
-def sweep_config(tmp_path, *arguments):
-    return parse(
-        SweepConfig,
-        [
-            "--config",
-            str(ROOT / "tune/spaces/demo.yaml"),
-            f"recipe={ROOT / 'jobs/configs/demo.yaml'}",
-            f"corpus={tmp_path / 'corpus'}",
-            f"output={tmp_path / 'sweep'}",
-            *arguments,
-        ],
-    )
+from tests.sweeps import MANIFEST, OBJECTIVE, sweep_config
 
 
 def record(name, status, *values):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from dermray.errors import EvaluationError
+from dermray.evaluate.classified import describe
 from dermray.evaluate.features import SMALLEST_LENGTH
 from dermray.evaluate.probing import Labelled
 from dermray.evaluate.samples import Samples
@@ -56,15 +57,22 @@ class KNearest:
     def run(self, context: Context) -> TaskResult:
         """Score every sample that has a label and an image."""
         config, data = context.config, Labelled.of(context)
-        probabilities = vote(
-            _unit(data.features), _unit(data.train_features), data.train_labels, data.num_classes, k=config.neighbours
-        )
+        train_features = _unit(data.train_features)
+
+        def predict(images: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+            return vote(images, train_features, data.train_labels, data.num_classes, k=config.neighbours)
+
+        probabilities = predict(_unit(data.features), np.ones(len(data.labels)))
+        predictions = data.predictions(probabilities)
         return TaskResult(
             metrics=data.score(probabilities, bootstrap=config.bootstrap, seed=config.seed),
             headline=("accuracy", "balanced_accuracy", "macro_auroc"),
             num_samples=len(data.labels),
             excluded=data.excluded,
-            details=data.details() | {"k": min(config.neighbours, len(data.train_labels)), "temperature": TEMPERATURE},
+            details=data.details()
+            | {"k": min(config.neighbours, len(data.train_labels)), "temperature": TEMPERATURE}
+            | describe(context, data.classes, data.kept, predictions, predict),
+            predictions=predictions,
         )
 
 
