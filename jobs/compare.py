@@ -29,6 +29,8 @@ def run(config: CompareConfig) -> int:
     with tracking.run(config.tracking, kind="compare", name=name, resolved=config) as current:
         found = compare(config)
         found.save(config.output)
+        for uri in config.reports:
+            current.log_artifact("input", "report", uri, storage.sha256(storage.join(uri, "report.json")))
         current.log_metrics(found.metrics())
         current.log_folder(config.output, "comparison")
     for line in found.headline():

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from dermray import tracking
+from dermray import storage, tracking
 from dermray.config import TrackingConfig
 from dermray.errors import TrackingError
-from dermray.evaluate import gate
+from dermray.evaluate import gate, predictions
+from dermray.evaluate.metrics import classification
 from jobs import promote
 from tests.lineage import Chain
 
@@ -83,7 +86,8 @@ def test_data_that_forbid_commercial_use_keep_a_model_from_production(chain: Cha
 
 def test_another_benchmark_or_a_report_that_was_changed_is_no_ground(chain: Chain) -> None:
     report = gate.load_report(str(chain.folder / "m1" / "report"))
-    other = {"": {**report[""], "corpus": {**report[""]["corpus"], "digest": "f" * 64}}}
+    document = report[""].document
+    other = {"": gate.Scored("x", {**document, "corpus": {**document["corpus"], "digest": "f" * 64}})}
     (reason,) = gate.mismatches(report, other)
     assert reason.startswith("corpus digest is ffffffffffff…, the champion's ")
     file = chain.folder / "m3" / "report" / "report.json"
@@ -102,3 +106,40 @@ def test_the_interval_of_a_difference() -> None:
         (0.04, 0.04 - 0.03 * 2**0.5, 0.04 + 0.03 * 2**0.5)
     )
     assert gate.interval_of("a", champion, candidate, -1.0)[0] == pytest.approx(-0.04)
+
+
+def test_saved_predictions_are_compared_in_pairs(tmp_path: Path) -> None:
+    """Two models that fail on nearly the same samples: that of the difference is narrower than their own intervals."""
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 200)
+    right = random.random(400) < 0.7
+    better = right.copy()
+    better[np.flatnonzero(~right)[:20]] = True
+    found = {}
+    for name, correct in (("champion", right), ("candidate", better)):
+        said = np.where(correct, labels, 1 - labels)
+        probabilities = np.eye(2, dtype=np.float32)[said] * 0.8 + 0.1
+        folder = tmp_path / name
+        origin = predictions.Origin("zero_shot", "val", "c" * 64, name, "p")
+        saved = predictions.ClassPredictions([str(n) for n in range(400)], labels, probabilities, ("a", "b"))
+        predictions.write(storage.join(folder, predictions.path_of("zero_shot")), saved, origin)
+        metrics = classification(probabilities, labels, bootstrap=200)
+        section = {
+            "predictions": predictions.path_of("zero_shot"),
+            "metrics": {"accuracy": asdict(metrics["accuracy"]), "mine": asdict(metrics["accuracy"])},
+        }
+        document = {
+            "model": {"model_digest": name},
+            "corpus": {"digest": "c" * 64, "split": "val"},
+            "tasks": {"zero_shot": section},
+        }
+        storage.write_json(folder / "report.json", document)
+        found[name] = gate.load_report(str(folder))
+    assert gate.mismatches(found["champion"], found["candidate"]) == []
+    paired, unpaired = gate.compare(found["champion"], found["candidate"], margin=0.01)
+    assert (paired.name, paired.method, unpaired.method) == ("zero_shot.accuracy", "paired", "unpaired")
+    assert paired.difference == pytest.approx(unpaired.difference) == pytest.approx(0.05)
+    assert paired.low > 0.01 > unpaired.low
+    (back,) = gate.compare(found["candidate"], found["champion"], margin=0.01, metrics=["zero_shot.accuracy"])
+    assert back.is_worse
+    assert (back.low, back.high) == pytest.approx((-paired.high, -paired.low))

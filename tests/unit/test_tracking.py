@@ -244,6 +244,16 @@ def test_a_store_that_refuses_costs_figures_and_not_the_job(
     assert f"did not take the end of a run: The run {current.id}" in caplog.text
 
 
+def test_a_figure_that_mlflow_does_not_take_costs_no_other(
+    config: TrackingConfig, client: MlflowClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), tracking.run(config, kind="x", name="x", resolved=Settings()) as current:
+        for step in range(1, 9):
+            current.log_metrics({"loss" if step != 5 else "lo@ss": float(step)}, step=step)
+    assert steps(client, current.id, "loss") == [1, 2, 3, 4, 6, 7, 8]
+    assert "did not take the metrics of step 5: " in caplog.text
+
+
 def test_the_corpus_is_an_input_of_the_run(config: TrackingConfig, client: MlflowClient) -> None:
     with tracking.run(config, kind="pretrain", name="x", resolved=Settings()) as current:
         current.log_corpus("/data/corpora/derm", manifest(), context="training")

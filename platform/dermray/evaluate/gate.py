@@ -2,27 +2,29 @@
 
 Both reports must be of the same benchmark: same corpus digest, split and zero-shot templates. For each score the
 difference candidate - champion gets a 95 % interval, and the worse end of it must not lie further down than the margin.
-`interval_of` is the one place that computes it: from the intervals of the two reports, as if the two models had been
-scored on different images. On the same images their scores mostly rise and fall together, so that this interval is
-wider than a paired one: it may refuse what a paired one lets through, and rarely the other way round.
+The interval is that of the paired bootstrap (`dermray.evaluate.compare`) where both reports have saved predictions.
+Other scores get one from the two reports' own intervals, as if the models had been scored on different images: it is
+wider, since on the same images scores rise and fall together, and refuses more.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from dermray import storage
 from dermray.errors import EvaluationError
+from dermray.evaluate import compare as compare_models
 
 REPORT_NAME = "report.json"
-MAX_REPORT_BYTES = 256 << 20
 # Scores of which less is better; ranks have no upper end, so that their margin is a share of the champion's.
 LOWER_IS_BETTER = ("_rank", "ece", "brier", "brier_score", "calibration_error", "nll", "gap")
 RELATIVE = ("_rank",)
-METHOD = "unpaired"
+PAIRED, UNPAIRED = "paired", "unpaired"
+
+Interval = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Difference:
     low: float
     high: float
     margin: float
-    method: str = METHOD
+    method: str
 
     @property
     def is_worse(self) -> bool:
@@ -61,7 +63,15 @@ class Difference:
         return {**asdict(self), "is_worse": self.is_worse}
 
 
-def load_report(uri: str, sha256: str | None = None) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class Scored:
+    """A report: the folder that it lies in, and its document."""
+
+    uri: str
+    document: Mapping[str, Any]
+
+
+def load_report(uri: str, sha256: str | None = None) -> dict[str, Scored]:
     """The reports in an evaluation's output: one named "", or those of a suite by data set.
 
     Args:
@@ -77,15 +87,16 @@ def load_report(uri: str, sha256: str | None = None) -> dict[str, dict[str, Any]
         raise EvaluationError(f"{file} is not the report that the model was registered with (digest {sha256[:12]})")
     document = storage.read_json(file)
     if "benchmarks" not in document:
-        return {"": document}
-    return {name: storage.read_json(storage.join(uri, part["report"])) for name, part in document["benchmarks"].items()}
+        return {"": Scored(uri, document)}
+    files = {name: storage.join(uri, part["report"]) for name, part in document["benchmarks"].items()}
+    return {name: Scored(file.rpartition("/")[0], storage.read_json(file)) for name, file in files.items()}
 
 
-def mismatches(champion: Mapping[str, Mapping[str, Any]], candidate: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def mismatches(champion: Mapping[str, Scored], candidate: Mapping[str, Scored]) -> list[str]:
     """Why two evaluations cannot be compared; empty if they can."""
     found = [f"the candidate was not scored on {name}" for name in champion if name not in candidate]
     for name in champion.keys() & candidate.keys():
-        ours, theirs = _benchmark_of(candidate[name]), _benchmark_of(champion[name])
+        ours, theirs = _benchmark_of(candidate[name].document), _benchmark_of(champion[name].document)
         found += [
             f"{name + ': ' if name else ''}{key} is {_short(ours[key])}, the champion's {_short(theirs[key])}"
             for key in ours
@@ -95,8 +106,8 @@ def mismatches(champion: Mapping[str, Mapping[str, Any]], candidate: Mapping[str
 
 
 def compare(
-    champion: Mapping[str, Mapping[str, Any]],
-    candidate: Mapping[str, Mapping[str, Any]],
+    champion: Mapping[str, Scored],
+    candidate: Mapping[str, Scored],
     *,
     margin: float,
     metrics: Sequence[str] = (),
@@ -104,35 +115,58 @@ def compare(
     """Every score that the champion has, or those of `metrics` (`TASK.METRIC`).
 
     Raises:
-        EvaluationError: a score is missing on either side, or has no interval.
+        EvaluationError: a score is missing on either side or has no interval, or saved predictions do not fit together.
     """
-    found = [
-        _difference(name, known, candidate, margin)
-        for name, known in _scores(champion).items()
-        if not metrics or name.rpartition("/")[2] in metrics
-    ]
-    missing = [name for name in metrics if not any(one.name.rpartition("/")[2] == name for one in found)]
-    if missing or not found:
+    before, after = _scores(champion), _scores(candidate)
+    wanted = [name for name in before if not metrics or name.rpartition("/")[2] in metrics]
+    missing = [name for name in metrics if not any(one.rpartition("/")[2] == name for one in wanted)]
+    if missing or not wanted:
         raise EvaluationError(f"the champion's report has no {', '.join(missing) or 'scores'}")
-    return found
+    absent = [name for name in wanted if name not in after]
+    if absent:
+        raise EvaluationError(f"the candidate's report has no {absent[0]}, which the champion was scored by")
+    paired = _paired(champion, candidate, {name.rpartition(".")[0] for name in wanted})
+    return [_difference(name, before[name], after[name], paired.get(name), margin) for name in wanted]
 
 
 def _difference(
-    name: str, champion: Mapping[str, Any], candidates: Mapping[str, Mapping[str, Any]], margin: float
+    name: str, champion: Mapping[str, Any], candidate: Mapping[str, Any], paired: Interval | None, margin: float
 ) -> Difference:
-    candidate = _scores(candidates).get(name)
-    if candidate is None:
-        raise EvaluationError(f"the candidate's report has no {name}, which the champion was scored by")
     sign = -1.0 if name.endswith(LOWER_IS_BETTER) else 1.0
-    difference, low, high = interval_of(name, champion, candidate, sign)
+    if paired is None:
+        difference, low, high = interval_of(name, champion, candidate, sign)
+    else:
+        low, difference, high = sorted(sign * end for end in paired) if sign < 0 else paired
     allowed = margin * abs(champion["value"]) if name.endswith(RELATIVE) else margin
-    return Difference(name, champion["value"], candidate["value"], difference, low, high, allowed)
+    method = UNPAIRED if paired is None else PAIRED
+    return Difference(name, champion["value"], candidate["value"], difference, low, high, allowed, method)
 
 
-def interval_of(
-    name: str, champion: Mapping[str, Any], candidate: Mapping[str, Any], sign: float
-) -> tuple[float, float, float]:
-    """Difference candidate - champion times `sign`, and the ends of its 95 % interval.
+def _paired(
+    champion: Mapping[str, Scored], candidate: Mapping[str, Scored], tasks: Collection[str]
+) -> dict[str, Interval]:
+    """Low end, value and high end of candidate - champion, by the name of the score, where predictions were saved."""
+    found: dict[str, Interval] = {}
+    for dataset, before in champion.items():
+        after = candidate[dataset]
+        for task, section in before.document["tasks"].items():
+            name = f"{dataset}/{task}" if dataset else task
+            if name not in tasks or not all(
+                one.get("predictions") for one in (section, after.document["tasks"].get(task, {}))
+            ):
+                continue
+            known = [compare_models.load(one.uri, one.document, task) for one in (before, after)]
+            compare_models.check_origins(before.uri, known[0][1], after.uri, known[1][1])
+            prefix = getattr(known[0][0], "prefix", "")
+            for metric, one in compare_models.compare(known[0][0], known[1][0]).items():
+                difference = one.difference
+                if difference.low is not None and difference.high is not None:
+                    found[f"{name}.{prefix}{metric}"] = (difference.low, difference.value, difference.high)
+    return found
+
+
+def interval_of(name: str, champion: Mapping[str, Any], candidate: Mapping[str, Any], sign: float) -> Interval:
+    """Difference candidate - champion times `sign`, and the ends of its 95 % interval, from two intervals.
 
     Raises:
         EvaluationError: one of the scores has no interval.
@@ -147,13 +181,13 @@ def interval_of(
     return value - before, value - before - below, value - before + above
 
 
-def _scores(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+def _scores(reports: Mapping[str, Scored]) -> dict[str, Mapping[str, Any]]:
     return dict(_each_score(reports))
 
 
-def _each_score(reports: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for dataset, document in reports.items():
-        for task, section in document["tasks"].items():
+def _each_score(reports: Mapping[str, Scored]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for dataset, scored in reports.items():
+        for task, section in scored.document["tasks"].items():
             for metric, score in section["metrics"].items():
                 if score["value"] is not None:
                     yield f"{dataset + '/' if dataset else ''}{task}.{metric}", score

@@ -32,7 +32,7 @@ from dermray import storage
 from dermray.config import TrackingConfig
 from dermray.errors import StorageError, TrackingError
 from dermray.tracking import store
-from dermray.tracking.spool import Record, Spool, header, left_over, spool_folder
+from dermray.tracking.spool import SYNC_INTERVAL_S, Record, Spool, header, left_over, spool_folder
 
 KEY_TAG = "dermray.run_key"
 METRICS_PER_CALL = 1000
@@ -88,6 +88,11 @@ class Courier:
         except (MlflowException, OSError, StorageError) as error:
             if store.is_outage(error):
                 raise
+            if len(batch) > 1:
+                # One figure that MLflow does not take costs none of the others.
+                for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+                    self._send(half, revive)
+                return
             logger.warning("MLflow did not take %s: %s", _described(batch), store.first_line(error))
 
     def _begin(self, record: Record, revive: bool) -> None:
@@ -228,6 +233,9 @@ class Delivery:
         self._round = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="mlflow-delivery", daemon=True)
         self._thread.start()
+        # Of its own, so that the disk does not wait for MLflow.
+        self._syncing = threading.Thread(target=self._sync, name="spool-sync", daemon=True)
+        self._syncing.start()
 
     def flush(self, patience_s: float) -> bool:
         """Deliver now; True when nothing is pending. While MLflow is down, False after `patience_s` seconds."""
@@ -248,11 +256,16 @@ class Delivery:
         self._stop.set()
         self._wake.set()
         self._thread.join(timeout=patience_s)
+        self._syncing.join(timeout=patience_s)
         return done
 
     @property
     def _pending(self) -> bool:
         return self._spool.num_pending_bytes > 0
+
+    def _sync(self) -> None:
+        while not self._stop.wait(SYNC_INTERVAL_S):
+            self._spool.sync()
 
     def _run(self) -> None:
         backoff = FIRST_BACKOFF_S
@@ -278,7 +291,6 @@ class Delivery:
                 backoff = min(2 * backoff, MAX_BACKOFF_S)
 
     def _round_trip(self) -> None:
-        self._spool.sync_if_due()
         for path in left_over(self._spool.path.parent, self._spool.key):
             if path >= self._spool.path:
                 continue

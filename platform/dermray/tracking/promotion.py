@@ -195,7 +195,7 @@ def _differences(
         raise _NotComparableError([str(error)]) from None
 
 
-def _report(version: ModelVersion) -> dict[str, dict[str, Any]]:
+def _report(version: ModelVersion) -> dict[str, gate.Scored]:
     tags = version.tags or {}
     if REPORT_URI_TAG not in tags:
         raise EvaluationError(f"version {version.version} was registered without a report; use jobs/register.py")

@@ -46,7 +46,6 @@ class Spool:
         self.path = path
         self._file = file
         self._lock = threading.Lock()
-        self._synced_at = time.monotonic()
         self._dirty = False
         self._closed = False
         try:
@@ -128,7 +127,6 @@ class Spool:
             if not self._dirty or self._closed:
                 return
             self._dirty = False
-            self._synced_at = time.monotonic()
             descriptor = os.dup(self._file.fileno())
         try:
             os.fsync(descriptor)
@@ -136,11 +134,6 @@ class Spool:
             logger.warning("%s: not on the disk yet: %s", self.path, error)
         finally:
             os.close(descriptor)
-
-    def sync_if_due(self) -> None:
-        """`sync`, if the last is `SYNC_INTERVAL_S` ago."""
-        if time.monotonic() - self._synced_at >= SYNC_INTERVAL_S:
-            self.sync()
 
     def pending(self, max_bytes: int) -> list[tuple[Record, int]]:
         """The next records that have not been taken, each with the offset behind it; at least one, if there is one."""
