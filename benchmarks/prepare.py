@@ -1,6 +1,6 @@
 """Preparation against a bare loop and against Pillow in a pool: `python benchmarks/prepare.py [--size small|large]`.
 
-Draws photographs (9,000 of 600 x 450 pixels or 500 of 12 megapixels, all different), then in turn: the whole graph of
+Draws photographs (6,000 of 600 x 450 pixels or 500 of 12 megapixels, all different), then in turn: the whole graph of
 `prepare` on all cores (read the table, decode, resize, encode, hash, samples, shards, duplicates, report); a bare loop
 of decode, resize and encode in one process, and in as many side by side as there are cores; and the plainest
 alternative, Pillow in a `multiprocessing.Pool` that writes the same images into Parquet. The loop's processes are
@@ -27,6 +27,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -42,8 +43,8 @@ from dermray.prepare.settings import PrepareConfig
 
 IMAGE_SIZE, JPEG_QUALITY = 256, 90
 # Width, height, number, and samples a shard: enough shards for every core to be busy until the end.
-SIZES = {"small": (600, 450, 9_000, 256), "large": (4000, 3000, 500, 32)}
-BARE_SHARE, POOL_SHARE = 4, 2
+SIZES = {"small": (600, 450, 6_000, 128), "large": (4000, 3000, 500, 32)}
+BARE_SHARE, POOL_SHARE = 4, 5
 CHUNK = 64
 
 
@@ -95,14 +96,19 @@ def write(raw: Path, width: int, height: int, number: int) -> None:
     raw.mkdir()
     random = np.random.default_rng(0)
     grain = random.normal(0, 8, (height, width, 3)).astype(np.int16)
+    coarse = random.integers(60, 220, (number, 8, 10, 3)).astype(np.uint8)
+
+    def draw(position: int) -> None:
+        smooth = cv2.resize(coarse[position], (width, height), interpolation=cv2.INTER_CUBIC).astype(np.int16)
+        picture = np.clip(cv2.add(smooth, grain), 0, 255).astype(np.uint8)
+        (raw / f"{position:06d}.jpg").write_bytes(images.encode_jpeg(picture, 90))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(draw, range(number)))
     with (raw / "metadata.csv").open("w", encoding="utf-8", newline="") as sink:
         table = csv.writer(sink)
         table.writerow(["image", "caption", "label"])
         for position in range(number):
-            coarse = random.integers(60, 220, (8, 10, 3)).astype(np.uint8)
-            smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.int16)
-            picture = np.clip(cv2.add(smooth, grain), 0, 255).astype(np.uint8)
-            (raw / f"{position:06d}.jpg").write_bytes(images.encode_jpeg(picture, 90))
             table.writerow([f"{position:06d}.jpg", f"a red scaly plaque, number {position}", "psoriasis"])
 
 

@@ -306,7 +306,7 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path) -> None:
     run(raw, tmp_path / "undisturbed" / "corpus")
     killed: list[psutil.Process] = []
     stopped = threading.Event()
-    killer = threading.Thread(target=kill_a_worker, args=("ray::_make_shard", stopped, killed))
+    killer = threading.Thread(target=kill_a_worker, args=("ray::make_shard", stopped, killed))
     killer.start()
     try:
         run(raw, tmp_path / "killed" / "corpus")

@@ -21,6 +21,7 @@ from tests.conftest import ROOT
 pytestmark = [pytest.mark.own_cluster, pytest.mark.long, pytest.mark.timeout(500)]
 
 DEADLINE_S = 150
+LONG = "train.epochs=20000"
 CHECKPOINT_EVERY = 8
 # Of a node's 4 CPUs one worker takes these; the rest decodes. So each node holds one worker.
 CPUS_PER_WORKER = 2.5
@@ -112,7 +113,7 @@ class Job:
 
 def test_a_node_is_lost_and_comes_back(cluster: Any, tmp_path: Path) -> None:
     output = tmp_path / "output"
-    job = Job(cluster.address, tmp_path, output, "train.epochs=20000")
+    job = Job(cluster.address, tmp_path, output, LONG)
     try:
         job.wait_for_workers(2)
         # Steps after the last checkpoint, which one worker will have to repeat.
@@ -140,7 +141,8 @@ def test_a_node_is_lost_and_comes_back(cluster: Any, tmp_path: Path) -> None:
         assert one == pytest.approx(two, rel=1e-3)
 
     (stopped,) = {info.step for info in checkpoint.committed(str(output))[-1:]}
-    finishing = Job(cluster.address, tmp_path, output, f"train.max_steps={stopped + 3}", "resume=force")
+    shorter = (LONG, f"train.max_steps={stopped + 3}", "resume=force")
+    finishing = Job(cluster.address, tmp_path, output, *shorter)
     assert finishing.process.wait(DEADLINE_S) == 0, finishing.log
     assert f"resumed at step {stopped}" in finishing.log
     assert f"finished {stopped + 3} steps" in finishing.log

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import cv2
@@ -73,13 +74,15 @@ def choose_caption(
     A sample with none of the weighted aspects gives its first caption. Captions of one aspect share its weight.
     """
     by_aspect: dict[str, float] = dict(weights.items())
-    share = [
-        by_aspect.get(caption["aspect"], 0.0) / sum(c["aspect"] == caption["aspect"] for c in captions)
-        for caption in captions
-    ]
-    total = sum(share)
+    counts = Counter(caption["aspect"] for caption in captions)
+    shares = [by_aspect.get(caption["aspect"], 0.0) / counts[caption["aspect"]] for caption in captions]
+    total = sum(shares)
     if total == 0:
         return captions[0]["text"]
     point = random.random() * total
-    chosen = int(np.searchsorted(np.cumsum(share), point, side="right"))
-    return captions[min(chosen, len(captions) - 1)]["text"]
+    for caption, share in zip(captions, shares, strict=True):
+        point -= share
+        if point < 0:
+            return caption["text"]
+    # Rounding: the point was the total.
+    return next(c["text"] for c, share in zip(reversed(captions), reversed(shares), strict=True) if share > 0)

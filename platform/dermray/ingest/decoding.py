@@ -81,20 +81,21 @@ class Decoder:
         texts = [""] * len(samples)
         for number, table in enumerate(tables):
             places = np.flatnonzero(table_of == number)
-            rows = table.take(pa.array(row_of[places]))
-            captions = rows["captions"].to_pylist()
-            for place, image, own, name in zip(places, rows["image"], captions, rows["sample_id"], strict=True):
+            rows = row_of[places]
+            captions = table["captions"].take(pa.array(rows)).to_pylist()
+            for place, row, own in zip(places, rows.tolist(), captions, strict=True):
                 random = augment.generator(self.seed, epoch, int(samples[place]))
-                pixels[place] = self._crop(image.as_py(), random, name)
+                pixels[place] = self._crop(table, row, random)
                 texts[place] = augment.choose_caption(own, self.settings.captions, random)
         return pixels, self.encode_texts(texts)
 
-    def _crop(self, encoded: bytes, random: np.random.Generator, name: pa.Scalar) -> npt.NDArray[np.uint8]:
+    def _crop(self, table: pa.Table, row: int, random: np.random.Generator) -> npt.NDArray[np.uint8]:
         try:
-            image = images.decode(encoded)
+            image = images.decode(table["image"][row].as_py())
         except ImageError as error:
             raise CorpusError(
-                f"{self.corpus}: the image of sample {name} is damaged ({error}); prepare the corpus again"
+                f"{self.corpus}: the image of sample {table['sample_id'][row]} is damaged ({error}); "
+                "prepare the corpus again"
             ) from error
         return augment.crop_and_resize(
             image,

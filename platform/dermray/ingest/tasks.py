@@ -97,8 +97,7 @@ class RankTasks:
 
     def cancel(self) -> None:
         """Take back what has not begun."""
-        self._held.clear()
-        for ref in list(self._pending):
+        for ref in [*self._pending, *self._held.values()]:
             ray.cancel(ref)
 
     def _decode_unit(self, epoch: int, samples: npt.NDArray[np.int64]) -> ObjectRef:

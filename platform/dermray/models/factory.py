@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -206,9 +207,19 @@ def _from_name(
 
 
 def _open_clip(name: str, **options: Any) -> tuple[nn.Module, ImageTransform, Tokenizer]:
-    # A checkpoint on disk is never unpickled.
-    model, _, image_transform = open_clip.create_model_and_transforms(name, weights_only=True, **options)
+    root = logging.getLogger()
+    root.addFilter(_is_no_word_of_random_weights)
+    try:
+        # A checkpoint on disk is never unpickled.
+        model, _, image_transform = open_clip.create_model_and_transforms(name, weights_only=True, **options)
+    finally:
+        root.removeFilter(_is_no_word_of_random_weights)
     return model, image_transform, open_clip.get_tokenizer(name)
+
+
+def _is_no_word_of_random_weights(record: logging.LogRecord) -> bool:
+    """open_clip warns that a model is random when we are about to fill it, or when random weights were asked for."""
+    return "initialized randomly" not in record.getMessage()
 
 
 def _built(config: dict[str, Any], path: Path | None = None) -> tuple[nn.Module, ImageTransform, Tokenizer]:

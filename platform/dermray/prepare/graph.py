@@ -64,7 +64,8 @@ def _run(
     *arguments: Any,
 ) -> Iterator[Made]:
     """What each item comes to; what is still at work when the caller goes away is cancelled."""
-    task = ray.remote(work).options(num_cpus=config.cpus_per_task, max_retries=MAX_RETRIES)
+    title = work.__name__.strip("_")
+    task = ray.remote(work).options(name=title, num_cpus=config.cpus_per_task, max_retries=MAX_RETRIES)
     running: dict[ray.ObjectRef, str] = {}
     try:
         for item in items:

@@ -119,19 +119,11 @@ class ShardMaker:
             except ImageError as error:
                 dropped.extend(_drop(row, error) for row in image_rows)
                 dropped_images.append(self._digest(image_rows))
-        samples: list[dict[str, Any]] = []
-        notes: list[dict[str, Any]] = []
         row_counts: Counts = defaultdict(Counter)
         sample_counts: Counts = defaultdict(Counter)
         with clock.on("samples"):
-            for image_rows, image in good:
-                sample = build_sample(
-                    image_rows, image, spec.split, self.ontology, num_sub_captions=self.config.sub_captions
-                )
-                count_rows(row_counts, image_rows, image, self.ontology)
-                count_sample(sample_counts, sample)
-                samples.append(sample)
-                notes.append(self._note(image_rows, sample))
+            samples = [self._sample(spec.split, *each, row_counts, sample_counts) for each in good]
+            notes = [self._note(image_rows, sample) for (image_rows, _), sample in zip(good, samples, strict=True)]
         with clock.on("write"):
             shard = self._write(spec, samples)
         return ShardRecord(
@@ -145,6 +137,15 @@ class ShardMaker:
             sample_counts=sorted_counts(sample_counts),
             notes=pa.Table.from_pylist(notes, schema=NOTES),
         )
+
+    def _sample(
+        self, split: str, rows: list[RawRow], image: images.StandardImage, row_counts: Counts, sample_counts: Counts
+    ) -> dict[str, Any]:
+        """The sample of an image, counted."""
+        sample = build_sample(rows, image, split, self.ontology, num_sub_captions=self.config.sub_captions)
+        count_rows(row_counts, rows, image, self.ontology)
+        count_sample(sample_counts, sample)
+        return sample
 
     def _digest(self, rows: list[RawRow]) -> int:
         """64 bits over all the rows of an image, as `plan.image_digests` gives them."""
