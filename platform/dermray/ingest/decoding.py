@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -75,8 +74,7 @@ class Decoder:
         Raises:
             CorpusError: an image is damaged.
         """
-        # Ray shares the cores out; OpenCV would take them all for each task.
-        cv2.setNumThreads(1)
+        images.use_one_core()
         pixels = np.empty((len(samples), self.image_size, self.image_size, 3), dtype=np.uint8)
         texts = [""] * len(samples)
         for number, table in enumerate(tables):

@@ -15,16 +15,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dermray import images
 from dermray.train.settings import PretrainConfig, TrainConfig
 
 
 def settle(config: PretrainConfig, device: torch.device) -> None:
-    """Equal seeds and, on CPU, a fixed number of threads: the order of additions must not depend on the machine."""
+    """Equal seeds and, on CPU, a fixed number of threads: the order of additions must not depend on the machine.
+
+    Without a GPU the process augments images itself, so it is settled for that too.
+    """
     torch.manual_seed(config.seed)
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
         torch.backends.cudnn.allow_tf32 = config.train.tf32
     else:
+        images.use_one_core()
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.most_workers))
 
 

@@ -7,6 +7,7 @@ started again, finds the latest one and goes on; nothing depends on Ray's own re
 from __future__ import annotations
 
 import functools
+import math
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -218,11 +219,12 @@ def _resources_per_worker(config: PretrainConfig, sizes: tuple[int, ...]) -> dic
     cpus = config.cpus_per_worker
     if cpus is None:
         # Workers and decoding tasks share the cores of a CPU cluster; a GPU worker needs one core to feed its card.
-        cpus = 1.0 if use_gpu else round(cluster.num_cpus() / 2 / sizes[-1], 3)
-    if cpus * sizes[0] >= cluster.num_cpus():
+        cpus = 1.0 if use_gpu else math.floor(cluster.num_cpus() / 2 / sizes[-1] * 1000) / 1000
+    if cpus * sizes[0] + config.data.cpus_per_task > cluster.num_cpus():
         raise DermRayError(
             f"{sizes[0]} workers of {cpus:g} CPUs leave no CPU of the cluster's {cluster.num_cpus():g} for "
-            "decoding; lower cpus_per_worker or num_workers"
+            f"decoding, which takes {config.data.cpus_per_task:g} a task; lower cpus_per_worker, num_workers or "
+            "data.cpus_per_task"
         )
     return {"CPU": cpus, **({"GPU": 1.0} if use_gpu else {})}
 

@@ -97,7 +97,8 @@ class ContrastiveTask:
             levels = self._color(pixels, epoch=batch.epoch, samples=samples.numpy())
             rows, index = texts.grouped(plain, tokens, device)
             num_tokens += texts.num_positions(rows) if torch.is_grad_enabled() else 0
-            image, text, *scalars = model((levels - self._mean) / self._std, rows)
+            # In place: the levels are a copy already, and a batch of them is the largest thing that a CPU moves.
+            image, text, *scalars = model(levels.sub_(self._mean).div_(self._std), rows)
             return image, texts.expanded(text, index), *scalars
 
         loss = cached_backward(

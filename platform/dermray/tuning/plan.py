@@ -93,7 +93,8 @@ def with_params(config: SweepConfig, trial: Trial, params: dict[str, Any], manif
         ConfigError, PlanError: as `plan_trials`.
     """
     other = _plan(config, trial.name, params, manifest)
-    stays = {"tracking": trial.config.tracking, "cpus_per_worker": trial.config.cpus_per_worker}
+    data = other.config.data.model_copy(update={"cpus_per_task": trial.config.data.cpus_per_task})
+    stays = {"tracking": trial.config.tracking, "cpus_per_worker": trial.config.cpus_per_worker, "data": data}
     return replace(other, config=other.config.model_copy(update=stays))
 
 
@@ -171,8 +172,14 @@ def share_cluster(
 def _with_cpus(trial: Trial, at_once: int, num_cpus: float, gpus: bool) -> Trial:
     if trial.config.cpus_per_worker is not None:
         return trial
-    cpus = 1.0 if gpus else round(num_cpus / 2 / at_once / trial.config.most_workers, 3)
-    return replace(trial, config=trial.config.model_copy(update={"cpus_per_worker": cpus}))
+    if gpus:
+        return replace(trial, config=trial.config.model_copy(update={"cpus_per_worker": 1.0}))
+    share = num_cpus / at_once / trial.config.most_workers
+    cpus = round(share / 2, 3)
+    left = math.floor((share - cpus - TRIAL_CPUS) * 1000) / 1000
+    task = min(trial.config.data.cpus_per_task, max(left, 0.001))
+    data = trial.config.data.model_copy(update={"cpus_per_task": task})
+    return replace(trial, config=trial.config.model_copy(update={"cpus_per_worker": cpus, "data": data}))
 
 
 def _cpus_of(config: PretrainConfig) -> float:
