@@ -21,6 +21,9 @@ class RegisterConfig(Config):
     name: str = Field("dermray", description="name of the registered model")
     alias: str = Field("champion", description="alias that moves to this version when it is the best so far")
     metric: str = Field("zero_shot.accuracy", description="TASK.METRIC of the report that decides")
+    golden: bool = Field(
+        True, description="write golden.json into the model folder: vectors that serving must reproduce"
+    )
     run_name: str | None = Field(None, description="name of the run in MLflow; empty: from the model's name")
     tracking: TrackingConfig = TrackingConfig()
 
@@ -37,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     models.architecture(config.model)
     value, report = read_metric(config.report, config.metric)
+    if config.golden:
+        write_golden(config.model)
     name = config.run_name or f"register {config.name}"
     with tracking.run(config.tracking, kind="register", name=name, resolved=config) as current:
         done = tracking.register(
@@ -52,6 +57,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"registered {done.name} version {done.version}: {config.metric} {done.value:.4f}{before}")
     print(f"models:/{done.name}@{config.alias} {'now is' if done.promoted else 'stays better than'} this version")
     return 0
+
+
+def write_golden(model: str) -> None:
+    """Leave in the model folder what the model gives for a few inputs, here and now."""
+    from dermray.encoder import Encoder
+    from dermray.model_uri import folder_uri
+    from dermray.serving.gate import Golden
+
+    folder = folder_uri(model)
+    if folder is not None:
+        Golden.make(Encoder.load(model)).save(folder)
 
 
 def read_metric(report_uri: str, metric: str) -> tuple[float, dict[str, Any]]:

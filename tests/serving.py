@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dermray import images
+from dermray import images, storage
 from dermray.errors import ImageError
-from dermray.serving import ServedModel, rank
-from serve.backend import Classified, Embedded, Rejection, Timing
+from dermray.index.embeddings import Embeddings, Maker, Part, images_table, part_file, texts_table, to_parquet
+from dermray.serving import ConceptScore, ServedModel, rank
+from serve.backend import Annotated, Classified, Embedded, Rejection, Timing
 
 CLASSES = ("melanoma", "melanocytic nevus", "psoriasis", "acne vulgaris", "vitiligo")
 
@@ -108,6 +109,13 @@ class DummyBackend:
         weights = self._vectors([label.encode() for label in labels])
         return Classified(tuple(rank(embedded.images[0], weights, labels, 100.0)), embedded.timing)
 
+    async def annotate(self, image: bytes, concepts: Sequence[str]) -> Annotated:
+        """The same score for every concept."""
+        embedded = await self.embed([image], [])
+        if embedded.rejections:
+            return Annotated((), embedded.timing, embedded.rejections[0])
+        return Annotated(tuple(ConceptScore(name, 0.5) for name in concepts), embedded.timing)
+
     async def probe(self) -> None:
         """Fails when it was told to."""
         if self.failure is not None:
@@ -148,3 +156,23 @@ def running(**arguments: object) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         serve.shutdown()
+
+
+def save_embeddings(folder: Path, *, num_parts: int = 1, rows: int = 40, dim: int = 8) -> np.ndarray:
+    """Embeddings of the dummy model over random unit vectors, as jobs/embed.py leaves them; returns the vectors."""
+    maker = Maker(name="dummy", embedding_dim=dim, model_digest="d" * 64, preprocessing_digest="e" * 64)
+    vectors = np.random.default_rng(0).normal(size=(num_parts * rows, dim)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    parts = []
+    for number in range(num_parts):
+        name, span = f"part-{number:05d}", range(number * rows, (number + 1) * rows)
+        ids, captions = [f"sample-{i}" for i in span], [f"caption {i}" for i in span]
+        own = vectors[span.start : span.stop]
+        thumbnails = [b"jpeg %d" % i for i in span]
+        images = images_table(ids, own, captions, [["psoriasis"]] * rows, thumbnails)
+        for kind, table in (("images", images), ("texts", texts_table(ids, captions, own))):
+            storage.write_bytes(part_file(str(folder), kind, name), to_parquet(table, row_group_size=64))
+        parts.append(Part(name=name, maker=maker, num_images=rows, num_texts=rows, failures={}))
+    manifest = Embeddings(maker=maker, corpus_uri="corpus", corpus_digest="c", content={}, parts=tuple(parts))
+    storage.write_text(storage.join(str(folder), "embeddings.json"), manifest.model_dump_json())
+    return vectors

@@ -25,6 +25,7 @@ from torch import nn
 
 from dermray import images, models, storage
 from dermray.errors import ModelError
+from dermray.models.text_length import TextTower
 
 Precision = Literal["fp32", "bf16"]
 ItemT = TypeVar("ItemT")
@@ -69,6 +70,7 @@ class Encoder:
         model_digest: str | None = None,
         device: str | None = None,
         precision: Precision = "fp32",
+        compiled: bool = False,
     ) -> None:
         """Wrap a loaded model; use `Encoder.load` to get one from a folder or a name.
 
@@ -80,6 +82,7 @@ class Encoder:
             model_digest: SHA-256 of its weights file; without it the tensors are hashed.
             device: `cpu`, `cuda`, `cuda:1`; empty: a GPU if there is one.
             precision: `bf16` runs the towers under autocast; vectors are float32 all the same.
+            compiled: hand the image tower to torch.compile; the first pass of each batch size class is slow then.
 
         Raises:
             ModelError: an unknown precision.
@@ -89,6 +92,9 @@ class Encoder:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         digest = model_digest or _state_digest(model)
         self._model = model.to(self.device).eval()
+        self._encode_text = TextTower(self._model)
+        if compiled:
+            self._model.visual.compile(dynamic=True)  # type: ignore[union-attr]
         self._transform = image_transform
         self._tokenizer = tokenizer
         self._precision = precision
@@ -108,7 +114,14 @@ class Encoder:
         )
 
     @classmethod
-    def load(cls, uri: str | PathLike[str], *, device: str | None = None, precision: Precision = "fp32") -> Encoder:
+    def load(
+        cls,
+        uri: str | PathLike[str],
+        *,
+        device: str | None = None,
+        precision: Precision = "fp32",
+        compiled: bool = False,
+    ) -> Encoder:
         """Load a model folder (path, URI or `local-dir:`), or a model by its open_clip name.
 
         Raises:
@@ -118,13 +131,22 @@ class Encoder:
         folder = name.removeprefix(models.factory.LOCAL_PREFIX)
         if not storage.exists(storage.join(folder, models.WEIGHTS_NAME)):
             model, transform, tokenizer = models.create(name)
-            return cls(model, transform, tokenizer, name=name, device=device, precision=precision)
+            return cls(model, transform, tokenizer, name=name, device=device, precision=precision, compiled=compiled)
         # A remote folder comes down once for both the weights and their digest.
         with storage.local_folder(folder) as path:
             model, transform, tokenizer = models.create(str(path))
             digest = _file_digest(str(path / models.WEIGHTS_NAME))
         label = storage.name_of(folder)
-        return cls(model, transform, tokenizer, name=label, model_digest=digest, device=device, precision=precision)
+        return cls(
+            model,
+            transform,
+            tokenizer,
+            name=label,
+            model_digest=digest,
+            device=device,
+            precision=precision,
+            compiled=compiled,
+        )
 
     def preprocess(self, data: bytes) -> np.ndarray:
         """Encoded image to the model's input, float32 `[3, S, S]`.
@@ -168,7 +190,7 @@ class Encoder:
             with self._tokenizer_lock:
                 tokens = self._tokenizer(list(batch))
             with self._autocast():
-                features = self._model.encode_text(tokens.to(self.device))  # type: ignore[operator]
+                features = self._encode_text(tokens.to(self.device))
             vectors.append(_unit(features))
         return np.concatenate(vectors)
 

@@ -78,3 +78,7 @@ class EndpointError(DermRayError):
 
 class TrackingError(DermRayError):
     """The MLflow registry or tracking store refused something that the run depends on."""
+
+
+class VectorIndexError(DermRayError):
+    """Embeddings or an index are missing, damaged, or made by another model."""

@@ -139,7 +139,7 @@ def run(
     """A run that ends FINISHED, FAILED or KILLED with the block.
 
     Args:
-        kind: prepare, leakage, export, pretrain, evaluate, sweep, trial, register.
+        kind: prepare, leakage, export, pretrain, evaluate, sweep, trial, register, rollout, embed, index.
         name: for humans.
         resolved: the config whose keys become parameters and whose YAML becomes an artifact.
         state_uri: a JSON file that remembers the run id, so that a restarted job goes on in the same run.
@@ -287,6 +287,19 @@ def resolve_model(uri: str, config: TrackingConfig | None = None) -> ResolvedMod
     return ResolvedModel(
         _local_or_direct(version.source), name, str(version.version), alias or None, version.run_id, version.tags or {}
     )
+
+
+def move_alias(uri: str, version: str, config: TrackingConfig) -> None:
+    """Let the alias of `models:/NAME@ALIAS` point at a version.
+
+    Raises:
+        TrackingError: the registry does not take it.
+    """
+    name, _, alias = uri.removeprefix(MODELS_PREFIX).partition("@")
+    try:
+        client(config).set_registered_model_alias(name, alias, version)
+    except MlflowException as error:
+        raise TrackingError(f"the registry did not move {uri} to version {version}: {error.message}") from None
 
 
 def _local_or_direct(source: str) -> str:

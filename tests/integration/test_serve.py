@@ -61,7 +61,7 @@ def assert_same_direction(vectors: np.ndarray, expected: np.ndarray) -> None:
 def batch_sizes(client: httpx.Client) -> tuple[float, float]:
     """Sum and count of the batch-size histogram."""
     text = client.get("/metrics").text
-    values = [re.search(rf"^dermray_batch_size_{kind} (\S+)$", text, re.M) for kind in ("sum", "count")]
+    values = [re.search(rf"^dermray_batch_size_{kind}{{.*}} (\S+)$", text, re.M) for kind in ("sum", "count")]
     total, count = (float(match.group(1)) if match else 0.0 for match in values)
     return total, count
 
