@@ -108,7 +108,8 @@ def application(sources: tuple[ModelSource, ...], settings: ServeConfig) -> serv
     """The deployments, bound together."""
     gateway = serve.deployment(Gateway, name="gateway")
     if settings.single_process:
-        options = _scaling(settings) | {"max_ongoing_requests": settings.limits.queued_requests}
+        # The engine refuses before Ray would, in the shape of all refusals.
+        options = _scaling(settings) | {"max_ongoing_requests": MAX_GATEWAY_REQUESTS}
         return gateway.options(ray_actor_options=_resources(settings), **options).bind(sources, settings)
     # A replica takes more requests than one batch holds, so that the next batch fills during a forward pass.
     max_ongoing = max(16, 2 * settings.max_batch_size)
@@ -119,8 +120,8 @@ def application(sources: tuple[ModelSource, ...], settings: ServeConfig) -> serv
         **_scaling(settings),
     )
     encoders = [
-        encoder.options(name="encoder" if number == 0 else f"encoder-{source.name}").bind(source, settings)
-        for number, source in enumerate(sources)
+        encoder.options(name="encoder" if number == 1 else f"encoder-{number}").bind(source, settings)
+        for number, source in enumerate(sources, 1)
     ]
     return gateway.options(max_ongoing_requests=MAX_GATEWAY_REQUESTS, ray_actor_options={"num_cpus": 0}).bind(
         sources, settings, *encoders

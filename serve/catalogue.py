@@ -20,7 +20,11 @@ class Fleet(Protocol):
         """Load a version and return what answers with it."""
 
     async def examine(self, source: ModelSource) -> list[Check]:
-        """Load a version everywhere and say what it shows; see `dermray.serving.gate`."""
+        """Load a version everywhere and say what it shows; see `dermray.serving.gate`.
+
+        Raises:
+            Refusal: 503 when that is not possible just now.
+        """
 
 
 @dataclass(frozen=True, slots=True)

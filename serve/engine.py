@@ -15,6 +15,7 @@ import numpy as np
 
 from dermray import images
 from dermray.errors import ImageError, ModelError
+from dermray.model_uri import folder_uri
 from dermray.serving import ClassifierCache, ModelSource, ServedModel, encode_concepts, rank, score_concepts
 from dermray.serving.gate import Check, Golden, examine, smoke
 from dermray.serving.model import served_model
@@ -84,8 +85,8 @@ class Engine:
 
     def examine(self) -> list[Check]:
         """What the model shows before it is served; see `dermray.serving.gate`. Blocks for a few passes."""
-        folder = self._source.uri
-        return examine(self._encoder, Golden.load(folder) if "/" in folder else None)
+        folder = folder_uri(self._source.uri)
+        return examine(self._encoder, Golden.load(folder) if folder is not None else None)
 
     async def embed(self, images: Sequence[bytes], texts: Sequence[str]) -> Embedded:
         """See `Backend.embed`."""

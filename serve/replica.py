@@ -107,6 +107,24 @@ class EncoderReplica:
         await self._engines.probe_all()
 
 
+@contextlib.contextmanager
+def _faults_are_refusals() -> Iterator[None]:
+    """What a handle may raise, as the 429 or 503 that it means for a client."""
+    try:
+        yield
+    except BackPressureError:
+        message = "too many requests are waiting for the model"
+        raise Refusal(429, message, code="queue_full", retry=True) from None
+    except (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError):
+        raise unavailable("the model is restarting") from None
+    except RayTaskError as error:
+        if isinstance(error.cause, ModelError):
+            raise unavailable("the model gives no usable answer") from error
+        if isinstance(error.cause, Refusal):
+            raise error.cause from None
+        raise
+
+
 class ReplicaBackend:
     """The `Backend` that asks encoder replicas through a Serve handle, and turns their faults into refusals."""
 
@@ -137,19 +155,8 @@ class ReplicaBackend:
         await self._ask("probe")
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
-        try:
+        with _faults_are_refusals():
             return await getattr(self._handle, method).remote(self._source, *arguments)
-        except BackPressureError:
-            message = "too many requests are waiting for the model"
-            raise Refusal(429, message, code="queue_full", retry=True) from None
-        except (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError):
-            raise unavailable("the model is restarting") from None
-        except RayTaskError as error:
-            if isinstance(error.cause, ModelError):
-                raise unavailable("the model gives no usable answer") from error
-            if isinstance(error.cause, Refusal):
-                raise error.cause from None
-            raise
 
 
 class ReplicaFleet:
@@ -160,11 +167,19 @@ class ReplicaFleet:
 
     async def start(self, source: ModelSource) -> Backend:
         """Have a version loaded and return what answers with it."""
-        return ReplicaBackend(self._handle, source, await self._handle.describe.remote(source))
+        with _faults_are_refusals():
+            return ReplicaBackend(self._handle, source, await self._handle.describe.remote(source))
 
     async def examine(self, source: ModelSource) -> list[Check]:
-        """Have every replica load and examine a version."""
-        reports = await self._handle.broadcast("examine", source).results_async()
+        """Have every replica load and examine a version.
+
+        Raises:
+            Refusal: 503 when a replica dies meanwhile, or there is none just now.
+        """
+        with _faults_are_refusals():
+            reports = await self._handle.broadcast("examine", source).results_async()
+        if not reports:
+            raise unavailable("the model is restarting")
         return [check for report in reports for check in report]
 
 

@@ -7,7 +7,6 @@ it is not tried again until the alias moves.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,20 +58,20 @@ class Rollout:
         self._changing = asyncio.Lock()
 
     async def poll(self, every_s: float) -> None:
-        """Look at the alias now and then; a registry that is away is asked again next time."""
+        """Look at the alias now and then; a registry or replicas that are away are asked again next time."""
         while True:
             await asyncio.sleep(every_s)
-            with contextlib.suppress(Refusal):
-                try:
-                    await self.look()
-                except DermRayError as error:
-                    logger.warning("the alias %s was not followed: %s", self._uri, error)
+            try:
+                await self.look()
+            except (DermRayError, Refusal) as error:
+                logger.warning("the alias %s was not followed: %s", self._uri, error)
 
     async def look(self, *, again: bool = False) -> Outcome:
         """Follow the alias when it has moved and the version passes; `again` also tries a refused one.
 
         Raises:
             DermRayError: the registry cannot be asked.
+            Refusal: the version cannot be examined just now.
         """
         async with self._changing:
             current = self._slot.current.source
@@ -81,7 +80,7 @@ class Rollout:
             if known or (source == self._refused and not again):
                 return self._outcome("unchanged")
             checks = await self._fleet.examine(source)
-            passed = bool(checks) and all(check.passed for check in checks)
+            passed = all(check.passed for check in checks)
             if passed:
                 self._slot.follow(Served(await self._fleet.start(source), load_ontology(source), source))
                 self._refused = None

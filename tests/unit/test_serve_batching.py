@@ -107,6 +107,26 @@ def test_an_item_whose_caller_is_gone_is_dropped_before_its_batch():
     assert batches == [[0], [2]]
 
 
+def test_a_body_that_never_ends_is_504():
+    app = create_app(Catalogue.of(DummyBackend()), LimitsConfig(request_timeout_s=0.05))
+    sent = []
+
+    async def receive():
+        await asyncio.get_running_loop().create_future()
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(asyncio.wait_for(app(post_scope(), receive, send), 20))
+    assert sent[0]["status"] == 504
+
+
+def post_scope():
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": headers, "query_string": b""}
+    return scope | {"http_version": "1.1", "scheme": "http", "root_path": "", "raw_path": b"/v1/embeddings"}
+
+
 @pytest.mark.parametrize("leaves", ["during the body", "during the forward pass"])
 def test_a_client_that_leaves_takes_its_request_along(leaves):
     """The request's own work is cancelled, nothing is sent, and it is counted as 499."""
@@ -137,10 +157,7 @@ def test_a_client_that_leaves_takes_its_request_along(leaves):
         async def send(message):
             sent.append(message)
 
-        headers = [(b"content-type", b"application/json")]
-        scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": headers, "query_string": b""}
-        scope |= {"http_version": "1.1", "scheme": "http", "root_path": "", "raw_path": b"/v1/embeddings"}
-        await asyncio.wait_for(app(scope, receive, send), 20)
+        await asyncio.wait_for(app(post_scope(), receive, send), 20)
 
     asyncio.run(main())
     assert cancelled == ([True] if leaves == "during the forward pass" else [])
