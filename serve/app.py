@@ -30,6 +30,8 @@ from serve.settings import ServeArgumentError, ServeConfig, parse_arguments
 
 REGISTRY_PREFIX = "models:/"
 MAX_GATEWAY_REQUESTS = 1024
+# How soon a replica that died is replaced.
+HEALTH_CHECK_PERIOD_S = 2.0
 
 
 @serve.ingress()
@@ -116,6 +118,7 @@ def application(sources: tuple[ModelSource, ...], settings: ServeConfig) -> serv
     encoder = serve.deployment(EncoderReplica).options(
         max_ongoing_requests=max_ongoing,
         max_queued_requests=settings.limits.queued_requests,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
         ray_actor_options=_resources(settings),
         **_scaling(settings),
     )

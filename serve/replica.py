@@ -22,6 +22,8 @@ from serve.settings import ServeConfig
 
 # The version that answers, the one before it (for a roll-back), and one more while it is examined.
 MAX_VERSIONS = 3
+# An engine that has answered nobody for so long is asked by the health check.
+QUIET_S = 10.0
 
 
 class Engines:
@@ -59,14 +61,14 @@ class Engines:
         except ModelError as error:
             return [Check("loads", False, str(error))]
 
-    async def probe_all(self) -> None:
-        """Ask every loaded version.
+    async def check(self) -> None:
+        """Ask every loaded version that has not answered lately.
 
         Raises:
             ModelError: one gives no usable answer.
         """
         for engine in list(self._loaded.values()):
-            await engine.probe()
+            await engine.check(QUIET_S)
 
 
 class EncoderReplica:
@@ -104,7 +106,7 @@ class EncoderReplica:
 
     async def check_health(self) -> None:
         """Ray Serve replaces the replica when this raises or hangs."""
-        await self._engines.probe_all()
+        await self._engines.check()
 
 
 @contextlib.contextmanager
