@@ -40,9 +40,8 @@ class Gateway:
 
     # Ray Serve awaits an ingress's constructor, which mypy does not know of.
     async def __init__(  # type: ignore[misc]
-        self, sources: tuple[ModelSource, ...], settings: ServeConfig, *encoders: DeploymentHandle
+        self, sources: tuple[ModelSource, ...], settings: ServeConfig, access: Access, *encoders: DeploymentHandle
     ) -> None:
-        access = Access.load(settings.auth)
         access.require_safe_host(_bound_host())
         fleets: list[Fleet] = [ReplicaFleet(one) for one in encoders] or [LocalFleet(settings) for _ in sources]
         slots = [await _slot(fleet, source) for fleet, source in zip(fleets, sources, strict=True)]
@@ -69,11 +68,12 @@ def build(args: dict[str, Any]) -> serve.Application:
     """
     settings = parse_arguments(args)
     try:
-        Access.load(settings.auth)
+        # Read here and handed on as digests: a replica's environment may be another one.
+        access = Access.load(settings.auth)
         sources = find_models(settings)
     except DermRayError as error:
         raise ServeArgumentError(str(error)) from error
-    return application(sources, settings)
+    return application(sources, settings, access)
 
 
 def find_models(settings: ServeConfig) -> tuple[ModelSource, ...]:
@@ -106,13 +106,13 @@ def find_model(settings: ServeConfig) -> ModelSource:
     return source
 
 
-def application(sources: tuple[ModelSource, ...], settings: ServeConfig) -> serve.Application:
+def application(sources: tuple[ModelSource, ...], settings: ServeConfig, access: Access) -> serve.Application:
     """The deployments, bound together."""
     gateway = serve.deployment(Gateway, name="gateway")
     if settings.single_process:
         # The engine refuses before Ray would, in the shape of all refusals.
         options = _scaling(settings) | {"max_ongoing_requests": MAX_GATEWAY_REQUESTS}
-        return gateway.options(ray_actor_options=_resources(settings), **options).bind(sources, settings)
+        return gateway.options(ray_actor_options=_resources(settings), **options).bind(sources, settings, access)
     # A replica takes more requests than one batch holds, so that the next batch fills during a forward pass.
     max_ongoing = max(16, 2 * settings.max_batch_size)
     encoder = serve.deployment(EncoderReplica).options(
@@ -127,7 +127,7 @@ def application(sources: tuple[ModelSource, ...], settings: ServeConfig) -> serv
         for number, source in enumerate(sources, 1)
     ]
     return gateway.options(max_ongoing_requests=MAX_GATEWAY_REQUESTS, ray_actor_options={"num_cpus": 0}).bind(
-        sources, settings, *encoders
+        sources, settings, access, *encoders
     )
 
 
