@@ -59,7 +59,7 @@ class ServeConfig(Config):
         None, description="classes to rank when a request names none; empty: the model's own list"
     )
     ontology: str | None = Field(None, description="ontology.json; empty: the model folder's own, if any")
-    compile: bool = Field(False, description="torch.compile for the image tower; pays on a GPU, slow to start")
+    compile: bool = Field(False, description="torch.compile for the image tower; slow to start")
     index: str | None = Field(None, description="folder of jobs/index.py, for /v1/search")
     max_batch_size: int = Field(32, ge=1, description="most images (or texts) of one forward pass")
     batch_wait_ms: float = Field(5.0, ge=0, description="how long a batch waits to fill, in milliseconds")
@@ -67,9 +67,7 @@ class ServeConfig(Config):
     max_replicas: int | None = Field(
         None, ge=1, description="replicas added while requests queue, up to this many; empty: always num_replicas"
     )
-    single_process: bool = Field(
-        False, description="encoders inside the HTTP replicas: one hop fewer for small models and CPUs"
-    )
+    single_process: bool = Field(False, description="encoders inside the HTTP replicas: one hop fewer")
     num_cpus: float = Field(1.0, gt=0, description="CPUs of one encoder replica")
     num_gpus: float = Field(0.0, ge=0, description="GPUs of one encoder replica")
     decode_threads: int = Field(2, ge=1, description="threads that decode images in one encoder replica")

@@ -1,7 +1,7 @@
 """A small client of the serving endpoints: `Client("http://localhost:8000").classify("photo.jpg")`.
 
 Every question is free of side effects, so what may succeed a moment later is asked again: 429, 503, and connections
-that break. With the default patience a replica that dies under load costs its requests time, not answers.
+that break.
 """
 
 from __future__ import annotations
