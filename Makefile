@@ -20,14 +20,16 @@ demo: $(STAMP)  ## synthesize, prepare, pretrain, evaluate, register and serve, 
 	@$(BIN)/python jobs/demo.py
 
 test: $(STAMP)  ## the tests, but for the few that take minutes (some 15 minutes on 2 cores)
-	@echo "== tests: some 15 minutes on 2 cores; the slowest are printed at the end"
-	@$(BIN)/python -m pytest -m "not long" --durations=8
+	@echo "== tests without Ray, two at a time"
+	@$(BIN)/python -m pytest tests/unit tests/golden -n 2 --dist worksteal --durations=5
+	@echo "== tests on a Ray cluster, with servers, a browser and killed processes; the slowest are printed at the end"
+	@$(BIN)/python -m pytest --ignore=tests/unit --ignore=tests/golden -m "not long" --durations=8
 
 test-long: $(STAMP)  ## the tests that take minutes: a sweep, a killed and a stopped training job (CI runs them too)
 	@$(BIN)/python -m pytest -m long --durations=8
 
-unit: $(STAMP)  ## the tests that need no Ray (a minute)
-	@$(BIN)/python -m pytest tests/unit tests/golden
+unit: $(STAMP)  ## the tests that need no Ray (some three minutes)
+	@$(BIN)/python -m pytest tests/unit tests/golden -n 2 --dist worksteal
 
 lint: $(STAMP)  ## ruff (lint and format) and mypy
 	@$(BIN)/ruff check .

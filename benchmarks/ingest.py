@@ -1,7 +1,15 @@
-"""Training loader against a bare loop over the same shards: `python benchmarks/ingest.py`.
+"""Training loader against open_clip's, and against a bare decode loop: `python benchmarks/ingest.py`.
 
-Both read the same row groups of a synthetic corpus (256-pixel JPEGs), decode, crop to 224 and tokenise nothing but what
-the loader must. The bare loop runs in one process a core with nothing in between; it is the ceiling.
+One set of synthetic photographs of 600 x 450 pixels, as files with a CSV table for `open_clip_train`, and prepared in
+shards of 256-pixel JPEGs for DermRay. Three sides take turns, each with as many decoding processes as there are cores,
+start included:
+
+- open_clip: its `CsvDataset` in a torch DataLoader, with DermLIP's augmentation on PIL images in the processes.
+- DermRay, trained on: the loader, then colours and normalisation on the training device, here the CPU. The same recipe.
+- DermRay, loader alone, against a bare loop in a process a core, which reads the same row groups, decodes and crops
+  them, and hands over nothing: the ceiling.
+
+Then the time to the first batch in a training worker's place, and memory over an epoch.
 """
 
 from __future__ import annotations
@@ -12,10 +20,16 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
+import psutil
+import ray
+import torch
 
 from dermray import cluster, entry, images, models
 from dermray.config import ClusterConfig
@@ -23,57 +37,99 @@ from dermray.corpus.manifest import Manifest, Shard
 from dermray.corpus.schema import SAMPLE
 from dermray.corpus.shards import ShardIndex
 from dermray.ingest import augment
+from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Loader
 from dermray.ingest.settings import DataConfig
 
-NUM_SAMPLES = 8192
-ROW_GROUP_SIZE = 128
+NUM_SAMPLES = 16384
+NUM_ORIGINALS = 1024
+NUM_PHOTOGRAPHS = 256
+ROW_GROUP_SIZE = 64
 IMAGE_SIZE = 224
 GLOBAL_BATCH_SIZE = 256
 ROUNDS = 3
+TIMEOUT_S = 120
+# A cluster's own processes go on starting for a while after it answers.
+SETTLE_S = 5
+MODEL = "ViT-B-16"
+RECIPE = DataConfig(crop_scale=(0.4, 1.0), color_jitter=(0.32, 0.32, 0.32, 0.08), grayscale_prob=0.2)
+VOCABULARY = (
+    "a red scaly plaque on the forearm with silvery scale and pruritus patient reports onset three weeks ago diagnosis "
+    "psoriasis vulgaris biopsy showed acanthosis parakeratosis treatment topical corticosteroid erythema lesion margin"
+)
+MEAN_WORDS = 41
 
 
 def main() -> int:
-    """Measure in turn and print the median ratio."""
+    """Measure in turn and print median ratios."""
     num_cores = os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="dermray-bench-") as folder:
-        manifest = write_corpus(Path(folder))
-        cluster.connect(ClusterConfig())
-        with ProcessPoolExecutor(num_cores) as pool:
+        table, manifest = write_inputs(Path(folder))
+        # Spawned: a process forked beside the threads of Ray or OpenCV may wait for a lock that nobody holds.
+        spawned = get_context("spawn")
+        with ProcessPoolExecutor(num_cores, spawned) as pool, ProcessPoolExecutor(1, spawned) as theirs:
+            open_clip_pass = functools.partial(run_open_clip, theirs, table, num_cores)
             bare_pass = functools.partial(run_bare, pool, folder, num_cores)
+            open_clip_pass()
             bare_pass()
-            run_loader(folder, manifest)
-            ratios = []
+            cluster.connect(ClusterConfig())
+            time.sleep(SETTLE_S)
+            print(f"first batch, no process warm: {first_batch_s(folder, manifest):.1f} s")
+            in_worker = ray.get(ray.remote(num_cpus=0.5)(first_batch_s).remote(folder, manifest))
+            print(f"first batch in a worker that holds half a CPU: {in_worker:.1f} s", flush=True)
+            rounds = []
             for _ in range(ROUNDS):
-                bare = bare_pass()
-                ours, first_batch_s = run_loader(folder, manifest)
-                ratios.append(bare / ours)
-                print(
-                    f"bare loop {NUM_SAMPLES / bare:,.0f} images/s, loader {NUM_SAMPLES / ours:,.0f} images/s, "
-                    f"ratio {bare / ours:.2f}, first batch after {first_batch_s:.1f} s"
-                )
-    print(f"median ratio {np.median(ratios):.2f} on {num_cores} cores")
+                rates = {
+                    "open_clip": NUM_ORIGINALS / open_clip_pass(),
+                    "bare": NUM_SAMPLES / bare_pass(),
+                    "loader": NUM_SAMPLES / run_loader(folder, manifest),
+                    "trained on": NUM_SAMPLES / run_loader(folder, manifest, augmented=True),
+                }
+                rounds.append(rates)
+                print("images/s:", ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items()), flush=True)
+        report_memory(folder, manifest)
+    over_open_clip = np.median([rates["trained on"] / rates["open_clip"] for rates in rounds])
+    over_bare = np.median([rates["loader"] / rates["bare"] for rates in rounds])
+    print(
+        f"median of {ROUNDS} on {num_cores} cores: {over_open_clip:.1f} times open_clip, colours and normalisation "
+        f"included; loader alone {over_bare:.2f} of the bare loop"
+    )
     return 0
 
 
-def run_bare(pool: ProcessPoolExecutor, folder: str, num_cores: int) -> float:
-    """Seconds that the bare loop takes on all cores."""
-    started = time.perf_counter()
-    list(pool.map(bare_loop, [folder] * num_cores, range(num_cores), [num_cores] * num_cores))
-    return time.perf_counter() - started
+def write_inputs(folder: Path) -> tuple[Path, Manifest]:
+    """Originals with their table, and the prepared corpus, of the same photographs and captions."""
+    random = np.random.default_rng(0)
+    originals = [images.encode_jpeg(photograph(random), 90) for _ in range(NUM_PHOTOGRAPHS)]
+    words = VOCABULARY.split()
+    texts = [" ".join(random.choice(words, random.poisson(MEAN_WORDS - 1) + 1)) for _ in range(NUM_ORIGINALS)]
+    lines = ["filepath\ttitle"]
+    for number in range(NUM_ORIGINALS):
+        path = folder / f"{number}.jpg"
+        path.write_bytes(originals[number % NUM_PHOTOGRAPHS])
+        lines.append(f"{path}\t{texts[number]}")
+    table = folder / "table.csv"
+    table.write_text("\n".join(lines))
+    prepared = [images.standardise(data, image_size=256, jpeg_quality=90) for data in originals]
+    return table, write_corpus(folder, prepared, texts)
 
 
-def write_corpus(folder: Path) -> Manifest:
-    """Samples of 256 x 340 pixels that compress like photographs."""
+def photograph(random: np.random.Generator) -> np.ndarray:
+    """A smooth picture with some grain, uint8 `[450, 600, 3]`."""
+    coarse = random.integers(60, 220, (8, 10, 3)).astype(np.uint8)
+    smooth = cv2.resize(coarse, (600, 450), interpolation=cv2.INTER_CUBIC).astype(np.int16)
+    grain = cv2.GaussianBlur(random.normal(0, 8, smooth.shape).astype(np.float32), (3, 3), 0)
+    return np.clip(smooth + grain, 0, 255).astype(np.uint8)
+
+
+def write_corpus(folder: Path, prepared: list[images.StandardImage], texts: list[str]) -> Manifest:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    random = np.random.default_rng(0)
-    encoded = [images.encode_jpeg(photograph(random), 90) for _ in range(256)]
     rows = [
         {
-            "sample_id": f"{i:032x}", "image": encoded[i % 256], "width": 340, "height": 256,
-            "captions": [{"aspect": "raw", "text": f"a red scaly plaque on the forearm, number {i}"}],
+            "sample_id": f"{i:032x}", "image": prepared[i % NUM_PHOTOGRAPHS].jpeg, "width": 341, "height": 256,
+            "captions": [{"aspect": "raw", "text": texts[i % NUM_ORIGINALS]}],
             "labels": [], "concepts": [], "skin_type": None, "source": "bench", "source_id": str(i), "meta": None,
             "split": "train",
         }
@@ -90,11 +146,41 @@ def write_corpus(folder: Path) -> Manifest:
     return manifest
 
 
-def photograph(random: np.random.Generator) -> np.ndarray:
-    """A smooth picture with some grain, uint8 `[256, 340, 3]`."""
-    coarse = random.integers(60, 220, (8, 10, 3)).astype(np.uint8)
-    smooth = cv2.resize(coarse, (340, 256), interpolation=cv2.INTER_CUBIC).astype(np.int16)
-    return np.clip(smooth + random.normal(0, 8, smooth.shape), 0, 255).astype(np.uint8)
+def run_open_clip(pool: ProcessPoolExecutor, table: Path, num_processes: int) -> float:
+    """Seconds that open_clip's loader takes for one pass over the originals."""
+    return pool.submit(open_clip_loop, table, num_processes).result(TIMEOUT_S)
+
+
+def open_clip_loop(table: Path, num_processes: int) -> float:
+    """The same, in a process that forks the DataLoader's."""
+    import open_clip
+    from open_clip.transform import AugmentationCfg, image_transform
+    from open_clip_train.data import get_csv_dataset
+
+    augmentation = AugmentationCfg(
+        scale=RECIPE.crop_scale,
+        color_jitter=RECIPE.color_jitter,
+        color_jitter_prob=RECIPE.color_jitter_prob,
+        gray_scale_prob=RECIPE.grayscale_prob,
+    )
+    args = SimpleNamespace(
+        train_data=str(table), csv_img_key="filepath", csv_caption_key="title", csv_separator="\t", distributed=False,
+        batch_size=GLOBAL_BATCH_SIZE, workers=num_processes,
+    )  # fmt: skip
+    transform = image_transform(IMAGE_SIZE, is_train=True, aug_cfg=augmentation)
+    data = get_csv_dataset(args, transform, is_train=True, tokenizer=open_clip.get_tokenizer(MODEL))
+    started = time.perf_counter()
+    done = sum(len(pixels) for pixels, _ in data.dataloader)
+    assert done == NUM_ORIGINALS
+    return time.perf_counter() - started
+
+
+def run_bare(pool: ProcessPoolExecutor, folder: str, num_cores: int) -> float:
+    """Seconds that the bare loop takes on all cores."""
+    started = time.perf_counter()
+    parts = range(num_cores)
+    list(pool.map(bare_loop, [folder] * num_cores, parts, [num_cores] * num_cores, timeout=TIMEOUT_S))
+    return time.perf_counter() - started
 
 
 def bare_loop(folder: str, part: int, parts: int) -> int:
@@ -106,30 +192,71 @@ def bare_loop(folder: str, part: int, parts: int) -> int:
         for position, data in enumerate(index.read_row_group(group, ["image"])["image"]):
             random = augment.generator(0, 0, group * ROW_GROUP_SIZE + position)
             image = images.decode(data.as_py())
-            augment.crop_and_resize(image, random, size=IMAGE_SIZE, scale=(0.4, 1.0), horizontal_flip=0.0)
+            augment.crop_and_resize(image, random, size=IMAGE_SIZE, scale=RECIPE.crop_scale, horizontal_flip=0.0)
             done += 1
     return done
 
 
-def run_loader(folder: str, manifest: Manifest) -> tuple[float, float]:
-    """Seconds for one epoch, the start included; seconds to the first batch."""
-    loader = Loader(
+def make_loader(folder: str, manifest: Manifest) -> Loader:
+    return Loader(
         corpus=folder,
         manifest=manifest,
-        settings=DataConfig(),
+        settings=RECIPE,
         image_size=IMAGE_SIZE,
-        tokenizer=functools.partial(models.tokenizer, "ViT-B-16"),
+        tokenizer=functools.partial(models.tokenizer, MODEL),
         seed=0,
         global_batch_size=GLOBAL_BATCH_SIZE,
         rank=0,
         world_size=1,
         num_steps=NUM_SAMPLES // GLOBAL_BATCH_SIZE,
     )
+
+
+def run_loader(folder: str, manifest: Manifest, *, augmented: bool = False) -> float:
+    """Seconds for one epoch; `augmented`: with what training does to a batch on the device."""
+    loader = make_loader(folder, manifest)
+    color = ColorAugmentation(RECIPE, seed=0)
+    mean, std = torch.full((1, 3, 1, 1), 122.0), torch.full((1, 3, 1, 1), 68.0)
     started = time.perf_counter()
-    for position, _ in enumerate(loader.batches()):
-        if position == 0:
-            first = time.perf_counter() - started
-    return time.perf_counter() - started, first
+    for batch in loader.batches():
+        if augmented:
+            pixels = (color(batch.pixels, epoch=batch.epoch, samples=batch.samples) - mean) / std
+            assert pixels.shape == (GLOBAL_BATCH_SIZE, 3, IMAGE_SIZE, IMAGE_SIZE)
+    return time.perf_counter() - started
+
+
+def first_batch_s(folder: str, manifest: Manifest) -> float:
+    """Seconds from a loader at hand to its first batch."""
+    batches = make_loader(folder, manifest).batches()
+    started = time.perf_counter()
+    next(batches)
+    elapsed = time.perf_counter() - started
+    batches.close()
+    return elapsed
+
+
+def report_memory(folder: str, manifest: Manifest) -> None:
+    """Memory of this process and Ray's, and of the object store, four times in an epoch."""
+    loader = make_loader(folder, manifest)
+    steps = [(loader.num_steps * quarter) // 4 - 1 for quarter in range(1, 5)]
+    seen = [(step, *memory_mb()) for step, _ in enumerate(loader.batches()) if step in steps]
+    for step, private, store in seen:
+        print(f"memory after step {step}: {private:,.0f} MB of processes, {store:,.0f} MB of object store")
+
+
+def memory_mb() -> tuple[float, float]:
+    """Private memory of this process and all of its children, and used bytes of the object store, in 10^6 bytes."""
+    from ray._private.internal_api import node_stats
+
+    own = psutil.Process()
+    private = 0
+    for process in [own, *own.children(recursive=True)]:
+        try:
+            private += process.memory_full_info().uss
+        except psutil.NoSuchProcess:
+            continue
+    stats: Any = node_stats(include_memory_info=False)
+    return private / 1e6, stats.store_stats.object_store_bytes_used / 1e6
 
 
 if __name__ == "__main__":

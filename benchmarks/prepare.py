@@ -1,13 +1,15 @@
-"""Preparation against a bare loop and against Pillow in a pool: `python benchmarks/prepare.py [--memory]`.
+"""Preparation against a bare loop and against Pillow in a pool: `python benchmarks/prepare.py [--size small|large]`.
 
-Draws photographs (6,000 of 600 x 450 pixels and 500 of 12 megapixels, all different), then in turn, for each size:
-the whole graph of `prepare` on all cores (read, decode, resize, encode, hash, samples, shards, duplicates, report);
-a bare loop of decode, resize and encode in one process; and the plainest alternative, Pillow in a
-`multiprocessing.Pool` that writes the same images into Parquet. Prints the graph's images/s over the bare loop's times
-the cores, and over the pool's. The cluster is started before the clock.
+Draws photographs (6,000 of 600 x 450 pixels or 500 of 12 megapixels, all different), then in turn: the whole graph of
+`prepare` on all cores (read the table, decode, resize, encode, hash, samples, shards, duplicates, report); a bare loop
+of decode, resize and encode in one process, and in as many side by side as there are cores; and the plainest
+alternative, Pillow in a `multiprocessing.Pool` that writes the same images into Parquet. The loop's processes are
+settled as the graph's workers are (`images.use_one_core`). Prints the graph's images/s over one loop's times the cores,
+over those of all the loops side by side (what the machine can give), and over the pool's. The cluster is started
+before the clock.
 
-With `--memory` it prepares 5,000 and 50,000 small images instead, each in a fresh process, and prints the peak memory
-of the driver and of the object store.
+With `--memory N` it prepares N small images in a fresh process instead, and prints the peak memory of the driver and of
+the object store.
 """
 
 from __future__ import annotations
@@ -20,12 +22,12 @@ import multiprocessing
 import os
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -40,50 +42,53 @@ from dermray.prepare.pipeline import prepare
 from dermray.prepare.settings import PrepareConfig
 
 IMAGE_SIZE, JPEG_QUALITY = 256, 90
-SIZES = {"600 x 450": (600, 450, 6000), "12 megapixels": (4000, 3000, 500)}
-ROUNDS = 3
-BARE_SHARE = 4
+# Width, height, number, and samples a shard: enough shards for every core to be busy until the end.
+SIZES = {"small": (600, 450, 6_000, 128), "large": (4000, 3000, 500, 32)}
+BARE_SHARE, POOL_SHARE = 4, 5
 CHUNK = 64
 
 
 def main() -> int:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--memory", action="store_true", help="peak memory at 5,000 and 50,000 images")
-    parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--size", choices=SIZES, help="only these photographs")
+    parser.add_argument("--rounds", type=int, default=3, help="of which the medians are taken")
+    parser.add_argument("--memory", type=int, metavar="N", help="peak memory at so many images instead")
     options = parser.parse_args()
-    if options.measure:
-        return measure_memory(options.measure)
-    if options.memory:
-        for number in (5_000, 50_000):
-            subprocess.run([sys.executable, __file__, "--measure", str(number)], check=True)
-        return 0
-    num_cores = os.cpu_count() or 1
     cluster.connect(ClusterConfig())
-    for name, (width, height, number) in SIZES.items():
+    if options.memory:
+        return measure_memory(options.memory)
+    for size in [options.size] if options.size else SIZES:
         with tempfile.TemporaryDirectory(prefix="dermray-bench-") as folder:
-            raw = Path(folder) / "raw"
-            write(raw, width, height, number)
-            compare(name, raw, number, num_cores)
+            compare(size, Path(folder) / "raw", options.rounds)
     return 0
 
 
-def compare(name: str, raw: Path, number: int, num_cores: int) -> None:
-    """Rounds of the three, and the medians of the ratios."""
-    warm_up(raw, num_cores)
-    over_bare, over_pool = [], []
-    for _ in range(ROUNDS):
-        bare = run_bare(raw, number // BARE_SHARE)
-        graph = run_graph(raw, number)
-        pool = run_pool(raw, num_cores)
-        over_bare.append(graph / (bare * num_cores))
-        over_pool.append(graph / pool)
+def compare(size: str, raw: Path, rounds: int) -> None:
+    """Rounds of the four, and the medians of the ratios."""
+    width, height, number, rows_per_shard = SIZES[size]
+    num_cores = os.cpu_count() or 1
+    name = f"{number:,} of {width} x {height}"
+    write(raw, width, height, number)
+    warm_up(raw, num_cores, rows_per_shard)
+    ratios = []
+    for _ in range(rounds):
+        bare = run_bare(raw, number // BARE_SHARE, 1)
+        graph = run_graph(raw, number, rows_per_shard)
+        together = run_bare(raw, number // BARE_SHARE, num_cores)
+        pool = run_pool(raw, number // POOL_SHARE, num_cores)
+        ratios.append((graph / (bare * num_cores), graph / together, graph / pool))
         print(
-            f"{name}: graph {graph:,.0f} images/s, bare loop {bare:,.0f} x {num_cores} cores, Pillow pool {pool:,.0f}; "
-            f"graph over bare x cores {over_bare[-1]:.2f}, over pool {over_pool[-1]:.2f}",
+            f"{name}: graph {graph:,.0f} images/s; bare loop {bare:,.0f} in one process, {together:,.0f} in "
+            f"{num_cores}; Pillow pool {pool:,.0f}; graph over bare x cores {ratios[-1][0]:.2f}, "
+            f"over {num_cores} bare loops {ratios[-1][1]:.2f}, over pool {ratios[-1][2]:.2f}",
             flush=True,
         )
-    print(f"{name}: median over bare x cores {np.median(over_bare):.2f}, over pool {np.median(over_pool):.2f}")
+    over_bare, over_together, over_pool = np.median(ratios, axis=0)
+    print(
+        f"{name}: median over bare x cores {over_bare:.2f}, over {num_cores} bare loops {over_together:.2f}, "
+        f"over pool {over_pool:.2f}"
+    )
 
 
 def write(raw: Path, width: int, height: int, number: int) -> None:
@@ -91,34 +96,39 @@ def write(raw: Path, width: int, height: int, number: int) -> None:
     raw.mkdir()
     random = np.random.default_rng(0)
     grain = random.normal(0, 8, (height, width, 3)).astype(np.int16)
+    coarse = random.integers(60, 220, (number, 8, 10, 3)).astype(np.uint8)
+
+    def draw(position: int) -> None:
+        smooth = cv2.resize(coarse[position], (width, height), interpolation=cv2.INTER_CUBIC).astype(np.int16)
+        picture = np.clip(cv2.add(smooth, grain), 0, 255).astype(np.uint8)
+        (raw / f"{position:06d}.jpg").write_bytes(images.encode_jpeg(picture, 90))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(draw, range(number)))
     with (raw / "metadata.csv").open("w", encoding="utf-8", newline="") as sink:
         table = csv.writer(sink)
         table.writerow(["image", "caption", "label"])
         for position in range(number):
-            coarse = random.integers(60, 220, (8, 10, 3)).astype(np.uint8)
-            smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.int16)
-            picture = np.clip(cv2.add(smooth, grain), 0, 255).astype(np.uint8)
-            (raw / f"{position:06d}.jpg").write_bytes(images.encode_jpeg(picture, 90))
             table.writerow([f"{position:06d}.jpg", f"a red scaly plaque, number {position}", "psoriasis"])
 
 
-def warm_up(raw: Path, num_cores: int) -> None:
+def warm_up(raw: Path, num_cores: int, rows_per_shard: int) -> None:
     """Start worker processes and fill the page cache."""
     with quiet():
-        run(raw, limit=200 * num_cores)
+        run(raw, limit=2 * num_cores * rows_per_shard, rows_per_shard=rows_per_shard // 2)
     for file in raw.glob("*.jpg"):
         file.read_bytes()
 
 
-def run_graph(raw: Path, number: int) -> float:
+def run_graph(raw: Path, number: int, rows_per_shard: int) -> float:
     """Images/s of the whole of `prepare`."""
     with quiet():
         started = time.perf_counter()
-        run(raw)
+        run(raw, rows_per_shard=rows_per_shard)
         return number / (time.perf_counter() - started)
 
 
-def run(raw: Path, limit: int | None = None, rows_per_shard: int = 128) -> None:
+def run(raw: Path, *, rows_per_shard: int, limit: int | None = None) -> None:
     """Prepare into a folder that goes again."""
     with tempfile.TemporaryDirectory(prefix="dermray-bench-") as output:
         prepare(
@@ -129,20 +139,27 @@ def run(raw: Path, limit: int | None = None, rows_per_shard: int = 128) -> None:
         )  # fmt: skip
 
 
-def run_bare(raw: Path, number: int) -> float:
-    """Images/s of decode, resize and encode with nothing around it, in this process alone."""
-    cv2.setNumThreads(1)
-    files = sorted(raw.glob("*.jpg"))[:number]
-    started = time.perf_counter()
+def run_bare(raw: Path, number: int, num_processes: int) -> float:
+    """Images/s of decode, resize and encode with nothing around it, in so many processes side by side."""
+    files = [str(file) for file in sorted(raw.glob("*.jpg"))[:number]]
+    parts = [files[part::num_processes] for part in range(num_processes)]
+    with multiprocessing.get_context("spawn").Pool(num_processes, images.use_one_core) as pool:
+        pool.map(bare_loop, [files[:8]] * num_processes, chunksize=1)
+        started = time.perf_counter()
+        pool.map(bare_loop, parts, chunksize=1)
+        return number / (time.perf_counter() - started)
+
+
+def bare_loop(files: list[str]) -> None:
+    """Decode, resize, encode."""
     for file in files:
-        pixels = images.resize_shorter(images.decode(file.read_bytes(), shorter_side=IMAGE_SIZE), IMAGE_SIZE)
+        pixels = images.resize_shorter(images.decode(Path(file).read_bytes(), shorter_side=IMAGE_SIZE), IMAGE_SIZE)
         images.encode_jpeg(pixels, JPEG_QUALITY)
-    return len(files) / (time.perf_counter() - started)
 
 
-def run_pool(raw: Path, num_cores: int) -> float:
+def run_pool(raw: Path, number: int, num_cores: int) -> float:
     """Images/s of Pillow in a pool of processes."""
-    files = sorted(str(file) for file in raw.glob("*.jpg"))
+    files = sorted(str(file) for file in raw.glob("*.jpg"))[:number]
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
     with tempfile.TemporaryDirectory(prefix="dermray-bench-") as output:
         jobs = [(chunk, f"{output}/{number:05d}.parquet") for number, chunk in enumerate(chunks)]
@@ -167,8 +184,7 @@ def pillow_chunk(files: list[str], output: str) -> None:
 
 
 def measure_memory(number: int) -> int:
-    """Prepare so many images in this process and print the peaks."""
-    cluster.connect(ClusterConfig())
+    """Prepare so many images and print the peaks of this process, and of its cluster's object store."""
     with tempfile.TemporaryDirectory(prefix="dermray-bench-") as folder:
         raw = Path(folder) / "raw"
         write(raw, 200, 150, number)

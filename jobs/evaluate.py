@@ -28,7 +28,7 @@ def run(config: EvaluateConfig) -> int:
     from dermray import cluster, tracking
     from dermray.corpus.manifest import Manifest
     from dermray.evaluate import suite
-    from dermray.evaluate.report import HTML_NAME
+    from dermray.evaluate.report import HTML_NAME, JSON_NAME
 
     model = tracking.resolve_model(config.model, config.tracking)
     suite.check_inputs(config, model_uri=model.folder_uri)
@@ -40,6 +40,10 @@ def run(config: EvaluateConfig) -> int:
             current.log_corpus(config.corpus, Manifest.load(config.corpus), context="evaluation")
         report = suite.evaluate(config, model_uri=model.folder_uri, say=_say)
         report.save(config.output)
+        evaluated = report.document["model"]
+        if evaluated is not None:
+            current.log_artifact("input", "model", evaluated["uri"], evaluated["model_digest"])
+        current.log_artifact("output", "report", config.output, storage.sha256(storage.join(config.output, JSON_NAME)))
         current.log_metrics(report.metrics())
         current.log_folder(config.output, "report")
     for line in report.headline():

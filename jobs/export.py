@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: ExportConfig) -> int:
     """Export under an MLflow run and say what came of it."""
     from dermray import tracking
+    from dermray.export.manifest import EXPORT_NAME
     from dermray.export.pipeline import export
     from dermray.export.work import begin, plan
 
@@ -36,6 +37,9 @@ def run(config: ExportConfig) -> int:
     with tracking.run(config.tracking, kind="export", name=name, resolved=config) as current:
         current.log_corpus(config.corpus, work.corpus, context="export")
         result = export(work, found)
+        current.log_artifact(
+            "output", "export", result.output, storage.sha256(storage.join(result.output, EXPORT_NAME))
+        )
         current.log_metrics(result.metrics())
         current.log_text(result.manifest.model_dump_json(indent=2, exclude_none=True), "export.json")
     totals = result.totals

@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: PrepareConfig) -> int:
     """Prepare under an MLflow run and say what came of it."""
     from dermray import tracking
+    from dermray.corpus import licences
     from dermray.prepare.pipeline import prepare, read
 
     work = read(config)
@@ -33,6 +34,8 @@ def run(config: PrepareConfig) -> int:
         result = prepare(config, work)
         rows = result.stats["rows"]
         current.log_corpus(result.output, result.manifest, context="output")
+        current.log_artifact("input", "raw", config.input, result.manifest.source_digest)
+        current.set_tags({"licence": ", ".join(name or "not stated" for name in licences.of_corpus(result.manifest))})
         current.log_metrics(result.metrics())
         current.log_folder(result.report_uri.rpartition("/")[0], "report")
     if result.unchanged:

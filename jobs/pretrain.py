@@ -48,7 +48,8 @@ def run(config: PretrainConfig) -> int:
             printer(record)
             current.log_metrics(record.metrics, step=record.step)
 
-        result = pretrain(config, on_record=on_record, provenance={"mlflow_run_id": current.id})
+        result = pretrain(config, on_record=on_record, provenance=tracking.provenance(current, manifest))
+        current.log_artifact("output", "model", result.model_uri, result.weights_sha256)
         current.set_tags(
             {"model_uri": result.model_uri, "weights_sha256": result.weights_sha256, "verdict": printer.verdict}
         )

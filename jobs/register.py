@@ -19,7 +19,10 @@ class RegisterConfig(Config):
     model: str = Field(description="URI of a model folder")
     report: str = Field(description="URI of the evaluation's output (the folder of report.json)")
     name: str = Field("dermray", description="name of the registered model")
-    alias: str = Field("champion", description="alias that moves to this version when it is the best so far")
+    alias: str | None = Field(
+        "champion",
+        description="alias that moves to this version when it is the best so far; null: none, jobs/promote.py decides",
+    )
     metric: str = Field("zero_shot.accuracy", description="TASK.METRIC of the report that decides")
     golden: bool = Field(
         True, description="write golden.json into the model folder: vectors that serving must reproduce"
@@ -52,10 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             value=value,
             corpus_digest=report["corpus"]["digest"],
             alias=config.alias,
+            tags={
+                "dermray.report_uri": storage.normalise(config.report),
+                "dermray.report_sha256": storage.sha256(storage.join(config.report, "report.json")),
+            },
         )
+        facts = tracking.model_facts(storage.normalise(config.model))
+        if "dermray.weights_sha256" in facts:
+            current.log_artifact("input", "model", config.model, facts["dermray.weights_sha256"])
+        report_digest = storage.sha256(storage.join(config.report, "report.json"))
+        current.log_artifact("input", "report", config.report, report_digest)
     before = "" if done.previous is None else f", before {done.previous:.4f}"
     print(f"registered {done.name} version {done.version}: {config.metric} {done.value:.4f}{before}")
-    print(f"models:/{done.name}@{config.alias} {'now is' if done.promoted else 'stays better than'} this version")
+    if config.alias is not None:
+        print(f"models:/{done.name}@{config.alias} {'now is' if done.promoted else 'stays better than'} this version")
     return 0
 
 

@@ -71,6 +71,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         # Read here and handed on as digests: a replica's environment may be another one.
         access = Access.load(settings.auth)
         sources = find_models(settings)
+        _record(sources, settings)
     except DermRayError as error:
         raise ServeArgumentError(str(error)) from error
     return application(sources, settings, access)
@@ -156,6 +157,18 @@ def _find(uri: str, name: str | None, settings: ServeConfig) -> ModelSource:
     from serve.registry import MlflowRegistry
 
     return MlflowRegistry(settings).resolve(uri, name)
+
+
+def _record(sources: tuple[ModelSource, ...], settings: ServeConfig) -> None:
+    """Let MLflow know which of its versions go up."""
+    registered = [source for source in sources if source.version is not None]
+    if not registered:
+        return
+    from serve.registry import MlflowRegistry
+
+    registry = MlflowRegistry(settings)
+    for source in registered:
+        registry.record_deployment(source)
 
 
 async def _slot(fleet: Fleet, source: ModelSource) -> Slot:

@@ -27,6 +27,19 @@ class MlflowRegistry:
         found = tracking.resolve_model(uri, self._settings.tracking)
         return locate(found.folder_uri, name=name or found.name, version=found.version, alias=found.alias)
 
+    def version_at(self, uri: str) -> str:
+        """The number of the version that `models:/NAME@ALIAS` points at now; fetches no files.
+
+        Raises:
+            TrackingError: there is none, or the registry is away.
+        """
+        return tracking.version_at(uri, self._settings.tracking)
+
+    def record_deployment(self, source: ModelSource) -> None:
+        """Leave a run of the kind `deploy`: which version goes up with which settings."""
+        model = tracking.ResolvedModel(source.uri, source.name, source.version, source.alias)
+        tracking.record_deployment(self._settings.tracking, self._settings, model)
+
     def point(self, uri: str, version: str) -> None:
         """Move the alias of `models:/NAME@ALIAS` to a version.
 

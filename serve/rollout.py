@@ -26,6 +26,9 @@ Event = Literal["unchanged", "followed", "refused", "rolled_back"]
 class Registry(Protocol):
     """Where aliases point, and where changes are recorded. Blocking."""
 
+    def version_at(self, uri: str) -> str:
+        """The number of the version behind `models:/NAME@ALIAS`; cheap."""
+
     def resolve(self, uri: str, name: str | None = None) -> ModelSource:
         """The version behind `models:/NAME@ALIAS`."""
 
@@ -54,7 +57,7 @@ class Rollout:
         self._fleet = fleet
         self._registry = registry
         self._uri = uri
-        self._refused: ModelSource | None = None
+        self._refused: str | None = None
         self._changing = asyncio.Lock()
 
     async def poll(self, every_s: float) -> None:
@@ -75,17 +78,19 @@ class Rollout:
         """
         async with self._changing:
             current = self._slot.current.source
-            source = await asyncio.to_thread(self._registry.resolve, self._uri, current.name if current else None)
-            known = current is not None and source.version == current.version
-            if known or (source == self._refused and not again):
+            version = await asyncio.to_thread(self._registry.version_at, self._uri)
+            known = current is not None and version == current.version
+            if known or (version == self._refused and not again):
                 return self._outcome("unchanged")
+            # Fetches files, and the alias may have moved once more.
+            source = await asyncio.to_thread(self._registry.resolve, self._uri, current.name if current else None)
             checks = await self._fleet.examine(source)
             passed = all(check.passed for check in checks)
             if passed:
                 self._slot.follow(Served(await self._fleet.start(source), load_ontology(source), source))
                 self._refused = None
             else:
-                self._refused = source
+                self._refused = source.version
             event: Event = "followed" if passed else "refused"
             await self._record(event, current.version if current else None, source.version, checks)
             return self._outcome(event, checks)
@@ -102,7 +107,7 @@ class Rollout:
             if previous is None or previous.source is None or previous.source.version is None:
                 raise Refusal(409, "no earlier version has been served since the start", code="no_previous_version")
             self._slot.follow(previous)
-            self._refused = before.source
+            self._refused = before.model.version
             await asyncio.to_thread(self._registry.point, self._uri, previous.source.version)
             await self._record("rolled_back", before.model.version, previous.model.version, ())
             return self._outcome("rolled_back")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(ROOT / "platform"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+# Vectors that tests compute, and records that they have not delivered, do not stay with whoever runs them.
+_CACHE = tempfile.TemporaryDirectory(prefix="dermray-tests-")
+os.environ["DERMRAY_CACHE"] = os.path.join(_CACHE.name, "cache")
+os.environ["DERMRAY_SPOOL"] = os.path.join(_CACHE.name, "spool")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

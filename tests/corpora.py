@@ -129,7 +129,13 @@ def _write_shard(folder: Path, name: str, split: str, rows: list[dict[str, Any]]
     )
 
 
-def write_model(folder: Path, *, seed: int = 0, model_cfg: dict[str, Any] | None = None) -> Path:
+def write_model(
+    folder: Path,
+    *,
+    seed: int = 0,
+    model_cfg: dict[str, Any] | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> Path:
     """Write a tiny open_clip model with random weights in the model folder's layout."""
     import open_clip
     import torch
@@ -143,5 +149,5 @@ def write_model(folder: Path, *, seed: int = 0, model_cfg: dict[str, Any] | None
     model = open_clip.CLIP(**config)
     size = config["vision_cfg"]["image_size"]
     set_model_preprocess_cfg(model, vars(PreprocessCfg(size=size)))
-    models.save(model, str(folder), model_cfg=config, provenance={})
+    models.save(model, str(folder), model_cfg=config, provenance=provenance or {})
     return folder

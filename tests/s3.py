@@ -160,25 +160,34 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def faulty_s3() -> Iterator[FaultyProxy]:
-    """An empty S3 server with one bucket, reached through the proxy."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    proxy = FaultyProxy(f"{host}:{port}")
+def faulty_proxy(upstream: str) -> Iterator[FaultyProxy]:
+    """A proxy on this machine in front of `upstream` (`host:port`)."""
+    proxy = FaultyProxy(upstream)
     front = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": proxy}))
     front.daemon_threads = True
     proxy.url = f"http://127.0.0.1:{front.server_address[1]}"
     thread = threading.Thread(target=front.serve_forever, daemon=True)
     thread.start()
-    connection = http.client.HTTPConnection(urlsplit(proxy.url).netloc, timeout=30)
-    connection.request("PUT", f"/{BUCKET}")
-    assert connection.getresponse().status == 200
-    connection.close()
     try:
         yield proxy
     finally:
         front.shutdown()
         front.server_close()
         thread.join()
+
+
+@contextmanager
+def faulty_s3() -> Iterator[FaultyProxy]:
+    """An empty S3 server with one bucket, reached through the proxy."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        with faulty_proxy(f"{host}:{port}") as proxy:
+            connection = http.client.HTTPConnection(urlsplit(proxy.url).netloc, timeout=30)
+            connection.request("PUT", f"/{BUCKET}")
+            assert connection.getresponse().status == 200
+            connection.close()
+            yield proxy
+    finally:
         server.stop()

@@ -265,6 +265,6 @@ def write_embeddings(
         images = images_table(ids, own, captions, [["psoriasis"]] * rows, thumbnails[start : start + rows])
         for kind, table in (("images", images), ("texts", texts_table(ids, captions, own))):
             storage.write_bytes(part_file(str(folder), kind, name), to_parquet(table, row_group_size=64))
-        parts.append(Part(name=name, maker=maker, num_images=rows, num_texts=rows, failures={}))
+        parts.append(Part(name=name, num_images=rows, num_texts=rows, failures={}))
     manifest = Embeddings(maker=maker, corpus_uri="corpus", corpus_digest="c", content={}, parts=tuple(parts))
     storage.write_text(storage.join(str(folder), "embeddings.json"), manifest.model_dump_json())

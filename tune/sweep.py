@@ -35,21 +35,22 @@ def run(config: SweepConfig) -> int:
     name = config.run_name or f"sweep {storage.name_of(config.recipe)} {storage.name_of(config.output)}"
     state_uri = storage.join(config.output, "mlflow.json")
     with tracking.run(config.tracking, kind="sweep", name=name, resolved=config, state_uri=state_uri) as current:
-        if not current.resumed:
-            current.log_corpus(config.corpus, manifest, context="training")
+        current.log_corpus(config.corpus, manifest, context="training")
         # Trials run in other folders, where a default of the current folder would be another store.
         store = config.tracking.model_copy(update={"uri": tracking.tracking_uri(config.tracking)})
         trials = [_tracked_in(trial, store) for trial in trials]
         result = sweep(config, trials, parent_id=current.id, say=say)
-        current.log_metrics(result.metrics({trial.name: trial for trial in trials}))
+        current.log_metrics(result.metrics())
+        current.log_artifact("output", "recipe", result.best_uri, storage.sha256(result.best_uri))
         current.set_tags({"best_trial": result.best.name})
-        for uri in (result.best_uri, result.trials_uri):
+        for uri in (result.best_uri, result.trials_uri, result.page_uri):
             current.log_text(storage.read_text(uri), storage.name_of(uri))
         current.log_text(result.leaderboard + "\n", "leaderboard.txt")
     say(result.leaderboard)
     say(f"best: {result.best.name} with {result.best.label()}")
     say(f"recipe: {result.best_uri}")
     say(f"trials: {result.trials_uri}")
+    say(f"report: {result.page_uri}")
     return 0
 
 

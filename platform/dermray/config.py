@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic_core import PydanticUndefined
 
 from dermray.errors import ConfigError
@@ -25,6 +25,17 @@ class Config(BaseModel):
     """Base of every configuration section: unknown keys are errors, values are frozen after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True, validate_default=True)
+
+    _files: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The `--config` files that it was read from, by absolute path."""
+        return self._files
+
+    def __eq__(self, other: object) -> bool:
+        """Equal values are equal, whichever files they were read from."""
+        return type(self) is type(other) and self.__dict__ == other.__dict__
 
     def to_yaml(self) -> str:
         """The resolved tree as YAML that `--config` accepts."""
@@ -39,6 +50,13 @@ class TrackingConfig(Config):
     )
     experiment: str = Field("dermray", description="MLflow experiment name")
     enabled: bool = Field(True, description="false: this run leaves no trace in MLflow")
+    spool: str | None = Field(
+        None,
+        description="local folder for what MLflow did not take yet; empty: $DERMRAY_SPOOL, else ~/.cache/dermray/spool",
+    )
+    system_metrics_interval_s: float = Field(
+        10.0, ge=0, description="seconds between readings of the driver's processor, memory, disk, network; 0: none"
+    )
 
 
 class ClusterConfig(Config):
@@ -90,12 +108,14 @@ def parse(config_class: type[ConfigT], arguments: Sequence[str]) -> ConfigT:
         ConfigError: an unknown key, a wrong type, a missing file or a malformed argument, by name.
     """
     tree: dict[str, Any] = {}
+    files: list[str] = []
     overrides: list[str] = []
     pending = iter(arguments)
     for argument in pending:
         if argument == "--config" or argument.startswith("--config="):
             file = argument.partition("=")[2] or next(pending, "")
             tree = _merge(tree, read_yaml(file))
+            files.append(os.path.abspath(file))
         elif "=" in argument and not argument.startswith("-"):
             overrides.append(argument)
         else:
@@ -105,7 +125,9 @@ def parse(config_class: type[ConfigT], arguments: Sequence[str]) -> ConfigT:
     for override in overrides:
         key, _, text = override.partition("=")
         tree = _merge(tree, _nest(key, _parse_value(key, text)))
-    return validate(config_class, tree)
+    config = validate(config_class, tree)
+    config._files = tuple(files)
+    return config
 
 
 def validate(config_class: type[ConfigT], tree: Mapping[str, Any]) -> ConfigT:

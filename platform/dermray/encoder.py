@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from os import PathLike, cpu_count
@@ -24,8 +24,8 @@ from PIL import Image
 from torch import nn
 
 from dermray import images, models, storage
-from dermray.errors import ModelError
-from dermray.models.text_length import TextTower
+from dermray.errors import ImageError, ModelError
+from dermray.models.texts import expanded, grouped
 
 Precision = Literal["fp32", "bf16"]
 ItemT = TypeVar("ItemT")
@@ -39,6 +39,8 @@ DECODE_RULES = {
     "animation": "first frame",
 }
 MAX_DECODE_THREADS = 16
+# Why an image has no vector, where there are no bytes for it.
+MISSING = "missing"
 _HASH_CHUNK_BYTES = 1 << 22
 
 
@@ -92,7 +94,6 @@ class Encoder:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         digest = model_digest or _state_digest(model)
         self._model = model.to(self.device).eval()
-        self._encode_text = TextTower(self._model)
         if compiled:
             self._model.visual.compile(dynamic=True)  # type: ignore[union-attr]
         self._transform = image_transform
@@ -129,13 +130,14 @@ class Encoder:
         """
         name = str(uri)
         folder = name.removeprefix(models.factory.LOCAL_PREFIX)
-        if not storage.exists(storage.join(folder, models.WEIGHTS_NAME)):
+        weights = models.folder.weights_of(folder)
+        if weights is None:
             model, transform, tokenizer = models.create(name)
             return cls(model, transform, tokenizer, name=name, device=device, precision=precision, compiled=compiled)
         # A remote folder comes down once for both the weights and their digest.
         with storage.local_folder(folder) as path:
             model, transform, tokenizer = models.create(str(path))
-            digest = _file_digest(str(path / models.WEIGHTS_NAME))
+            digest = _file_digest(str(path / weights))
         label = storage.name_of(folder)
         return cls(
             model,
@@ -177,8 +179,31 @@ class Encoder:
             ImageError: one of them is not an acceptable image; nothing is returned then.
         """
         vectors = [np.zeros((0, self.info.embedding_dim), dtype=np.float32)]
-        vectors.extend(self.encode_pixels(np.stack(batch)) for batch in self._decoded(images, batch_size))
+        vectors.extend(self.encode_pixels(np.stack(batch)) for batch in self._decoded(images, batch_size, _raise))
         return np.concatenate(vectors)
+
+    def encode_readable(self, images: Sequence[bytes | None], *, batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+        """Encoded images to vectors in the length that the tower gives them; one that is no image costs its row alone.
+
+        Args:
+            images: encoded; None: there is none.
+            batch_size: images per forward pass.
+
+        Returns:
+            Vectors, float32 `[N, D]`, zeros where there is none; why there is none, object `[N]`: `missing`, a reason
+            of `ImageError`, or empty.
+        """
+        vectors = np.zeros((len(images), self.info.embedding_dim), dtype=np.float32)
+        reasons = np.full(len(images), "", dtype=object)
+        start = 0
+        for batch in self._decoded(images, batch_size, lambda error: error):
+            rows = [row for row, one in enumerate(batch, start) if isinstance(one, np.ndarray)]
+            if rows:
+                pixels = np.stack([batch[row - start] for row in rows])
+                vectors[rows] = self.encode_pixels(pixels, normalise=False)
+            reasons[start : start + len(batch)] = ["" if isinstance(one, np.ndarray) else one.reason for one in batch]
+            start += len(batch)
+        return vectors, reasons
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
@@ -189,19 +214,34 @@ class Encoder:
         for batch in _batches(texts, batch_size):
             with self._tokenizer_lock:
                 tokens = self._tokenizer(list(batch))
+            rows, index = grouped(self._model, tokens, self.device)
             with self._autocast():
-                features = self._encode_text(tokens.to(self.device))
-            vectors.append(_unit(features))
+                features = self._model.encode_text(rows)  # type: ignore[operator]
+            vectors.append(_unit(expanded(features, index)))
         return np.concatenate(vectors)
 
-    def _decoded(self, data: Sequence[bytes], batch_size: int) -> Iterator[list[np.ndarray]]:
-        """Batches of preprocessed images; the next one is decoded while the caller computes with this one."""
+    def _decoded(
+        self, data: Sequence[bytes | None], batch_size: int, refused: Callable[[ImageError], Any]
+    ) -> Iterator[list[Any]]:
+        """Batches of preprocessed images; the next one is decoded while the caller computes with this one.
+
+        In the place of an image that cannot be had stands what `refused` makes of the error.
+        """
+
+        def attempt(one: bytes | None) -> Any:
+            try:
+                if one is None:
+                    raise ImageError(MISSING, "there are no bytes")
+                return self.preprocess(one)
+            except ImageError as error:
+                return refused(error)
+
         # On the CPU the towers use every core themselves; beside a GPU the cores are free to decode.
         num_threads = 1 if self.device.type == "cpu" else min(MAX_DECODE_THREADS, cpu_count() or 1)
         with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
-            ahead: list[Future[np.ndarray]] = []
+            ahead: list[Future[Any]] = []
             for batch in _batches(data, batch_size):
-                submitted = [pool.submit(self.preprocess, one) for one in batch]
+                submitted = [pool.submit(attempt, one) for one in batch]
                 if ahead:
                     yield [future.result() for future in ahead]
                 ahead = submitted
@@ -210,6 +250,10 @@ class Encoder:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16")
+
+
+def _raise(error: ImageError) -> Any:
+    raise error
 
 
 def _batches(items: Sequence[ItemT], batch_size: int) -> Iterator[Sequence[ItemT]]:

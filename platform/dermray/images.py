@@ -8,6 +8,8 @@ it is, byte for byte.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
 import warnings
 from functools import cache
@@ -28,9 +30,16 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 ORIENTATION_TAG = 0x0112
 # Side of the grey picture whose lowest frequencies make the perceptual hash, and of the one that tells a blank image.
 HASH_SIDE = 32
+# Where the 64 coefficients of the hash are among all of the grey picture's, row by row: 8 x 8 but the constant one, and
+# the next one of the first row.
+LOWEST = np.append((HASH_SIDE * np.arange(8)[:, None] + np.arange(8)).ravel()[1:], 8)
 CHROMA_420 = 2
 # Standard deviation of the smoothing before a reduction, in pixels of an image to be reduced by the square root of 2.
 PREFILTER = 0.4
+# glibc's names of what `mallopt` sets (malloc.h), and bytes: pieces up to the first come from the heap, whose end is
+# given back to the system beyond the second.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+LARGEST_PIECE, KEPT_FREE = 32 << 20, 256 << 20
 # What Pillow's readers raise on damaged content, beyond OSError.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError, MemoryError)
 
@@ -106,37 +115,47 @@ def standardise(
     pixels = resize_shorter(_pixels(image, data, image_size), image_size)
     height, width = pixels.shape[:2]
     jpeg = data if _is_published(image, data, image_size, jpeg_quality) else encode_jpeg(pixels, jpeg_quality)
-    small = _small_grey(jpeg)
+    small = _small_grey(pixels)
     if int(small.max()) - int(small.min()) < min_contrast:
         raise ImageError("blank", f"its brightness varies by less than {min_contrast} of 255 levels: nothing to see")
     return StandardImage(jpeg, width, height, _hash(small), header)
 
 
 def perceptual_hash(image: bytes) -> int:
-    """64-bit perceptual hash of a stored image: signs of the lowest frequencies of its 32 x 32 grey picture.
+    """64-bit perceptual hash of an image: signs of the lowest frequencies of its 32 x 32 grey picture.
 
     The 64 cosine coefficients next to the constant one, each above (1) or below (0) their median. Rescaling, JPEG
-    compression, brightness and contrast change a few bits at most.
+    compression, brightness and contrast change a few bits at most; so may do `standardise`, which takes it of the
+    pixels before it compresses them.
 
     Raises:
         ImageError: as `decode`.
     """
-    try:
-        return _hash(_small_grey(image))
-    except ValueError:
-        return _hash(_small_grey(encode_jpeg(decode(image), 95)))
+    return _hash(_small_grey(decode(image)))
 
 
-def _small_grey(jpeg: bytes) -> np.ndarray:
-    """The grey picture of a JPEG, uint8 [32, 32]; of large ones only the means of blocks are decoded.
-
-    Raises:
-        ValueError: it is no JPEG, or damaged.
-    """
-    grey = simplejpeg.decode_jpeg(
-        jpeg, colorspace="GRAY", min_width=2 * HASH_SIDE, min_height=2 * HASH_SIDE, min_factor=1
-    )
+def _small_grey(image: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] → its grey picture, uint8 [32, 32]."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    # Means of two by two pixels cost next to nothing; averaging over areas that are no whole pixels is slow.
+    while min(grey.shape) >= 4 * HASH_SIDE:
+        height, width = (side // 2 for side in grey.shape)
+        grey = cv2.resize(grey[: 2 * height, : 2 * width], (width, height), interpolation=cv2.INTER_AREA)
     return cv2.resize(grey, (HASH_SIDE, HASH_SIDE), interpolation=cv2.INTER_AREA)
+
+
+def use_one_core() -> None:
+    """Settle a process that works on one image after the other: OpenCV on one thread, freed memory kept for the next.
+
+    The pixels of an image come and go in pieces of about a megabyte. Left alone, glibc gives them back to the system
+    each time, which then has to clear every page again: up to a third of the time that a small image takes. Other C
+    libraries stay as they are.
+    """
+    cv2.setNumThreads(1)
+    with contextlib.suppress(AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, LARGEST_PIECE)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_FREE)
 
 
 def resize_shorter(image: np.ndarray, side: int) -> np.ndarray:
@@ -172,8 +191,8 @@ def codec_versions() -> dict[str, str]:
 
 def _hash(small: np.ndarray) -> int:
     frequencies = cv2.dct(small.astype(np.float32))
-    lowest = np.append(frequencies[:8, :8].ravel()[1:], frequencies[0, 8])
-    middle = np.sort(lowest)[len(lowest) // 2]
+    lowest = frequencies.ravel()[LOWEST]
+    middle = np.partition(lowest, len(lowest) // 2)[len(lowest) // 2]
     return int.from_bytes(np.packbits(lowest >= middle).tobytes(), "big")
 
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +30,7 @@ from dermray import object_stores
 from dermray.errors import StorageError
 
 MAX_ATTEMPTS = 5
+HASH_BYTES = 1 << 22
 FIRST_BACKOFF_S = 0.2
 # How the name of a local file ends while it is being written; it begins with a dot.
 PART = ".part"
@@ -46,8 +49,8 @@ def normalise(uri: str | os.PathLike[str]) -> str:
 
 def is_local(uri: str | os.PathLike[str]) -> bool:
     """True for a plain path or a `file://` URI."""
-    scheme = urlsplit(os.fspath(uri)).scheme
-    return scheme in ("", "file") or "://" not in os.fspath(uri)
+    text = os.fspath(uri)
+    return "://" not in text or urlsplit(text).scheme in ("", "file")
 
 
 def local_path(uri: str | os.PathLike[str]) -> Path:
@@ -56,12 +59,16 @@ def local_path(uri: str | os.PathLike[str]) -> Path:
     Raises:
         StorageError: the URI is remote.
     """
+    return Path(_local(uri))
+
+
+def _local(uri: str | os.PathLike[str]) -> str:
     text = os.fspath(uri)
     if not is_local(text):
         raise StorageError(f"{text} is not a local path; download it or give a local one")
     if text.startswith("file:"):
         text = unquote(urlsplit(text).path)
-    return Path(os.path.abspath(os.path.expanduser(text)))
+    return os.path.abspath(os.path.expanduser(text))
 
 
 def join(uri: str | os.PathLike[str], *parts: str) -> str:
@@ -156,6 +163,16 @@ def size_bytes(uri: str | os.PathLike[str]) -> int:
     return int(info.size)
 
 
+def stamps(uris: Sequence[str]) -> list[tuple[int, int] | None]:
+    """Size in bytes and time of change in ns of some files of one store; None for one that is not there."""
+    if not uris:
+        return []
+    fs = filesystem(uris[0])[0]
+    paths = [filesystem(uri)[1] for uri in uris]
+    infos = with_retries(lambda: fs.get_file_info(paths), uris[0])
+    return [(int(one.size), int(one.mtime_ns or 0)) if one.type == pafs.FileType.File else None for one in infos]
+
+
 def read_bytes(uri: str | os.PathLike[str], *, max_bytes: int | None = None) -> bytes:
     """Read a whole file or object and check that as many bytes came as the store announced.
 
@@ -165,14 +182,18 @@ def read_bytes(uri: str | os.PathLike[str], *, max_bytes: int | None = None) -> 
     """
     if is_local(uri):
         # A million small files: the file system layer would cost more than the reading.
-        local = local_path(uri)
-        return with_retries(lambda: _read_whole(local.open("rb"), os.stat(local).st_size, uri, max_bytes), uri)
+        return with_retries(lambda: _read_local(_local(uri), uri, max_bytes), uri)
 
     def read() -> bytes:
         file = open_file(uri)
         return _read_whole(file, file.size(), uri, max_bytes)
 
     return with_retries(read, uri)
+
+
+def _read_local(path: str, uri: str | os.PathLike[str], max_bytes: int | None) -> bytes:
+    file = open(path, "rb", buffering=0)  # noqa: SIM115 -- _read_whole closes it
+    return _read_whole(file, os.fstat(file.fileno()).st_size, uri, max_bytes)
 
 
 def _read_whole(file: Any, size: int, uri: str | os.PathLike[str], max_bytes: int | None) -> bytes:
@@ -202,6 +223,24 @@ def read_range(uri: str | os.PathLike[str], offset: int, num_bytes: int) -> byte
         if len(data) != wanted:
             raise OSError(f"incomplete read: {len(data)} of {wanted} bytes at {offset}")
         return bytes(data)
+
+    return with_retries(read, uri)
+
+
+def sha256(uri: str | os.PathLike[str]) -> str:
+    """SHA-256 (hex) of a file or object, read in pieces.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        StorageError: the store failed for good.
+    """
+
+    def read() -> str:
+        digest = hashlib.sha256()
+        with open_file(uri) as file:
+            while piece := file.read(HASH_BYTES):
+                digest.update(piece)
+        return digest.hexdigest()
 
     return with_retries(read, uri)
 
@@ -312,11 +351,37 @@ def upload(path: str | os.PathLike[str], uri: str | os.PathLike[str]) -> None:
 
 def list_files(uri: str | os.PathLike[str], *, recursive: bool = False) -> list[str]:
     """URIs of the files under a folder, sorted; an absent folder has none."""
+    return list(file_sizes(uri, recursive=recursive))
+
+
+def file_sizes(uri: str | os.PathLike[str], *, recursive: bool = False) -> dict[str, int]:
+    """Bytes of each file under a folder, by URI, sorted, from one listing; an absent folder has none."""
     fs, path = filesystem(uri)
     selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
     infos = with_retries(lambda: fs.get_file_info(selector), uri)
-    names = [info.path[len(path) :] for info in infos if info.type == pafs.FileType.File]
-    return sorted(join(os.fspath(uri), name) for name in names)
+    sizes = {
+        join(os.fspath(uri), info.path[len(path) :]): info.size for info in infos if info.type == pafs.FileType.File
+    }
+    return dict(sorted(sizes.items()))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file or object: where it is, its size, and when it was last written (Unix time)."""
+
+    uri: str
+    num_bytes: int
+    written_at: float
+
+
+def list_stored(uri: str | os.PathLike[str]) -> list[Stored]:
+    """All files under a folder and its folders, sorted; an absent folder has none."""
+    fs, path = filesystem(uri)
+    selector = pafs.FileSelector(path, allow_not_found=True, recursive=True)
+    infos = with_retries(lambda: fs.get_file_info(selector), uri)
+    files = (info for info in infos if info.type == pafs.FileType.File)
+    found = (Stored(join(os.fspath(uri), i.path[len(path) :]), int(i.size), i.mtime.timestamp()) for i in files)
+    return sorted(found, key=lambda stored: stored.uri)
 
 
 def list_folders(uri: str | os.PathLike[str]) -> list[str]:

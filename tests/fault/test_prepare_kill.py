@@ -27,12 +27,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
 
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import Ontology
+from dermray.errors import DermRayError
+from dermray.prepare import graph
+from dermray.prepare.plan import ShardSpec
+from dermray.prepare.settings import PrepareConfig
 from jobs import prepare as prepare_job
 from tests import raw_corpus
 from tests.conftest import ROOT
@@ -301,7 +306,7 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path) -> None:
     run(raw, tmp_path / "undisturbed" / "corpus")
     killed: list[psutil.Process] = []
     stopped = threading.Event()
-    killer = threading.Thread(target=kill_a_worker, args=("ray::Map(_make_shard)", stopped, killed))
+    killer = threading.Thread(target=kill_a_worker, args=("ray::make_shard", stopped, killed))
     killer.start()
     try:
         run(raw, tmp_path / "killed" / "corpus")
@@ -310,3 +315,16 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path) -> None:
         killer.join()
     assert len(killed) == 1, "no worker was killed while it made a shard"
     assert_equal(tmp_path / "killed" / "corpus", tmp_path / "undisturbed" / "corpus")
+
+
+def die(spec: ShardSpec) -> str:
+    """As a decoder that crashes on an image does."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return spec.name
+
+
+def test_a_shard_that_kills_its_worker_each_time_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "MAX_RETRIES", 1)
+    config = PrepareConfig(source="csv", input=str(tmp_path), output=str(tmp_path / "corpus"))
+    with pytest.raises(DermRayError, match=r"shard train-00007: its worker died 2 times; .*run the same command again"):
+        list(graph._run(config, die, [ShardSpec("train", 7, pa.table({}))]))

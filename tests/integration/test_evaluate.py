@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dermray.errors import CorpusError, ModelError
-from dermray.evaluate import features, suite
+from dermray.evaluate import benchmarks, features, suite
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 from jobs import evaluate as job
@@ -29,10 +29,14 @@ def inputs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def reports(ray_cluster, inputs):
-    """The same evaluation on one actor and on two, with other batch sizes."""
+def reports(ray_cluster, inputs, tmp_path_factory):
+    """The same evaluation on one actor and on two, with other batch sizes, each with a cache of its own."""
     settings = [{"num_actors": 1, "batch_size": 64}, {"num_actors": 2, "batch_size": 3}]
-    return [suite.evaluate(EvaluateConfig(output="unused", bootstrap=100, **inputs, **one)) for one in settings]
+    caches = [str(tmp_path_factory.mktemp("cache")) for _ in settings]
+    return [
+        suite.evaluate(EvaluateConfig(output="unused", bootstrap=100, cache=cache, **inputs, **one))
+        for cache, one in zip(caches, settings, strict=True)
+    ]
 
 
 def test_same_numbers_whatever_actors_and_batch_size(reports):
@@ -41,6 +45,17 @@ def test_same_numbers_whatever_actors_and_batch_size(reports):
     for name, value in one.items():
         assert two[name] == pytest.approx(value, abs=1e-5), name
     assert [report.document["engine"]["num_actors"] for report in reports] == [1, 2]
+    assert [report.document["engine"]["num_images_encoded"] for report in reports] == [44, 44]
+
+
+def test_another_run_reads_what_is_kept(reports, inputs):
+    config = reports[0].document["config"]
+    settings = {"bootstrap": 100, "cache": config["cache"], "batch_size": 64, "num_actors": 1}
+    said = []
+    again = suite.evaluate(EvaluateConfig(output="unused", **inputs, **settings), say=said.append)
+    assert again.document["engine"]["num_images_encoded"] == again.document["engine"]["num_actors"] == 0
+    assert again.metrics() == reports[0].metrics()
+    assert said[0].startswith("vectors of 44 images and ")
 
 
 def test_broken_images_are_counted_and_left_out(reports):
@@ -53,12 +68,13 @@ def test_broken_images_are_counted_and_left_out(reports):
     assert retrieval["num_distinct_captions"] < retrieval["num_samples"]
 
 
-def test_features_equal_the_encoder_in_process(ray_cluster, inputs):
+def test_features_equal_the_encoder_in_process(ray_cluster, inputs, tmp_path):
     from dermray.encoder import Encoder
 
     samples = Samples.load(inputs["corpus"], "val")
     texts = ["a red patch", "a brown patch", "a red patch"]
-    found, again = features.compute([samples, samples], texts, model_uri=inputs["model"], num_actors=2)
+    settings = {"model_uri": inputs["model"], "cache": str(tmp_path), "num_actors": 2}
+    found, again = features.compute([samples, samples], texts, **settings)
     encoder = Encoder.load(inputs["model"], device="cpu")
     readable = [index for index in range(len(samples)) if index not in BROKEN]
     images = samples.read_images(readable)
@@ -86,21 +102,32 @@ def test_job_writes_the_report(ray_cluster, inputs, tmp_path, capsys):
     assert "<!doctype html>" in (tmp_path / "out" / "report.html").read_text()
 
 
+DERM7PT = ("pigment network", "streaks", "pigmentation", "regression structures", "dots and globules",
+           "blue whitish veil", "vascular structures")  # fmt: skip
+
+
 def write_published_data(root):
-    """A folder laid out as Derm1M's evaluation data is: two zero-shot tables, one of concepts, one of retrieval."""
+    """A folder laid out as Derm1M's evaluation data is: four zero-shot tables, two of concepts, two of retrieval."""
     for table, folder, num_classes in (
         ("HAM-official-7-zero-shot-test", "HAM", 7),
         ("pad-zero-shot-test", "PAD", 6),
+        ("f17k-113-zero-shot-test", "F17K", 114),
+        ("daffodil-5-zero-shot-test", "Daffodil", 5),
     ):
         rows = [(f"data/{folder}/{number}.jpg", number % num_classes) for number in range(15)]
         write_rows(root / "meta-files" / "zs" / f"{table}.csv", ["image_path", "label"], rows)
         write_pictures(root, [path for path, _ in rows])
-    rows = [(f"{number}.jpg", number % 2, number // 2 % 2) for number in range(12)]
-    write_rows(root / "data" / "skincon" / "meta.csv", ["ImageID", "papule", "scale"], rows)
-    write_pictures(root / "data" / "skincon" / "final_images", [row[0] for row in rows])
-    rows = [(f"{number}.jpg", f"red patch number {number}") for number in range(9)]
-    write_rows(root / "data" / "skincap" / "meta.csv", ["filename", "caption_zh_polish_en"], rows)
-    write_pictures(root / "data" / "skincap", [row[0] for row in rows])
+    for folder, concepts in (("skincon", ("papule", "scale")), ("derm7pt", DERM7PT)):
+        rows = [(f"{number}.jpg", *(number >> bit & 1 for bit in range(len(concepts)))) for number in range(12)]
+        write_rows(root / "data" / folder / "meta.csv", ["ImageID", *concepts], rows)
+        write_pictures(root / "data" / folder / "final_images", [row[0] for row in rows])
+    for folder, image, caption in (
+        ("skincap", "filename", "caption_zh_polish_en"),
+        ("Derm1M-hold_out", "filename", "truncated_caption"),
+    ):
+        rows = [(f"{number}.jpg", f"red patch number {number}") for number in range(9)]
+        write_rows(root / "data" / folder / "meta.csv", [image, caption], rows)
+        write_pictures(root / "data" / folder, [row[0] for row in rows])
     (root / "data" / "PAD" / "3.jpg").unlink()
 
 
@@ -115,17 +142,18 @@ def write_pictures(folder, names):
         (folder / name).write_bytes(jpeg((60 + 10 * number, 90, 50), seed=number))
 
 
-def test_benchmark_job_yields_every_table_there_is(ray_cluster, inputs, tmp_path, capsys):
+def test_benchmark_job_yields_every_table(ray_cluster, inputs, tmp_path, capsys):
     write_published_data(tmp_path)
     settings = ["bootstrap=20", "num_actors=1", "tracking.enabled=false", f"output={tmp_path / 'out'}"]
     assert job.main([f"model={inputs['model']}", "benchmark=derm1m", f"data={tmp_path}", *settings]) == 0
     document = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert list(document["benchmarks"]) == [
-        f"derm1m/{name}" for name in ("ham10000", "pad_ufes_20", "skincon", "skincap")
+    metrics = {name.partition("/")[2]: one["benchmark"]["metrics"] for name, one in document["benchmarks"].items()}
+    assert list(metrics) == [
+        *("ham10000", "pad_ufes_20", "fitzpatrick17k", "daffodil", "skincon", "derm7pt", "holdout", "skincap")
     ]
-    assert {one["name"] for one in document["skipped"]} == {
-        f"derm1m/{name}" for name in ("fitzpatrick17k", "daffodil", "derm7pt", "holdout")
-    }
+    for name, one in zip(metrics, benchmarks.load("derm1m").benchmarks, strict=True):
+        assert set(one.metrics) <= set(metrics[name])
+    assert document["skipped"] == []
     pad = json.loads((tmp_path / "out" / "pad_ufes_20" / "report.json").read_text())
     assert pad["engine"]["failed_images"] == {"missing": 1}
     assert pad["tasks"]["zero_shot"]["excluded"]["image not readable"] == 1
@@ -133,7 +161,6 @@ def test_benchmark_job_yields_every_table_there_is(ray_cluster, inputs, tmp_path
     concepts = json.loads((tmp_path / "out" / "skincon" / "report.json").read_text())["tasks"]["concepts"]
     assert [row["name"] for row in concepts["concepts"]] == ["papule", "scale"]
     printed = capsys.readouterr().out
-    assert "skipped derm1m/daffodil: its table" in printed
     assert re.search(r"skincap: retrieval \(9 samples\): image_to_text_R@1", printed)
     assert "0.6813" in (tmp_path / "out" / "report.html").read_text()
 
@@ -166,7 +193,7 @@ def test_missing_split_and_model_are_said_before_any_work(inputs, tmp_path):
         suite.check_inputs(EvaluateConfig(output="o", **{**inputs, "model": str(tmp_path)}))
 
 
-def test_damage_found_by_an_actor_comes_back_as_our_error(ray_cluster, inputs, tmp_path):
+def test_damaged_weights_are_our_error(ray_cluster, inputs, tmp_path):
     model = write_model(tmp_path / "model")
     weights = model / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

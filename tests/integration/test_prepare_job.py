@@ -25,8 +25,12 @@ COMMON = ["source=csv", "rows_per_shard=8", "tracking.enabled=false"]
 
 
 def job(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return start("prepare", *COMMON, *arguments, **environment)
+
+
+def start(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / "prepare.py"), *COMMON, *arguments],
+        [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *arguments],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -63,12 +67,12 @@ def store_of(server: FaultyProxy, client: str) -> dict[str, str]:
     }
 
 
-def remote_job(server: FaultyProxy, client: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def remote_job(server: FaultyProxy, client: str, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A driver that joins the session's cluster; its tasks reach the server as it does itself."""
     known = store_of(server, client)
     address = ray.get_runtime_context().gcs_address
     told = json.dumps({"runtime_env": {"env_vars": known}})
-    return job(*arguments, f"cluster.address={address}", **known, RAY_JOB_CONFIG_JSON_ENV_VAR=told)
+    return start(name, *arguments, f"cluster.address={address}", **known, RAY_JOB_CONFIG_JSON_ENV_VAR=told)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +94,7 @@ def test_s3_in_and_out_equals_local(local: Path, s3: FaultyProxy, client: str, g
     """Slow: two drivers start. What the store fails to do is tried again; an object that is gone is a bad row, once."""
     storage.copy_tree(str(local / "raw"), f"s3://{BUCKET}/raw")
     output = f"s3://{BUCKET}/prepared-{client}"
-    arguments = [f"input=s3://{BUCKET}/raw", f"output={output}", "max_dropped_fraction=0.5"]
+    arguments = ["prepare", *COMMON, f"input=s3://{BUCKET}/raw", f"output={output}", "max_dropped_fraction=0.5"]
     s3.reset()
     for key, fault in {"007": 503, "008": SHORT_BODY, "009": HALF}.items():
         s3.inject(fault, 1, method="GET", key=f"raw/images/{key}.jpg")
@@ -112,6 +116,27 @@ def test_s3_in_and_out_equals_local(local: Path, s3: FaultyProxy, client: str, g
     assert {file for file in storage.list_files(output, recursive=True) if any(part in file for part in same)} == {
         file for file in files if any(part in file for part in same)
     }
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_leakage_between_corpora_on_s3(local: Path, s3: FaultyProxy) -> None:
+    """Slow: a driver starts. A corpus leaks into itself, sample by sample, though the store fails now and then."""
+    corpus, output = f"s3://{BUCKET}/leaking", f"s3://{BUCKET}/leakage"
+    storage.copy_tree(str(local / "out"), corpus)
+    s3.reset()
+    for fault in (503, SHORT_BODY):
+        s3.inject(fault, 1, method="GET", key="leaking/data/train")
+    arguments = [f"corpus={corpus}", f"against=[{corpus}#train]", f"output={output}"]
+    done = remote_job(s3, "pyarrow", "leakage", *arguments, "tracking.enabled=false")
+    assert done.returncode == 0, done.stderr
+    assert s3.fired == 2
+    num_train = Manifest.load(corpus).select("train").num_samples
+    found = [each["num_samples_found"] for each in storage.read_json(f"{output}/leakage.json")["evaluations"]]
+    assert found == [num_train]
+    pairs = pq.read_table(io.BytesIO(storage.read_bytes(f"{output}/leakage.parquet")))
+    assert pairs["sample_id"].to_pylist() == pairs["evaluation_sample_id"].to_pylist()
+    assert b"<html" in storage.read_bytes(f"{output}/leakage.html")[:200]
 
 
 def dropped(output: str) -> list[str]:

@@ -74,6 +74,7 @@ def test_each_trial_ends_as_it_must(trials):
         key: {"optim.lr": rate} for key, rate in LEARNING_RATES.items()
     }
     assert "gradients that are not finite" in diverging["error"]
+    assert [trial["num_failures"] for trial in trials.values()] == [0, 0, 1]
     assert [point["validation"] for point in good["curve"]] == [1, 2, 3, 4]
     assert [point["step"] for point in good["curve"]] == [50, 100, 150, 200]
     assert good["samples_trained"] == 200 * 16
@@ -120,7 +121,7 @@ def test_trials_are_nested_runs_with_an_end(swept, trials):
     assert parent.data.metrics["trials_stopped"] == 1
     assert parent.data.metrics["samples_share"] < 0.8
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert {"best.yaml", "trials.json", "leaderboard.txt", "config.yaml"} <= artifacts
+    assert {"best.yaml", "trials.json", "sweep.html", "leaderboard.txt", "config.yaml"} <= artifacts
 
 
 def test_the_same_command_again_trains_nothing(swept, capsys):

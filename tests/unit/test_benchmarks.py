@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from dermray.config import parse
+from dermray.embedding.units import ImageFiles, from_document, to_document
 from dermray.errors import ConfigError, CorpusError, EvaluationError
 from dermray.evaluate import benchmarks, cases, suite
 from dermray.evaluate.cases import Case, Skipped
 from dermray.evaluate.classes import classes_of
 from dermray.evaluate.concepts import concepts_of
 from dermray.evaluate.report import build, summarise
-from dermray.evaluate.samples import ImageFiles, from_document, to_document
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.suite import TASKS
 from dermray.evaluate.tables import Layout, RawTable, find
@@ -187,6 +187,7 @@ def test_what_is_missing_is_named_with_where_it_is_offered(tmp_path: Path) -> No
     assert "figshare.com/articles/dataset/SNU_dataset/6454802" in lines
     report = summarise(loaded, {}, skipped, config=config(benchmark="make", data="d"), duration_s=1.0)
     assert len(report.document["skipped"]) == 6
+    assert any(line.startswith("skipped make/snu_134: its table SNU/MAKE_SNU.csv is not") for line in report.headline())
     assert "6454802" in report.html
     assert "drive.google.com" in report.html
     with pytest.raises(

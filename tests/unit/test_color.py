@@ -15,7 +15,7 @@ from torchvision.transforms import functional as F
 
 from dermray.config import validate
 from dermray.errors import ConfigError
-from dermray.ingest import color
+from dermray.ingest import color, color_host
 from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.settings import DataConfig
 
@@ -53,6 +53,18 @@ def test_an_operation_is_pillows_byte_for_byte(image: np.ndarray, operation: int
     got = color.OPERATIONS[operation](levels, torch.full((1, 1, 1, 1), factor))[0].permute(1, 2, 0).numpy()
     expected = np.asarray(PILLOW[operation](Image.fromarray(image), factor))
     np.testing.assert_array_equal(got, expected.astype(np.float32))
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1))
+    on_host = color_host.OPERATIONS[operation](planes, np.float32(factor))
+    np.testing.assert_array_equal(on_host.transpose(1, 2, 0), expected)
+
+
+def test_every_hue_turns_on_a_cpu_as_on_a_device() -> None:
+    """All combinations of every fifth level and the extremes."""
+    some = np.array([*range(0, 255, 5), 254, 255], dtype=np.uint8)
+    planes = np.stack(np.meshgrid(some, some, some, indexing="ij")).reshape(3, 1, -1)
+    for shift in (-0.5, -0.08, 0.0, 0.03, 0.5):
+        on_device = color.hue(torch.from_numpy(planes)[None].float(), torch.full((1, 1, 1, 1), shift))[0]
+        np.testing.assert_array_equal(color_host.hue(planes, np.float32(shift)), on_device.numpy())
 
 
 def test_a_batch_is_what_torchvision_does_to_each_image_with_the_same_draws() -> None:
@@ -80,11 +92,12 @@ def test_neither_batch_nor_order_matters() -> None:
     assert torch.equal(torch.cat(parts), whole)
 
 
-def test_large_groups_are_cut_into_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chunk_images", [256, 2])
+def test_operations_on_a_device_are_batched_and_do_the_same(chunk_images: int, monkeypatch: pytest.MonkeyPatch) -> None:
     augment, pixels, samples = augmentation(), batch(30), np.arange(30)
-    whole = augment(pixels, epoch=0, samples=samples)
-    monkeypatch.setattr(color, "CHUNK_IMAGES", 2)
-    assert torch.equal(augment(pixels, epoch=0, samples=samples), whole)
+    monkeypatch.setattr(color, "CHUNK_IMAGES", chunk_images)
+    on_device = color.on_device(pixels.float(), augment.draw(0, samples))
+    assert torch.equal(on_device, augment(pixels, epoch=0, samples=samples))
 
 
 @pytest.mark.parametrize("change", [{"seed": 4}, {"epoch": 1}, {"samples": np.arange(1, 25)}])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermray.prepare import duplicates
-from dermray.prepare.duplicates import NO_PAIRS, Search, cross_pairs, distances, near_groups, near_pairs
+from dermray.prepare.duplicates import NO_PAIRS, Search, cross_pairs, distances, near_groups, near_pairs, resembling
 
 # Small enough that hypothesis finds hashes that lie near each other, equal ones, and full buckets.
 SEEDS = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4)
@@ -81,6 +81,8 @@ def test_cross_pairs_are_those_of_brute_force(left: np.ndarray, right: np.ndarra
     assert found.dtype == np.int64
     assert found.tolist() == brute_force(left, right, max_distance).tolist()
     assert (distances(left[found[:, 0]], right[found[:, 1]]) <= max_distance).all()
+    alike = resembling(left, right, max_distance=max_distance)
+    assert np.flatnonzero(alike).tolist() == sorted(set(found[:, 0].tolist()))
 
 
 @given(hashes(), st.sampled_from([31, 48, 63]))
@@ -139,6 +141,8 @@ def test_equal_hashes_do_not_multiply() -> None:
     groups = near_groups(phashes, max_distance=3)
     assert groups[7] == 1
     assert groups.sum() == 1
+    alike = resembling(phashes, np.full(1_000_000, 12345, dtype=np.uint64), max_distance=0)
+    assert np.flatnonzero(~alike).tolist() == [7]
 
 
 def test_a_search_for_groups_returns_no_more_pairs_than_connect() -> None:

@@ -188,6 +188,16 @@ def test_products_are_full_precision_whatever_the_features_are(loss: Any) -> Non
         torch.testing.assert_close(got[3], expected[3], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("loss", [*(clip(method, 3) for method in CLIP_METHODS), SigLipLoss(3)])
+@pytest.mark.parametrize("made", [float, torch.tensor, lambda value: torch.tensor([value])])
+def test_scale_and_bias_may_be_numbers(loss: Any, made: Any) -> None:
+    image, text = features(5, 7, 4)
+    values = (14.3, -10.0)[: 2 if isinstance(loss, SigLipLoss) else 1]
+    got = loss(image, text, *(made(value) for value in values))
+    assert got.shape == ()
+    torch.testing.assert_close(got, loss(image, text, *map(double, values)), atol=1e-5, rtol=0)
+
+
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(ConfigError, match="no method 'sparse' of the CLIP loss; there are local, dense, tiled"):
         ClipLoss("sparse")  # type: ignore[arg-type]

@@ -135,6 +135,11 @@ def test_what_is_no_model_folder_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"absent is not a model folder"):
         models.architecture(f"local-dir:{tmp_path}/absent")
 
+    empty = shutil.copytree(folder, tmp_path / "empty")
+    (empty / models.WEIGHTS_NAME).unlink()
+    with pytest.raises(ModelError, match=r"empty has no weights: none of open_clip_model\.safetensors, open_clip_py"):
+        models.create(str(empty))
+
     no_section = shutil.copytree(folder, tmp_path / "no-section")
     (no_section / CONFIG_NAME).write_text('{"preprocess_cfg": {}}')
     with pytest.raises(ModelError, match="has no model_cfg"):
@@ -142,7 +147,7 @@ def test_what_is_no_model_folder_is_named(folder: Path, tmp_path: Path) -> None:
 
 
 def test_pickles_are_not_opened(folder: Path, tmp_path: Path) -> None:
-    """A folder whose weights are a pickle is refused; the pickle would run code when opened."""
+    """A folder whose weights hold more than tensors is refused; the pickle would run code when opened."""
 
     class Payload:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -151,7 +156,7 @@ def test_pickles_are_not_opened(folder: Path, tmp_path: Path) -> None:
     pickled = shutil.copytree(folder, tmp_path / "pickled")
     (pickled / models.WEIGHTS_NAME).unlink()
     torch.save(Payload(), pickled / "open_clip_pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"no open_clip_model\.safetensors; weights are only read as safetensors"):
+    with pytest.raises(ModelError, match="is damaged, or holds more than tensors and is not opened for that"):
         models.create(str(pickled))
     with pytest.raises(ModelError, match="cannot load the model 'dermray_tiny'"):
         models.create("dermray_tiny", pretrained=str(pickled / "open_clip_pytorch_model.bin"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from dermray.corpus.manifest import Manifest, Shard
 from dermray.errors import PlanError
-from dermray.ingest.plan import EpochPlan
+from dermray.ingest.plan import MAX_STREAMS, EpochPlan
 
 
 def manifest_of(shards: list[list[int]]) -> Manifest:
@@ -31,8 +33,17 @@ def manifest_of(shards: list[list[int]]) -> Manifest:
 manifests = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=6), min_size=1, max_size=8).map(manifest_of)
 
 
+def order_of(plan: EpochPlan) -> np.ndarray:
+    return np.concatenate([plan.batch(step) for step in range(len(plan))])
+
+
+def groups_of(manifest: Manifest, samples: np.ndarray) -> set[int]:
+    ends = np.cumsum(manifest.row_group_sizes())
+    return set(np.searchsorted(ends, samples, side="right").tolist())
+
+
 @given(manifests, st.integers(0, 5), st.integers(0, 3), st.integers(1, 48))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_every_sample_at_most_once_and_only_a_partial_batch_dropped(manifest, seed, epoch, global_batch_size):
     if manifest.num_samples < global_batch_size:
         with pytest.raises(PlanError, match="fewer than one global batch"):
@@ -40,87 +51,118 @@ def test_every_sample_at_most_once_and_only_a_partial_batch_dropped(manifest, se
         return
     plan = EpochPlan(manifest, seed=seed, epoch=epoch, global_batch_size=global_batch_size)
     assert len(plan) == manifest.num_samples // global_batch_size
-    seen = np.concatenate([plan.batch(step) for step in range(len(plan))])
+    seen = order_of(plan)
     assert seen.dtype == np.int64
     assert len(np.unique(seen)) == len(seen) == len(plan) * global_batch_size
     assert seen.min() >= 0
     assert seen.max() < manifest.num_samples
 
 
-@given(manifests, st.integers(0, 5), st.integers(1, 48))
-@settings(deadline=None, max_examples=100)
+@given(manifests, st.integers(0, 5), st.integers(1, 96))
+@settings(max_examples=100)
 def test_ranks_of_every_admitted_world_make_up_the_global_batch(manifest, seed, global_batch_size):
     if manifest.num_samples < global_batch_size:
         return
     plan = EpochPlan(manifest, seed=seed, epoch=1, global_batch_size=global_batch_size)
     assert plan.world_sizes[0] == 1
+    assert plan.num_streams <= MAX_STREAMS
     for world_size in plan.world_sizes:
         for step in {0, len(plan) // 2, len(plan) - 1}:
+            parts = [plan.rank_batch(step, rank, world_size) for rank in range(world_size)]
+            assert {len(part) for part in parts} == {global_batch_size // world_size}
+            np.testing.assert_array_equal(np.concatenate(parts), plan.batch(step))
+
+
+@given(st.lists(st.integers(1, 400), min_size=8, max_size=80), st.integers(0, 5), st.integers(0, 3))
+@settings(max_examples=30)
+def test_a_batch_that_1_to_8_workers_divide_admits_them_all(groups, seed, epoch):
+    manifest = manifest_of([groups])
+    size = math.lcm(*range(1, 9))
+    if manifest.num_samples < size:
+        return
+    plan = EpochPlan(manifest, seed=seed, epoch=epoch, global_batch_size=size)
+    assert plan.world_sizes[:8] == tuple(range(1, 9))
+    for world_size in range(1, 9):
+        for step in {0, len(plan) - 1}:
             parts = [plan.rank_batch(step, rank, world_size) for rank in range(world_size)]
             np.testing.assert_array_equal(np.concatenate(parts), plan.batch(step))
 
 
 @given(manifests, st.integers(1, 48), st.data())
-@settings(deadline=None, max_examples=100)
-def test_windows_from_any_step_yield_exactly_the_remaining_batches(manifest, global_batch_size, data):
+@settings(max_examples=100)
+def test_a_rank_reads_each_row_group_once_and_not_beyond_its_steps(manifest, global_batch_size, data):
     if manifest.num_samples < global_batch_size:
         return
     plan = EpochPlan(manifest, seed=3, epoch=2, global_batch_size=global_batch_size)
     world_size = data.draw(st.sampled_from(plan.world_sizes))
-    rank = data.draw(st.integers(0, world_size - 1))
-    start_step = data.draw(st.integers(0, len(plan)))
-    waiting: dict[int, list[int]] = {stream: [] for stream in plan.streams_of(rank, world_size)}
-    windows = iter(plan.rank_windows(rank, world_size, start_step=start_step))
-    for step in range(start_step, len(plan)):
-        while any(len(rows) < plan.rows_per_step for rows in waiting.values()):
-            window = next(windows)
-            assert window.start // plan.rows_per_step <= step, "a window arrives before it is needed, in order"
-            waiting[window.stream].extend(window.rows.tolist())
-        got = []
-        for rows in waiting.values():
-            got += rows[: plan.rows_per_step]
-            del rows[: plan.rows_per_step]
-        np.testing.assert_array_equal(got, plan.rank_batch(step, rank, world_size))
-    assert next(windows, None) is None
-    assert not any(waiting.values())
+    uses = [plan.rank_row_groups(rank, world_size) for rank in range(world_size)]
+    for rank, of_rank in enumerate(uses):
+        assert len({use.group for use in of_rank}) == len(of_rank)
+        assert [use.first_step for use in of_rank] == sorted(use.first_step for use in of_rank)
+        for step in range(len(plan)):
+            held = {use.group for use in of_rank if use.first_step <= step <= use.last_step}
+            assert groups_of(manifest, plan.rank_batch(step, rank, world_size)) <= held
+    # Only the row groups at the seams between ranks are read by both.
+    read = sum(len(of_rank) for of_rank in uses)
+    assert read - len({use.group for of_rank in uses for use in of_rank}) <= world_size - 1
+
+
+def test_few_row_groups_are_open_at_once():
+    """Also those that two streams share: a row group is not held from the epoch's first step to its last."""
+    manifest = manifest_of([[64] * 16] * 40)
+    plan = EpochPlan(manifest, seed=0, epoch=0, global_batch_size=640)
+    uses = plan.rank_row_groups(0, 1)
+    assert len(uses) == 640
+    for step in range(len(plan)):
+        assert sum(use.first_step <= step <= use.last_step for use in uses) <= 3 * plan.num_streams
 
 
 def test_order_depends_on_seed_and_epoch_and_on_nothing_else():
     manifest = manifest_of([[32] * 8] * 4)
 
     def order(seed: int, epoch: int) -> list[int]:
-        plan = EpochPlan(manifest, seed=seed, epoch=epoch, global_batch_size=64)
-        return np.concatenate([plan.batch(step) for step in range(len(plan))]).tolist()
+        return order_of(EpochPlan(manifest, seed=seed, epoch=epoch, global_batch_size=64)).tolist()
 
     assert order(0, 0) == order(0, 0)
     assert order(0, 0) != order(0, 1)
     assert order(0, 0) != order(1, 0)
 
 
-def test_batches_mix_row_groups():
+@pytest.mark.parametrize("global_batch_size", [64, 62])
+def test_batches_mix_row_groups(global_batch_size):
+    """Also where the world sizes alone would make two streams: 62 has no divisors but 1, 2, 31."""
     manifest = manifest_of([[32] * 8] * 4)
-    plan = EpochPlan(manifest, seed=0, epoch=0, global_batch_size=64)
-    groups = [len(set((plan.batch(step) // 32).tolist())) for step in range(len(plan))]
+    plan = EpochPlan(manifest, seed=0, epoch=0, global_batch_size=global_batch_size)
+    groups = [len(groups_of(manifest, plan.batch(step))) for step in range(len(plan))]
     assert min(groups) >= 16
 
 
-def test_refuses_a_world_that_does_not_divide_the_streams_and_says_which_do():
+def test_refuses_a_world_that_does_not_fit_and_says_which_do():
     plan = EpochPlan(manifest_of([[16] * 4]), seed=0, epoch=0, global_batch_size=32)
     assert plan.world_sizes == (1, 2, 4)
-    with pytest.raises(PlanError, match="admit 1, 2, 4 workers"):
+    with pytest.raises(PlanError, match="3 workers cannot share 4 streams evenly; .* admit 1, 2, 4 workers"):
         plan.rank_batch(0, 0, 3)
+    with pytest.raises(PlanError, match="8 workers need at least 8 row groups, the corpus has 4; .*smaller row groups"):
+        plan.rank_batch(0, 0, 8)
     with pytest.raises(PlanError, match="outside a world"):
         plan.rank_batch(0, 4, 4)
     with pytest.raises(PlanError, match="outside the epoch"):
         plan.batch(2)
 
 
-def test_a_larger_world_keeps_the_order_when_streams_are_kept():
-    manifest = manifest_of([[10, 7, 3], [20, 1]])
-    plan = EpochPlan(manifest, seed=0, epoch=0, global_batch_size=8, num_streams=4)
-    with pytest.raises(PlanError, match="does not divide"):
-        EpochPlan(manifest, seed=0, epoch=0, global_batch_size=8, num_streams=3)
-    assert plan.world_sizes == (1, 2, 4)
+@pytest.mark.parametrize(
+    ("global_batch_size", "world_sizes"),
+    [
+        (4096, (1, 2, 4, 8, 16, 32, 64)),
+        (2048, (1, 2, 4, 8, 16, 32, 64)),
+        (840, (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 15, 20, 21)),
+        (97, (1,)),
+    ],
+)
+def test_world_sizes_of_a_large_corpus(global_batch_size, world_sizes):
+    plan = EpochPlan(manifest_of([[128] * 100]), seed=0, epoch=0, global_batch_size=global_batch_size)
+    assert plan.world_sizes == world_sizes
+    assert plan.num_streams == 64
 
 
 def test_epochs_drop_different_samples():
@@ -128,6 +170,5 @@ def test_epochs_drop_different_samples():
     dropped = []
     for epoch in range(6):
         plan = EpochPlan(manifest, seed=0, epoch=epoch, global_batch_size=4)
-        seen = np.concatenate([plan.batch(step) for step in range(len(plan))])
-        dropped.append(tuple(sorted(set(range(30)) - set(seen.tolist()))))
+        dropped.append(tuple(sorted(set(range(30)) - set(order_of(plan).tolist()))))
     assert len(set(dropped)) > 1

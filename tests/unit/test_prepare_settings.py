@@ -65,7 +65,7 @@ def test_what_a_shard_hangs_on() -> None:
 
 
 def test_progress_line() -> None:
-    progress = Progress(num_shards=4, num_images=2000, images_done=lambda: 0)
-    progress.shards_done = 1
-    assert progress.line(500, 2.0) == "prepare: 1/4 shards, 500/2,000 images, 250 images/s, 6 s left"
-    assert progress.line(0, 2.0).endswith("waiting for the first images")
+    progress = Progress(num_shards=4, num_images=2000)
+    assert progress.line(2.0).endswith("waiting for the first images")
+    progress.add(500)
+    assert progress.line(2.0) == "prepare: 1/4 shards, 500/2,000 images, 250 images/s, 6 s left"

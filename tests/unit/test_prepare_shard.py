@@ -42,7 +42,7 @@ def planned(config: PrepareConfig) -> Plan:
 
 def make(config: PrepareConfig) -> tuple[list[ShardRecord], list[bool]]:
     maker = ShardMaker(config, TREE)
-    made = [maker.make(spec, lambda count: None) for spec in planned(config).shards]
+    made = [maker.make(spec) for spec in planned(config).shards]
     return [each.record for each in made], [each.fresh for each in made]
 
 
@@ -218,7 +218,7 @@ def test_damage_after_the_fact_is_noticed(tmp_path: Path) -> None:
         damage()
         # A later shard may have taken this one's place, so its record will do unless the file itself is needed.
         assert make(config) == ([record], [False])
-        again, fresh, _ = ShardMaker(config, TREE).make(spec, lambda count: None, needs_file=True)
+        again, fresh, _ = ShardMaker(config, TREE).make(spec, needs_file=True)
         assert (again, fresh) == (record, True)
         assert shard.read_bytes() == whole
     (tmp_path / "raw" / "images" / "001.jpg").write_bytes(raw_corpus.photograph(77))

@@ -66,6 +66,16 @@ def test_probe_leaves_the_global_generator_alone_and_is_seeded() -> None:
     assert torch.equal(one.weight, fit(features, labels).weight)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_features_that_tell_nothing_give_the_classes_shares(seed: int) -> None:
+    """The penalty holds all weights at 0 then, where the norm has a kink."""
+    generator = np.random.default_rng(7)
+    features, labels = generator.normal(size=(60, 16)), generator.integers(0, 2, 60)
+    probe = fit(features, labels, seed=seed)
+    assert not probe.weight.any()
+    np.testing.assert_allclose(probe.predict_proba(features)[0], np.bincount(labels) / 60, atol=1e-12)
+
+
 def test_probe_minimises_the_published_objective() -> None:
     features, labels = clouds(1, 90, 4)
     probe = fit(features, labels)

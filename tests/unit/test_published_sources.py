@@ -185,6 +185,15 @@ def test_ham10000_as_published_without_ending(tmp_path: Path) -> None:
     )
 
 
+def test_ham10000_needs_no_column_beyond_those_it_names(tmp_path: Path) -> None:
+    LAYOUTS["ham10000"].write(tmp_path)
+    table = tmp_path / "HAM10000_metadata.csv"
+    lines = [line.split(",") for line in table.read_text(encoding="utf-8").splitlines()]
+    spare = lines[0].index("dx_type")
+    table.write_text("\n".join(",".join(line[:spare] + line[spare + 1 :]) for line in lines), encoding="utf-8")
+    assert {row["meta"]["extra"] for row in read("ham10000", tmp_path).table.to_pylist()} == {None}
+
+
 def test_fitzpatrick_partitions_become_the_tree(tmp_path: Path) -> None:
     first = written("fitzpatrick17k", tmp_path)["b"]
     assert (first["skin_type"], first["hierarchy"]) == (5, "malignant, malignant melanoma")

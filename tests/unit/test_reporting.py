@@ -78,6 +78,28 @@ def test_histogram_is_valid_for_any_counts(counts, start, width):
     assert len(svg(chart).findall(".//{*}rect")) == len(counts)
 
 
+@given(st.lists(st.tuples(st.floats(-1, 1), st.floats(0, 1)), max_size=9))
+def test_interval_chart_is_valid_for_any_differences(rows):
+    values, lows, highs = ([value + sign * half for value, half in rows] for sign in (0, -1, 1))
+    names = [f"metric {NASTY} {number}" for number in range(len(rows))]
+    chart = plots.interval_chart(names, values, lows=lows, highs=highs, title=NASTY, figures=names)
+    assert numbers_are_finite(chart)
+    assert len(svg(chart).findall(".//{*}circle")) == len(rows)
+
+
+def test_reliability_diagram_draws_accuracy_over_confidence():
+    bins = [
+        {"low": 0.4, "high": 0.6, "num_samples": 30, "confidence": 0.5, "accuracy": 0.25},
+        {"low": 0.8, "high": 1.0, "num_samples": 10, "confidence": 0.9, "accuracy": 0.75},
+    ]
+    chart = svg(plots.reliability_diagram(bins, title=NASTY))
+    low, high = (float(rect.get("height")) for rect in chart.findall(".//{*}rect[@class='bar']"))
+    assert high / low == pytest.approx(3.0, rel=1e-2)
+    many, few = (float(rect.get("height")) for rect in chart.findall(".//{*}rect[@class='cell-off']"))
+    assert many / few == pytest.approx(3.0, rel=2e-2)
+    assert numbers_are_finite(plots.reliability_diagram([], title="none"))
+
+
 @pytest.mark.parametrize("num_classes", [1, 4, 113])
 def test_confusion_matrix_draws_what_is_there(num_classes):
     matrix = np.random.default_rng(0).integers(0, 3, (num_classes, num_classes))
@@ -107,6 +129,8 @@ def test_thumbnail_is_a_small_upright_jpeg():
         (reporting.duration(59.7), "1 min 00 s"),
         (reporting.duration(7500), "2 h 05 min"),
         (reporting.short("abcdef" * 10), "abcdefabcdef"),
+        (reporting.metric("10pct_macro_auroc_ovo"), "10 % of labels: macro AUROC ovo"),
+        (reporting.metric("image_to_text_R@1"), "image → text R@1"),
     ],
 )
 def test_figures_for_people(filtered, expected):

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermray.errors import EvaluationError
-from dermray.evaluate import retrieval
-from dermray.evaluate.retrieval import Ranks, pair_ranks, retrieval_metrics, score_ranks
+from dermray.evaluate import ranks, retrieval
+from dermray.evaluate.ranks import Ranks, pair_ranks
+from dermray.evaluate.retrieval import retrieval_metrics, score_ranks
 
 
 def unit(seed: int, num: int, dim: int) -> np.ndarray:
@@ -36,13 +37,46 @@ def test_ranks_equal_sorting(seed, num, dim):
     np.testing.assert_array_equal(to_image.higher, plain_ranks(scores.T))
 
 
-@pytest.mark.parametrize("block_scores", [1, 37, 400, 10**6])
-def test_blocks_change_nothing(monkeypatch, block_scores):
-    images, texts = unit(0, 53, 8), unit(1, 53, 8)
+@pytest.mark.parametrize("tile", [1, 7, 16, 4096])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tiles_and_screening_change_nothing(monkeypatch, tile, dtype):
+    images, texts = unit(0, 53, 8).astype(dtype), unit(1, 53, 8).astype(dtype)
     texts[20:30] = texts[7]
-    whole = retrieval_metrics(images, texts)
-    monkeypatch.setattr(retrieval, "_BLOCK_SCORES", block_scores)
-    assert retrieval_metrics(images, texts) == whole
+    # Lengths other than 1 and scores that only float64 tells apart.
+    images[3] *= 40
+    texts[40] = texts[41] + np.linspace(0, 1e-9, 8)
+    exact = images.astype(np.float64) @ texts.astype(np.float64).T
+    own = np.diag(exact)
+    monkeypatch.setattr(ranks, "TILE", tile)
+    for reach in (ranks.MAX_DOUBTFUL, 2.0, -1.0):
+        monkeypatch.setattr(ranks, "MAX_DOUBTFUL", reach)
+        for found, scores in zip(pair_ranks(images, texts), (exact, exact.T), strict=True):
+            np.testing.assert_array_equal(found.higher, (scores > own[:, None] + 1e-12).sum(axis=1))
+            np.testing.assert_array_equal(found.tied, (np.abs(scores - own[:, None]) <= 1e-12).sum(axis=1) - 1)
+
+
+def test_float32_decides_almost_all_and_float64_the_rest(monkeypatch):
+    """Candidates whose scores differ from the partner's by less than float32 can tell."""
+    rng = np.random.default_rng(5)
+    texts = unit(6, 900, 64).astype(np.float64)
+    images = texts + 0.02 * rng.normal(size=texts.shape)
+    texts[1::3] = texts[::3] + 1e-8 * rng.normal(size=(300, 64))
+    checked_again = []
+    products = ranks._products
+    monkeypatch.setattr(ranks, "_products", lambda *pairs: checked_again.append(len(pairs[0])) or products(*pairs))
+    monkeypatch.setattr(ranks._Scores, "_exactly", None)
+    exact = images @ texts.T
+    for found, scores in zip(pair_ranks(images, texts), (exact, exact.T), strict=True):
+        np.testing.assert_array_equal(found.higher, (scores > np.diag(exact)[:, None] + 1e-12).sum(axis=1))
+    # The pairs themselves, twice; each one's twin, from both sides.
+    assert 900 + 2 * 900 <= sum(checked_again) < 0.02 * exact.size
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_lengths_far_from_one(scale):
+    images, texts = unit(0, 40, 8).astype(np.float64), unit(1, 40, 8).astype(np.float64)
+    for found, expected in zip(pair_ranks(scale * images, texts / scale), pair_ranks(images, texts), strict=True):
+        np.testing.assert_array_equal(found.higher, expected.higher)
 
 
 def test_perfect_and_worst():
@@ -76,12 +110,12 @@ def test_identical_captions_tie_however_far_apart_they_stand():
 
 
 def test_ties_are_the_mean_over_their_orders():
-    ranks = Ranks(higher=np.array([1]), tied=np.array([2]))
+    one = Ranks(higher=np.array([1]), tied=np.array([2]))
     orders = list(itertools.permutations(["own", "other", "another"]))
     positions = np.array([1 + order.index("own") for order in orders])
     for k in range(6):
-        assert ranks.hits(k)[0] == pytest.approx((positions < k).mean())
-    assert ranks.expected()[0] == pytest.approx(positions.mean())
+        assert one.hits(k)[0] == pytest.approx((positions < k).mean())
+    assert one.expected()[0] == pytest.approx(positions.mean())
 
 
 def test_intervals_equal_a_loop_over_resamples():

@@ -26,10 +26,15 @@ class FakeRegistry:
         self.version = "3"
         self.records: list[tuple[str, str | None, str | None]] = []
         self.away = False
+        self.fetched = 0
 
-    def resolve(self, uri, name=None):
+    def version_at(self, uri):
         if self.away:
             raise TrackingError("the registry is away")
+        return self.version
+
+    def resolve(self, uri, name=None):
+        self.fetched += 1
         return source_of(self.version)
 
     def point(self, uri, version):
@@ -93,7 +98,8 @@ def test_a_version_that_fails_is_refused_once_and_tried_again_on_request(parts):
     assert asyncio.run(rollout.look()).event == "refused"
     assert asyncio.run(rollout.look()).event == "unchanged"
     assert slot.current.model.version == "3"
-    assert fleet.examined == ["4"]
+    # A look at a version that is known fetches none of its files.
+    assert (fleet.examined, registry.fetched) == (["4"], 1)
     fleet.fails = set()
     assert asyncio.run(rollout.look(again=True)).event == "followed"
     assert registry.records == [("refused", "3", "4"), ("followed", "3", "4")]

@@ -114,12 +114,12 @@ def test_rows_become_samples(source: str, folder: Path, tmp_path_factory: pytest
     plan = plan_shards(usable_rows(raw), split="test", seed=0, rows_per_shard=100)
     ontology = raw.ontology or Ontology.flat(raw.table["labels"].combine_chunks().flatten().unique().to_pylist())
     (spec,) = plan.shards
-    record, made, _ = ShardMaker(config, ontology).make(spec, lambda count: None)
+    record, made, _ = ShardMaker(config, ontology).make(spec)
     assert made
     assert record.dropped == ()
     assert record.row_counts["rows"]["labelled"] == record.row_counts["rows"]["resolved"] > 0
     assert record.sample_counts["captions"]["sub"] >= record.sample_counts["captions"]["raw"]
-    again, made, _ = ShardMaker(config, ontology).make(spec, lambda count: None)
+    again, made, _ = ShardMaker(config, ontology).make(spec)
     assert (again, made) == (record, False)
 
 

@@ -98,6 +98,7 @@ def test_derm1m_row(tmp_path: Path) -> None:
             "extra": '{"source": "youtube", "source_type": "edu"}',
         },
         "prepared": None,
+        "phash": None,
     }
 
 

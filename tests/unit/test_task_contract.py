@@ -93,6 +93,33 @@ def test_nothing_readable_is_an_error(corpus: str, name: str) -> None:
         TASKS[name].run(replace(context, features=features))
 
 
+def test_vectors_that_are_not_finite_are_refused(corpus: str, name: str) -> None:
+    context = context_of(corpus, name)
+    images = context.features.images.copy()
+    images[4] = np.nan
+    with pytest.raises(EvaluationError, match="not finite"):
+        TASKS[name].run(replace(context, features=replace(context.features, images=images)))
+
+
+@pytest.mark.parametrize("classifier", ["zero_shot", "linear_probe", "knn", "few_shot"])
+def test_a_split_of_one_class_is_refused_and_a_class_without_sample_left_out(corpus: str, classifier: str) -> None:
+    def relabelled(labels: list[list[str]]) -> Context:
+        context = context_of(corpus, classifier)
+        samples = replace(context.samples, labels=labels, class_names=("melanoma", "nevus", "psoriasis"))
+        texts = TASKS["zero_shot"].texts(samples, context.config)
+        return replace(context, samples=samples, features=features_of(samples, texts))
+
+    with pytest.raises(EvaluationError, match="scores between classes need at least two"):
+        TASKS[classifier].run(relabelled([["nevus"]] * NUM_SCORED))
+    result = TASKS[classifier].run(relabelled([[("nevus", "melanoma")[row % 2]] for row in range(NUM_SCORED)]))
+    assert all(np.isfinite(metric.value) for metric in result.metrics.values())
+    if "classes" in result.details:
+        (absent,) = (row for row in result.details["classes"] if row["name"] == "psoriasis")
+        assert absent["num_samples"] == 0
+        assert absent["recall"] is None
+        assert absent["auroc"] is None
+
+
 def test_the_report_shows_it(corpus: str, name: str) -> None:
     context = context_of(corpus, name)
     result = TASKS[name].run(context)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import time
 from collections import Counter
 from pathlib import Path
 
+import mlflow
+import numpy as np
+import pandas as pd
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
+from mlflow.exceptions import MlflowException
 from pydantic import Field
 
 from dermray import tracking
 from dermray.config import Config, TrackingConfig
 from dermray.corpus.manifest import Manifest, Shard
+from dermray.encoder import Encoder
 from dermray.errors import TrackingError
+from dermray.tracking import facts
+from dermray.tracking.spool import Spool
+from tests.corpora import write_model
 
 
 class Section(Config):
@@ -85,6 +96,63 @@ def test_a_run_records_config_code_figures_and_ends_finished(config: TrackingCon
     assert Path(client.download_artifacts(current.id, "notes/a.txt")).read_text() == "hello"
 
 
+def test_a_run_says_what_it_ran_with(config: TrackingConfig, client: MlflowClient) -> None:
+    faster = config.model_copy(update={"system_metrics_interval_s": 0.05})
+    with tracking.run(faster, kind="pretrain", name="x", resolved=Settings()) as current:
+        deadline = time.monotonic() + 30
+        while not any(key.startswith("system/") for key in client.get_run(current.id).data.metrics):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        current.log_artifact("output", "model", "https://user:word@host/m", "f" * 64)
+    run = client.get_run(current.id)
+    assert "system/cpu_utilization_percentage" in run.data.metrics
+    assert json.loads(run.data.tags[f"dermray.output.model.{'f' * 16}"]) == {
+        "uri": "https://host/m",
+        "digest": "f" * 64,
+    }
+    packages = Path(client.download_artifacts(current.id, facts.PACKAGES_FILE)).read_text().splitlines()
+    assert f"mlflow=={mlflow.__version__}" in packages
+    hardware = json.loads(Path(client.download_artifacts(current.id, facts.HARDWARE_FILE)).read_text())
+    assert hardware["memory_bytes"] == psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ('+API_KEY = "abcdef123456"', '+API_KEY = "(hidden)"'),
+        ("+token: hunter2hunter2", "+token: (hidden)"),
+        ("+Authorization: Bearer abc.def.ghi", "+Authorization: Bearer (hidden)"),
+        ("+s3 AKIAABCDEFGHIJKLMNOP here", "+s3 (hidden) here"),
+        ("+postgresql://me:word@host/db", "+postgresql://(hidden)@host/db"),
+        ("+tokens = tokenizer(texts)", "+tokens = tokenizer(texts)"),
+        ("+api_key_env: LLM_KEY", "+api_key_env: LLM_KEY"),
+    ],
+)
+def test_a_patch_holds_no_secrets(text: str, kept: str) -> None:
+    assert facts.without_secrets(text) == kept
+
+
+def test_a_line_that_a_disk_has_lost_costs_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spool = Spool.begin(tmp_path, "k")
+    spool.append({"kind": "a"})
+    spool.append({"kind": "b"}, durable=True)
+    with spool.path.open("r+b") as file:
+        file.write(b"\0\0\0\0")
+    assert [record["kind"] for record, _ in spool.pending(1)] == ["nothing"]
+    assert [record["kind"] for record, _ in spool.pending(1000)] == ["nothing", "b"]
+    assert "a line is no record" in caplog.text
+    assert Spool.left_over(spool.path) is None, "its writer is alive"
+    spool.acknowledge(spool.pending(1)[0][1])
+    spool.close()
+    again = Spool.left_over(spool.path)
+    assert again is not None
+    assert again.has_been_read
+    assert [record["kind"] for record, _ in again.pending(1000)] == ["b"]
+    again.acknowledge(again.pending(1000)[-1][1])
+    again.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("error", "status"), [(ValueError("boom"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
 def test_a_run_that_breaks_says_so(
     config: TrackingConfig, client: MlflowClient, error: BaseException, status: str
@@ -149,6 +217,22 @@ def test_a_state_that_names_no_usable_run_begins_a_new_one(
     assert str(current.id) in (tmp_path / "mlflow.json").read_text()
 
 
+def test_of_two_runs_of_one_key_the_older_stays(config: TrackingConfig, client: MlflowClient, tmp_path: Path) -> None:
+    """What MLflow's own repetition of a call leaves, whose answer was lost."""
+    with tracking.run(config, kind="x", name="makes the experiment", resolved=Settings()):
+        pass
+    experiment = client.get_experiment_by_name(config.experiment).experiment_id
+    older, newer = (
+        client.create_run(experiment, start_time=time, tags={"dermray.run_key": "k"}).info.run_id for time in (1, 2)
+    )
+    state = tmp_path / "mlflow.json"
+    state.write_text('{"mlflow_run_id": null, "run_key": "k"}')
+    with tracking.run(config, kind="x", name="x", resolved=Settings(), state_uri=str(state)) as current:
+        assert current.id == older
+    assert client.get_run(newer).info.lifecycle_stage == "deleted"
+    assert client.get_run(older).data.params["inner.rate"] == "0.5"
+
+
 def test_a_store_that_refuses_costs_figures_and_not_the_job(
     config: TrackingConfig, client: MlflowClient, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -157,7 +241,17 @@ def test_a_store_that_refuses_costs_figures_and_not_the_job(
         client.delete_run(current.id)
         current.log_metrics({"loss": 1.0}, step=2)
     assert "did not take the metrics of step 2" in caplog.text
-    assert f"did not take the end of run {current.id}" in caplog.text
+    assert f"did not take the end of a run: The run {current.id}" in caplog.text
+
+
+def test_a_figure_that_mlflow_does_not_take_costs_no_other(
+    config: TrackingConfig, client: MlflowClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING), tracking.run(config, kind="x", name="x", resolved=Settings()) as current:
+        for step in range(1, 9):
+            current.log_metrics({"loss" if step != 5 else "lo@ss": float(step)}, step=step)
+    assert steps(client, current.id, "loss") == [1, 2, 3, 4, 6, 7, 8]
+    assert "did not take the metrics of step 5: " in caplog.text
 
 
 def test_the_corpus_is_an_input_of_the_run(config: TrackingConfig, client: MlflowClient) -> None:
@@ -264,6 +358,38 @@ def test_a_registered_model_is_found_by_alias_and_by_version(
     for resolved, value in ((by_alias, "0.25"), (by_version, "0.125")):
         assert Path(resolved.folder_uri).is_dir(), "the registry keeps its own copy of the folder"
         assert (Path(resolved.folder_uri) / "open_clip_config.json").read_text() == value
+
+
+def test_a_registered_model_embeds_and_classifies_through_mlflow(
+    config: TrackingConfig, client: MlflowClient, tmp_path: Path
+) -> None:
+    folder = write_model(tmp_path / "m", provenance={"licences": ["CC-BY-NC-4.0"], "classes": ["melanoma", "acne"]})
+    with tracking.run(config, kind="register", name="x", resolved=Settings()) as current:
+        tracking.register(
+            current, name="whole", model_uri=str(folder), metric="a.b", value=0.5, corpus_digest="c", alias=None
+        )
+    version = client.get_model_version("whole", "1")
+    assert (version.tags["licence"], version.tags["commercial_use"]) == ("CC-BY-NC-4.0", "forbidden")
+    with pytest.raises(MlflowException):
+        client.get_model_version_by_alias("whole", tracking.CHAMPION)
+    logged = client.get_logged_model(version.tags["dermray.logged_model_id"])
+    assert (str(logged.status), logged.source_run_id) == ("READY", current.id)
+    assert client.get_run(current.id).outputs.model_outputs[0].model_id == logged.model_id
+    loaded = mlflow.pyfunc.load_model("models:/whole/1")
+    example = loaded.input_example
+    assert loaded.metadata.signature.params is not None
+    encoder = Encoder.load(folder)
+    (row,) = loaded.predict(example, params={"classify": True}).to_dict("records")
+    photo = example["image"][0]
+    np.testing.assert_allclose(row["embedding"], encoder.encode_images([photo])[0], atol=1e-6)
+    assert sum(row["probabilities"]) == pytest.approx(1)
+    assert row["label"] == ["melanoma", "acne"][int(np.argmax(row["probabilities"]))]
+    (named,) = loaded.predict(example, params={"labels": ["a", "b", "c"]}).to_dict("records")
+    assert len(named["probabilities"]) == 3
+    (text,) = loaded.predict(pd.DataFrame({"text": ["a mole"]})).to_dict("records")
+    np.testing.assert_allclose(text["embedding"], encoder.encode_texts(["a mole"])[0], atol=1e-6)
+    with pytest.raises(Exception, match="row 0: give either image"):
+        loaded.predict(pd.DataFrame({"text": [None]}))
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,37 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import open_clip
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dermray.errors import NonFiniteError
+from dermray.ingest.color import ColorAugmentation
+from dermray.ingest.loader import Batch
+from dermray.models import texts
 from dermray.train import loop
+from dermray.train.optimiser import build_optimiser
 from dermray.train.progress import StepRecord
+from dermray.train.settings import PretrainConfig
+from dermray.train.task import ContrastiveTask
 from tests.process_groups import run_ranks
 from tests.unit.test_train_loop import batches, configured, make_trainer
 
 NO_SCORES: dict[str, float] = {}
+CPU = torch.device("cpu")
+CLIP_CFG: dict[str, Any] = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 16, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 24, "vocab_size": 64, "width": 16, "heads": 2, "layers": 2},
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "tiled": {},
+    "micro-batches": {"train": {"micro_batch_size": 3}, "loss": {"mask_duplicates": True}},
+    "sigmoid": {"loss": {"name": "siglip"}},
+}
 
 
 def train_with_troubles(rank: int, world_size: int) -> dict[str, Any]:
@@ -66,6 +85,73 @@ def give_up(rank: int, world_size: int) -> dict[str, Any]:
     with pytest.raises(NonFiniteError) as caught:
         train(trainer, rank, world_size, bad=(4, 5, 6), stop_after=99)
     return {"message": str(caught.value)}
+
+
+def global_batch(step: int) -> Batch:
+    """16 samples whose texts are padded, of unequal length, and in part equal."""
+    random = np.random.default_rng(step)
+    tokens = np.zeros((16, 24), dtype=np.int64)
+    for row, length in zip(tokens, random.integers(2, 15, 16), strict=True):
+        row[:length] = [*random.integers(1, 62, length - 1), 63]
+    tokens[5:12:2] = tokens[1]
+    return Batch(
+        step=step,
+        epoch=0,
+        samples=random.permutation(99)[:16],
+        pixels=torch.from_numpy(random.integers(0, 256, (16, 3, 16, 16), dtype=np.uint8)),
+        tokens=torch.from_numpy(tokens),
+    )
+
+
+def part_of(batch: Batch, rank: int, world_size: int) -> Batch:
+    rows = slice(rank * 16 // world_size, (rank + 1) * 16 // world_size)
+    return replace(batch, samples=batch.samples[rows], pixels=batch.pixels[rows], tokens=batch.tokens[rows])
+
+
+def clip_trainer(config: PretrainConfig, world_size: int) -> loop.Trainer:
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**CLIP_CFG, init_logit_bias=-4.0 if config.loss.name == "siglip" else None).train()
+    texts.accept_short(model)
+    color = ColorAugmentation(config.data, config.seed)
+    return loop.Trainer(
+        config=config,
+        task=ContrastiveTask((0.5,) * 3, (0.2,) * 3, CPU, color, config.loss, config.train.micro_batch_size),
+        model=model,
+        wrapped=DistributedDataParallel(model) if world_size > 1 else model,
+        optimiser=build_optimiser(model, config.optim),
+        device=CPU,
+        num_steps=100,
+    )
+
+
+def two_steps(rank: int, world_size: int) -> dict[str, Any]:
+    """The weights after two steps on the same global batches, by each of `WAYS`."""
+    warnings.simplefilter("ignore")
+    answer = {}
+    for way, sections in WAYS.items():
+        # The bias of keys has no gradient but rounding, of which AdamW would make steps with a smaller epsilon.
+        optim = {"lr": 1e-3, "warmup_steps": 0, "eps": 1e-4}
+        config = configured(optim=optim, data={"color_jitter": (0.3, 0.3, 0.3, 0.1)}, **sections)
+        trainer = clip_trainer(config, world_size)
+        for step in range(2):
+            trainer.train_step(part_of(global_batch(step), rank, world_size))
+        answer[way] = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+        answer[f"{way}, text tokens"] = trainer.task.text_tokens
+    return answer
+
+
+def test_workers_together_equal_one_alone(tmp_path: Path) -> None:
+    answers = run_ranks(two_steps, (1, 2, 4), tmp_path)
+    (alone,) = answers[1]
+    # 12 distinct texts of at most 14 tokens, trimmed to 16 of 24.
+    assert alone["tiled, text tokens"] == 12 * 16 / 16
+    start = dict(clip_trainer(configured(), 1).model.named_parameters())
+    for way in WAYS:
+        assert max(float((alone[way][name] - value.detach()).abs().max()) for name, value in start.items()) > 1e-3
+        for others in (answers[2], answers[4]):
+            for name, value in alone[way].items():
+                for one in others:
+                    torch.testing.assert_close(one[way][name], value, atol=1e-5, rtol=0, msg=f"{way}: {name}")
 
 
 def test_bad_steps_and_stops_are_decided_alike(tmp_path: Path) -> None:

@@ -36,9 +36,9 @@ def test_the_stopwatch_tells_waits_from_steps_and_pauses() -> None:
     for number in range(4):
         if number:
             time.sleep(0.02)
-        watch.batch_came(16)
+        watch.batch_came()
         time.sleep(0.03 if number < 3 else 0.1)
-        watch.step_done()
+        watch.step_done(16)
         if number == 1:
             with watch.paused():
                 time.sleep(0.1)
@@ -48,8 +48,8 @@ def test_the_stopwatch_tells_waits_from_steps_and_pauses() -> None:
     assert 0.03 <= figures["step_time_p50_s"] < 0.1 <= figures["step_time_p99_s"]
     assert figures["samples_per_s"] == pytest.approx(8 / figures["step_time_s"])
     assert figures["text_tokens"] == 16
-    watch.batch_came(4)
-    watch.step_done()
+    watch.batch_came()
+    watch.step_done(4)
     again = watch.lap(15)
     assert again["text_tokens"] == 4
     assert again["pause_share"] == 0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dermray.config import parse, validate
 from dermray.errors import ConfigError
 from dermray.tuning.settings import SweepConfig
-from dermray.tuning.space import Choice, Integer, LogUniform, Uniform, dotted, num_points, sample
+from dermray.tuning.space import Choice, Integer, LogUniform, Uniform, dotted, grid, num_points, ordered, sample
 
 SPACE = {
     "optim.lr": LogUniform(kind="loguniform", low=1e-4, high=1e-2),
@@ -98,5 +98,50 @@ def test_the_command_line_reaches_into_a_space_of_the_file(tmp_path):
     ],
 )
 def test_bad_settings_are_refused_by_name(keys, message):
+    with pytest.raises(ConfigError, match=message):
+        sweep_config(**keys)
+
+
+CONDITIONAL = {
+    "loss.weight": Uniform(kind="uniform", low=0.0, high=1.0, steps=3, when={"loss.name": ["b"]}),
+    "loss.name": Choice(kind="choice", values=["a", "b"]),
+    "optim.lr": LogUniform(kind="loguniform", low=1e-4, high=1e-2, steps=3),
+}
+
+
+def test_a_key_varies_only_where_its_condition_holds():
+    space = ordered(CONDITIONAL)
+    assert list(space) == ["loss.name", "loss.weight", "optim.lr"]
+    trials = sample(space, num_trials=40, seed=0)
+    assert {trial["loss.name"] for trial in trials} == {"a", "b"}
+    assert all(("loss.weight" in trial) == (trial["loss.name"] == "b") for trial in trials)
+
+
+def test_a_grid_is_every_point_once():
+    points = grid(ordered(CONDITIONAL))
+    assert len(points) == 3 + 3 * 3
+    assert [point["optim.lr"] for point in points[:3]] == [1e-4, 1e-3, 1e-2]
+    assert {point["loss.weight"] for point in points if point["loss.name"] == "b"} == {0.0, 0.5, 1.0}
+    assert len({str(point) for point in points}) == len(points)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"search": "grid"}, "optim.lr: a grid needs steps"),
+        ({"space": {"a": {"kind": "int", "low": 1, "high": 2, "when": {"b": [1]}}}}, "a.when: b is no parameter"),
+        (
+            {
+                "space": {
+                    "a": {"kind": "int", "low": 1, "high": 2, "when": {"b": [1]}},
+                    "b": {"kind": "int", "low": 1, "high": 2, "when": {"a": [1]}},
+                }
+            },
+            "conditions go round in a circle",
+        ),
+        ({"search": "tpe", "space": {"num_workers": {"kind": "int", "low": 1, "high": 9}}}, "space.num_workers: tpe"),
+    ],
+)
+def test_a_space_that_cannot_be_searched_so_is_refused(keys, message):
     with pytest.raises(ConfigError, match=message):
         sweep_config(**keys)

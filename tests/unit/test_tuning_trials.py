@@ -6,34 +6,12 @@ import pytest
 import yaml
 
 from dermray.config import parse
-from dermray.corpus.manifest import Manifest, Shard
 from dermray.errors import ConfigError, DermRayError, PlanError
 from dermray.train.settings import PretrainConfig
 from dermray.tuning.plan import plan_trials, share_cluster
 from dermray.tuning.records import Point, Status, TrialRecord, best_of, leaderboard, ranked
-from dermray.tuning.settings import SweepConfig
 from tests.conftest import ROOT
-
-OBJECTIVE = "validation_zero_shot_accuracy"
-MANIFEST = Manifest(
-    shards=(
-        Shard(path="data/a.parquet", split="train", num_samples=640, num_bytes=1, sha256="0", row_groups=(32,) * 20),
-    )
-)
-
-
-def sweep_config(tmp_path, *arguments):
-    return parse(
-        SweepConfig,
-        [
-            "--config",
-            str(ROOT / "tune/spaces/demo.yaml"),
-            f"recipe={ROOT / 'jobs/configs/demo.yaml'}",
-            f"corpus={tmp_path / 'corpus'}",
-            f"output={tmp_path / 'sweep'}",
-            *arguments,
-        ],
-    )
+from tests.sweeps import MANIFEST, OBJECTIVE, sweep_config
 
 
 def record(name, status, *values):
@@ -101,7 +79,7 @@ def test_cpus_are_shared_so_that_no_trial_waits_for_another(tmp_path):
     assert {trial.config.cpus_per_worker for trial in shared} == {0.667}
     config = sweep_config(tmp_path, "max_concurrent_trials=3", "overrides.cpus_per_worker=3")
     trials = plan_trials(config, MANIFEST)
-    with pytest.raises(DermRayError, match=r"need 9\.78 CPUs, the cluster has 4; lower max_concurrent_trials"):
+    with pytest.raises(DermRayError, match=r"need 10\.53 CPUs, the cluster has 4; lower max_concurrent_trials"):
         share_cluster(config, trials, num_cpus=4, num_gpus=0)
 
 

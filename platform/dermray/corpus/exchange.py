@@ -7,14 +7,18 @@ give the same sample again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from dermray.corpus.schema import SCHEMA_VERSION, CaptionAspect
 
 # The key that tells such an object from other JSON, and its value: the version of the schema.
 MARK = "dermray"
+
+
+def _from_hex(value: object) -> object:
+    return int(value, 16) if isinstance(value, str) else value
 
 
 class _Record(BaseModel):
@@ -46,6 +50,8 @@ class _Sample(_Record):
     skin_type: int | None = Field(None, ge=1, le=6)
     meta: _Meta | None = None
     split: str = Field(min_length=1)
+    # Taken before the image was compressed, so that it may not come out of the image the same.
+    phash: Annotated[int, BeforeValidator(_from_hex), Field(ge=0, lt=2**64)] | None = None
 
 
 FIELDS = tuple(_Sample.model_fields)
@@ -54,17 +60,17 @@ FIELDS = tuple(_Sample.model_fields)
 def to_document(sample: Mapping[str, Any]) -> dict[str, Any]:
     """The object of a sample (a row of `corpus.schema.SAMPLE`, its image not needed).
 
-    `sample_id`, size and hash are there for other programs; from the image they come out the same.
+    `sample_id` and size are there for other programs; from the image they come out the same.
     """
     phash = sample["phash"]
     return {
         MARK: SCHEMA_VERSION,
         "sample_id": sample["sample_id"],
         **{name: sample[name] for name in FIELDS},
-        "width": sample["width"],
-        "height": sample["height"],
         # JavaScript and its like round integers of 64 bits.
         "phash": None if phash is None else f"{phash:016x}",
+        "width": sample["width"],
+        "height": sample["height"],
         "duplicate_group": sample["duplicate_group"],
     }
 

@@ -97,6 +97,12 @@ class Manifest(_Record):
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
+    def source_digest(self) -> str:
+        """SHA-256 (hex) over the sources and what preparation made of their rows; the same rows again give it again."""
+        named = {key: self.provenance.get(key) for key in ("sources", "generations")}
+        return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+
+    @property
     def splits(self) -> dict[str, int]:
         """Samples of each split, in order of first appearance."""
         counts: dict[str, int] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from dermray import storage
@@ -16,18 +17,21 @@ from dermray.evaluate.tables import Layout, RawTable, find
 
 DEFAULT_TASKS: tuple[TaskName, ...] = ("zero_shot", "retrieval")
 LEARNING_TASKS: tuple[TaskName, ...] = ("linear_probe", "knn", "few_shot")
+# Tasks whose probabilities are calibrated.
+CALIBRATED_TASKS: tuple[TaskName, ...] = ("zero_shot", "linear_probe", "knn")
 TEST = "test"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to score: the samples, those to learn from, and the tasks."""
+    """One thing to score: the samples, those to learn from, the tasks, and those to fit a temperature on."""
 
     config: EvaluateConfig
     samples: Samples
     training: Samples | None
     tasks: tuple[TaskName, ...]
     benchmark: Benchmark | None = None
+    validation: Samples | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,9 @@ def _of_corpus(
         return replace(samples, class_names=class_names, concept_names=concept_names, ontology=ontology)
 
     training = load(config.train_split, None) if _learn(tasks) else None
-    return Case(config, load(split, config.max_samples), training, tasks, benchmark)
+    calibrate = _calibrate(config, tasks, scored=split, splits=Manifest.load(uri).splits)
+    validation = load(config.validation_split, config.max_samples) if calibrate else None
+    return Case(config, load(split, config.max_samples), training, tasks, benchmark, validation)
 
 
 def _of_own_table(config: EvaluateConfig) -> Case:
@@ -175,7 +181,12 @@ def _of_table(
     tree = _ontology(config)
     samples = table.samples(split, class_names=class_names, ontology=tree, max_samples=config.max_samples)
     training = table.samples(config.train_split, class_names=class_names, ontology=tree) if _learn(tasks) else None
-    return Case(config, samples, training, tasks, benchmark)
+    validation = (
+        table.samples(config.validation_split, class_names=class_names, ontology=tree, max_samples=config.max_samples)
+        if split and _calibrate(config, tasks, scored=split, splits=table.splits)
+        else None
+    )
+    return Case(config, samples, training, tasks, benchmark, validation)
 
 
 def _own_split(config: EvaluateConfig, splits: set[str]) -> str:
@@ -190,6 +201,12 @@ def _numbered(table: RawTable) -> bool:
 
 def _learn(tasks: tuple[TaskName, ...]) -> bool:
     return any(task in LEARNING_TASKS for task in tasks)
+
+
+def _calibrate(config: EvaluateConfig, tasks: tuple[TaskName, ...], *, scored: str, splits: Collection[str]) -> bool:
+    """Whether there is a split to fit a temperature on that neither is scored nor teaches."""
+    apart = config.validation_split not in (scored, config.train_split)
+    return apart and config.validation_split in splits and any(task in CALIBRATED_TASKS for task in tasks)
 
 
 def _ontology(config: EvaluateConfig) -> Ontology | None:

@@ -57,6 +57,11 @@ def classes_of(samples: Samples) -> Classes:
     return Classes(labels, names, nodes, targets)
 
 
+def targets_among(samples: Samples, classes: Classes) -> np.ndarray:
+    """The class of each of other samples under the same classes, int64 `[N]`, below 0 where it has none."""
+    return _targets(samples, classes.labels, classes.nodes)
+
+
 def _occurring(samples: Samples) -> list[str]:
     """The labels that occur as some sample's best label, in the ontology's order."""
     present = {_best_label(samples.ontology, labels) for labels in samples.labels if labels}

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from dermray.errors import EvaluationError
-from dermray.evaluate import metrics
-from dermray.evaluate.bootstrap import Metric, resample_weights, with_interval
+from dermray.evaluate import groups, metrics
+from dermray.evaluate.bootstrap import Distribution, Metric, Seed, resample_weights
 from dermray.evaluate.concept_terms import Prompts
 from dermray.evaluate.features import Features
+from dermray.evaluate.predictions import ConceptPredictions
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.tasks import Context, TaskResult
@@ -80,6 +81,14 @@ def mean_auroc(
     Raises:
         EvaluationError: shapes that do not fit, scores that are not finite, or a concept marked on no or on all images.
     """
+    mean, each = area_distributions(scores, marks, bootstrap=bootstrap, seed=seed)
+    return mean.metric(), [one.metric() for one in each]
+
+
+def area_distributions(
+    scores: np.ndarray, marks: np.ndarray, *, bootstrap: int, seed: Seed
+) -> tuple[Distribution, list[Distribution]]:
+    """As `mean_auroc`, with the values on each resample: those of two models on the same images are paired."""
     if scores.shape != marks.shape or scores.ndim != 2 or 0 in scores.shape:
         raise EvaluationError(f"scores {list(scores.shape)} and marks {list(marks.shape)} must both be [N, C]")
     if not np.isfinite(scores).all():
@@ -91,10 +100,10 @@ def mean_auroc(
         for weights in resample_weights(np.zeros(len(scores), dtype=np.int64), bootstrap, seed)
     ]
     resampled = np.concatenate(chunks, axis=1) if chunks else np.empty((len(areas), 0))
-    defined = ~np.isnan(resampled)
-    means = np.where(defined, resampled, 0.0).sum(axis=0) / np.maximum(defined.sum(axis=0), 1)
-    each = [with_interval(float(point), row[~np.isnan(row)]) for point, row in zip(points, resampled, strict=True)]
-    return with_interval(float(points.mean()), means), each
+    defined = (~np.isnan(resampled)).sum(axis=0)
+    means = np.divide(np.nansum(resampled, axis=0), defined, out=np.full(len(defined), np.nan), where=defined > 0)
+    each = [Distribution(float(point), row) for point, row in zip(points, resampled, strict=True)]
+    return Distribution(float(points.mean()), means), each
 
 
 class Concepts:
@@ -121,7 +130,8 @@ class Concepts:
         scored = [name for name, usable in zip(names, both, strict=True) if usable]
         images, prompts = features.images[kept], Prompts.load()
         columns = [_scores(images, features, prompts, name) for name in scored]
-        mean, each = mean_auroc(np.stack(columns, axis=1), marks[:, both], bootstrap=config.bootstrap, seed=config.seed)
+        scores, marks_scored = np.stack(columns, axis=1), marks[:, both]
+        mean, each = mean_auroc(scores, marks_scored, bootstrap=config.bootstrap, seed=config.seed)
         good = sum(metric.value > GOOD_AUROC for metric in each)
         return TaskResult(
             metrics={"mean_auroc": mean},
@@ -140,13 +150,34 @@ class Concepts:
                         "low": metric.low,
                         "high": metric.high,
                     }
-                    for name, num, metric in zip(scored, marks[:, both].sum(axis=0), each, strict=True)
+                    for name, num, metric in zip(scored, marks_scored.sum(axis=0), each, strict=True)
                 ],
                 "num_above_0.7": good,
                 "concepts_of_one_kind": [name for name, usable in zip(names, both, strict=True) if not usable],
                 "concepts_without_terms": unknown,
+                "groups": groups.breakdown(
+                    samples.groups,
+                    kept,
+                    lambda rows, seed: group_scores(
+                        scores[rows], marks_scored[rows], bootstrap=config.bootstrap, seed=seed
+                    ),
+                    min_size=config.min_group_size,
+                    seed=config.seed,
+                ),
             },
+            predictions=ConceptPredictions(
+                [samples.ids[index] for index in kept], scores.astype(np.float32), marks_scored, tuple(scored)
+            ),
         )
+
+
+def group_scores(scores: np.ndarray, marks: np.ndarray, *, bootstrap: int, seed: Seed) -> dict[str, Distribution]:
+    """The mean area over the concepts that are marked on some images of a group and not on others, if there are any."""
+    both = (marks.min(axis=0) == 0) & (marks.max(axis=0) == 1)
+    if not both.any():
+        return {}
+    mean, _ = area_distributions(scores[:, both], marks[:, both], bootstrap=bootstrap, seed=seed)
+    return {"mean_auroc": mean}
 
 
 def concepts_of(samples: Samples) -> tuple[list[str], list[str]]:

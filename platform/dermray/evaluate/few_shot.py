@@ -37,8 +37,16 @@ class FewShot:
         sizes = np.unique(data.train_labels, return_counts=True)[1]
         scores: dict[str, Metric] = {}
         rows = []
+        most, first = max(config.shots), np.empty(0)
+        # A single draw has no spread of its own; its interval comes from resampled test images.
+        resamples = config.bootstrap if config.num_draws == 1 else 0
         for shots in config.shots:
-            mean = over_seeds(self._scores(data, shots, seed, config) for seed in range(config.num_draws))
+            drawn = [
+                data.probe(draw(data.train_labels, shots, seed=config.seed + seed), seed=0)
+                for seed in range(config.num_draws)
+            ]
+            first = drawn[0] if shots == most else first
+            mean = over_seeds(data.score(one, bootstrap=resamples, seed=config.seed) for one in drawn)
             scores |= {f"{shots}_shot_{name}": metric for name, metric in mean.items()}
             rows.append({"shots": shots, "num_classes_with_fewer": int((sizes < shots).sum())})
         return TaskResult(
@@ -47,10 +55,7 @@ class FewShot:
             num_samples=len(data.labels),
             excluded=data.excluded,
             details=data.details() | {"num_draws": config.num_draws, "shots": rows},
+            predictions=data.predictions(
+                first, setting=f"{most} images a class, the first draw", prefix=f"{most}_shot_"
+            ),
         )
-
-    def _scores(self, data: Labelled, shots: int, seed: int, config: EvaluateConfig) -> dict[str, Metric]:
-        rows = draw(data.train_labels, shots, seed=config.seed + seed)
-        # A single draw has no spread of its own; its interval comes from resampled test images.
-        resamples = config.bootstrap if config.num_draws == 1 else 0
-        return data.score(data.probe(rows, seed=0), bootstrap=resamples, seed=config.seed)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from dermray.embedding.store import unit_length
 from dermray.errors import EvaluationError
-from dermray.evaluate.features import SMALLEST_LENGTH
+from dermray.evaluate.classified import describe
 from dermray.evaluate.probing import Labelled
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
@@ -56,17 +57,20 @@ class KNearest:
     def run(self, context: Context) -> TaskResult:
         """Score every sample that has a label and an image."""
         config, data = context.config, Labelled.of(context)
-        probabilities = vote(
-            _unit(data.features), _unit(data.train_features), data.train_labels, data.num_classes, k=config.neighbours
-        )
+        train_features = unit_length(data.train_features)[0]
+
+        def predict(images: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+            return vote(images, train_features, data.train_labels, data.num_classes, k=config.neighbours)
+
+        probabilities = predict(unit_length(data.features)[0], np.ones(len(data.labels)))
+        predictions = data.predictions(probabilities)
         return TaskResult(
             metrics=data.score(probabilities, bootstrap=config.bootstrap, seed=config.seed),
             headline=("accuracy", "balanced_accuracy", "macro_auroc"),
             num_samples=len(data.labels),
             excluded=data.excluded,
-            details=data.details() | {"k": min(config.neighbours, len(data.train_labels)), "temperature": TEMPERATURE},
+            details=data.details()
+            | {"k": min(config.neighbours, len(data.train_labels)), "temperature": TEMPERATURE}
+            | describe(context, data.classes, data.kept, predictions, predict),
+            predictions=predictions,
         )
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), SMALLEST_LENGTH)

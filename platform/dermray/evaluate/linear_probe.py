@@ -9,9 +9,14 @@ subset is drawn with several seeds, the first being the published one; the score
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from dermray.evaluate.bootstrap import Metric
+from dermray.evaluate.classified import describe
 from dermray.evaluate.logistic import SUBSET_SEED, Logistic, fit, label_fraction
 from dermray.evaluate.probing import Labelled, over_seeds
 from dermray.evaluate.samples import Samples
@@ -40,32 +45,66 @@ class LinearProbe:
         config, data = context.config, Labelled.of(context)
         scores: dict[str, Metric] = {}
         fractions: list[dict[str, Any]] = []
+        shown: tuple[float, _Run] | None = None
         for fraction in config.label_fractions:
-            runs, num_labels = self._runs(data, fraction, config)
-            scores |= {f"{prefix(fraction)}_{name}": metric for name, metric in over_seeds(runs).items()}
+            runs = self._runs(data, fraction, config)
+            scores |= {
+                f"{prefix(fraction)}_{name}": metric for name, metric in over_seeds(run.scores for run in runs).items()
+            }
+            first = runs[0]
             fractions.append(
                 {
                     "fraction": fraction,
-                    "num_labels": num_labels,
+                    "num_labels": first.num_labels,
                     "num_seeds": len(runs),
-                    "published_subset": {name: metric.value for name, metric in runs[0].items()},
+                    "published_subset": {name: metric.value for name, metric in first.scores.items()},
                 }
             )
+            if shown is None or fraction > shown[0]:
+                shown = fraction, first
+        assert shown is not None, "the configuration holds at least one label fraction"
+        fraction, run = shown
+        predictions = data.predictions(run.probabilities, setting=_setting(fraction), prefix=f"{prefix(fraction)}_")
         return TaskResult(
             metrics=scores,
             headline=tuple(f"{prefix(fraction)}_accuracy" for fraction in config.label_fractions),
             num_samples=len(data.labels),
             excluded=data.excluded,
-            details=data.details() | {"fractions": fractions},
+            details=data.details()
+            | {"fractions": fractions, "described": predictions.setting}
+            | describe(
+                context,
+                data.classes,
+                data.kept,
+                predictions,
+                lambda images, lengths: run.predict(images * lengths[:, None]),
+            ),
+            predictions=predictions,
         )
 
-    def _runs(self, data: Labelled, fraction: float, config: EvaluateConfig) -> tuple[list[dict[str, Metric]], int]:
-        """Scores of each seed, and how many labels a fit saw."""
+    def _runs(self, data: Labelled, fraction: float, config: EvaluateConfig) -> list[_Run]:
+        """One fit a draw of the labels, the published draw first."""
         num_seeds = 1 if fraction == 1 else config.num_draws
         resamples = config.bootstrap if num_seeds == 1 else 0
-        runs, num_labels = [], 0
+        runs = []
         for seed in range(num_seeds):
             rows = label_fraction(data.train_labels, fraction, seed=SUBSET_SEED + seed)
-            num_labels = len(rows)
-            runs.append(data.score(data.probe(rows, seed=0), bootstrap=resamples, seed=config.seed))
-        return runs, num_labels
+            predict = data.fit(rows, seed=0)
+            probabilities = predict(data.features)
+            scores = data.score(probabilities, bootstrap=resamples, seed=config.seed)
+            runs.append(_Run(scores, len(rows), predict, probabilities))
+        return runs
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One fit: its scores, how many labels it saw, and what it says of features and of the scored samples."""
+
+    scores: dict[str, Metric]
+    num_labels: int
+    predict: Callable[[np.ndarray], np.ndarray]
+    probabilities: np.ndarray
+
+
+def _setting(fraction: float) -> str:
+    return "all labels" if fraction == 1 else f"{100 * fraction:g} % of the labels, the published draw"

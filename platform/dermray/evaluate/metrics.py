@@ -22,9 +22,18 @@ import numpy as np
 from scipy import sparse
 
 from dermray.errors import EvaluationError
-from dermray.evaluate.bootstrap import Metric, resample_weights, with_interval
+from dermray.evaluate.bootstrap import Distribution, Metric, Seed, resample_weights
 
-__all__ = ["METRIC_NAMES", "BinaryArea", "ClassScores", "Metric", "classification", "per_class"]
+__all__ = [
+    "METRIC_NAMES",
+    "BinaryArea",
+    "ClassScores",
+    "Metric",
+    "checked",
+    "classification",
+    "distributions",
+    "per_class",
+]
 
 TOP_K = 5
 METRIC_NAMES = (
@@ -69,7 +78,16 @@ def classification(probabilities: Any, labels: Any, *, bootstrap: int = 1000, se
         EvaluationError: shapes that do not fit, no samples, NaN, rows that are no probabilities, labels outside
             the classes, or fewer than two classes among the labels (areas under the curve need two).
     """
-    scores, truth = _checked(probabilities, labels)
+    found = distributions(probabilities, labels, bootstrap=bootstrap, seed=seed)
+    return {name: one.metric() for name, one in found.items()}
+
+
+def distributions(probabilities: Any, labels: Any, *, bootstrap: int, seed: Seed) -> dict[str, Distribution]:
+    """`METRIC_NAMES` on the samples and on each stratified resample. Arguments and errors as `classification`.
+
+    The resamples depend on labels and seed only: those of two models on the same samples are paired.
+    """
+    scores, truth = checked(probabilities, labels)
     predictions = scores.argmax(axis=1)
     counted = [
         _hard_metrics(truth, predictions, _top_k_hits(scores, truth), scores.shape[1]),
@@ -78,7 +96,7 @@ def classification(probabilities: Any, labels: Any, *, bootstrap: int = 1000, se
     point = _evaluate(counted, np.ones((len(truth), 1)))
     resampled = [_evaluate(counted, weights) for weights in resample_weights(truth, bootstrap, seed)]
     return {
-        name: with_interval(float(point[name][0]), np.concatenate([part[name] for part in resampled] or [np.empty(0)]))
+        name: Distribution(float(point[name][0]), np.concatenate([part[name] for part in resampled] or [np.empty(0)]))
         for name in METRIC_NAMES
     }
 
@@ -89,7 +107,7 @@ def per_class(probabilities: Any, labels: Any) -> ClassScores:
     Raises:
         EvaluationError: as `classification`.
     """
-    scores, truth = _checked(probabilities, labels)
+    scores, truth = checked(probabilities, labels)
     num_classes = scores.shape[1]
     predictions = scores.argmax(axis=1)
     confusion = np.bincount(truth * num_classes + predictions, minlength=num_classes**2)
@@ -258,7 +276,8 @@ def _array(values: Any) -> np.ndarray:
     return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
 
 
-def _checked(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+def checked(probabilities: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities as float64 `[N, C]` and labels as int64 `[N]`. Arguments and errors as `classification`."""
     scores, truth = _array(probabilities), _array(labels)
     if scores.ndim != 2 or truth.ndim != 1 or len(scores) != len(truth):
         raise EvaluationError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +12,7 @@ from dermray.errors import EvaluationError
 from dermray.evaluate import logistic, metrics
 from dermray.evaluate.bootstrap import Metric
 from dermray.evaluate.classes import Classes, classes_of
+from dermray.evaluate.predictions import ClassPredictions
 from dermray.evaluate.tasks import Context
 
 # Scores of the published linear probes; their AUROC is one-vs-one.
@@ -35,6 +36,9 @@ class Labelled:
     train_labels: np.ndarray
     features: np.ndarray
     labels: np.ndarray
+    # int64 `[N]`, the scored ones among the samples of their split, and their ids
+    kept: np.ndarray
+    sample_ids: list[str]
     # samples of the scored split left out, by reason
     excluded: dict[str, int]
 
@@ -61,6 +65,8 @@ class Labelled:
             train_labels=train_targets[learnt],
             features=context.features.as_given()[kept],
             labels=targets[kept],
+            kept=np.flatnonzero(kept),
+            sample_ids=[samples.ids[row] for row in np.flatnonzero(kept)],
             excluded=scored.excluded() | {"image not readable": int(((targets >= 0) & ~context.features.usable).sum())},
         )
 
@@ -69,16 +75,30 @@ class Labelled:
         """Of both splits together."""
         return len(self.classes.labels)
 
-    def probe(self, rows: np.ndarray, *, seed: int) -> np.ndarray:
-        """Probabilities of the scored samples, float64 `[N, C]`, by a linear probe fitted on some training samples.
+    def fit(self, rows: np.ndarray, *, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+        """A linear probe fitted on some training samples: from features `[N, D]` to probabilities, float64 `[N, C]`.
 
         A class that they lack gets the probability 0.
         """
         present, labels = np.unique(self.train_labels[rows], return_inverse=True)
         fitted = logistic.fit(self.train_features[rows].astype(np.float64), labels, seed=seed)
-        probabilities = np.zeros((len(self.labels), self.num_classes))
-        probabilities[:, present] = fitted.predict_proba(self.features.astype(np.float64))
-        return probabilities
+
+        def predict(features: np.ndarray) -> np.ndarray:
+            probabilities = np.zeros((len(features), self.num_classes))
+            probabilities[:, present] = fitted.predict_proba(features.astype(np.float64))
+            return probabilities
+
+        return predict
+
+    def probe(self, rows: np.ndarray, *, seed: int) -> np.ndarray:
+        """Probabilities of the scored samples, float64 `[N, C]`, by a linear probe fitted on some training samples."""
+        return self.fit(rows, seed=seed)(self.features)
+
+    def predictions(self, probabilities: np.ndarray, *, setting: str = "", prefix: str = "") -> ClassPredictions:
+        """Probabilities of the scored samples as predictions of a task."""
+        return ClassPredictions(
+            self.sample_ids, self.labels, probabilities.astype(np.float32), self.classes.names, setting, prefix
+        )
 
     def score(self, probabilities: np.ndarray, *, bootstrap: int, seed: int) -> dict[str, Metric]:
         """`PROBE_METRICS` of the scored samples."""

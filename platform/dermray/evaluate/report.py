@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import math
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
+import dermray
 from dermray import __version__, reporting, storage
 from dermray.errors import ImageError
+from dermray.evaluate import predictions, report_plots
 from dermray.evaluate.benchmarks import Benchmark, Suite
 from dermray.evaluate.bootstrap import Metric
 from dermray.evaluate.cases import Skipped
+from dermray.evaluate.leakage import Leakage
+from dermray.evaluate.predictions import Predictions
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.tasks import Context, TaskResult
-from dermray.reporting import plots
 
 SCHEMA_VERSION = 1
 JSON_NAME = "report.json"
 HTML_NAME = "report.html"
+SOURCE_SUFFIXES = (".py", ".yaml", ".json")
 VERSIONED_PACKAGES = ("torch", "open_clip_torch", "pillow", "numpy")
 
 
@@ -34,11 +39,13 @@ class Report:
 
     document: dict[str, Any]
     html: str
+    predictions: dict[str, Predictions] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Every score under `TASK/NAME`, its interval under `TASK/NAME_low` and `TASK/NAME_high`.
 
-        `@` is written `_at_`, so that every tracking store takes the names.
+        Also the calibration error, and under `TASK/NAME_gap_DIMENSION` how far the groups lie apart. `@` is written
+        `_at_`, so that every tracking store takes the names.
         """
         flat: dict[str, float] = {}
         for task, section in self.document["tasks"].items():
@@ -47,6 +54,12 @@ class Report:
                 flat[key] = metric["value"]
                 if metric["low"] is not None:
                     flat |= {f"{key}_low": metric["low"], f"{key}_high": metric["high"]}
+            if "calibration" in section:
+                name = "expected_calibration_error"
+                flat[f"{task}/{name}"] = section["calibration"][name]
+            for dimension, found in section.get("groups", {}).get("dimensions", {}).items():
+                for name, gap in found["gaps"].items():
+                    flat[f"{task}/{name.replace('@', '_at_')}_gap_{dimension}"] = gap["value"]
         return flat
 
     def headline(self) -> list[str]:
@@ -58,7 +71,13 @@ class Report:
         return lines
 
     def save(self, uri: str) -> None:
-        """Write `report.html` and then `report.json` into the folder `uri`."""
+        """Write `predictions/TASK.parquet`, `report.html` and then `report.json` into the folder `uri`."""
+        model, corpus = self.document["model"], self.document["corpus"]
+        for task, found in self.predictions.items():
+            origin = predictions.Origin(
+                task, corpus["split"], corpus["digest"], model["model_digest"], model["preprocessing_digest"]
+            )
+            predictions.write(storage.join(uri, predictions.path_of(task)), found, origin)
         storage.write_text(storage.join(uri, HTML_NAME), self.html)
         storage.write_json(storage.join(uri, JSON_NAME), self.document)
 
@@ -151,6 +170,7 @@ def build(
     model_uri: str,
     duration_s: float,
     benchmark: Benchmark | None = None,
+    leakage: Leakage | None = None,
 ) -> Report:
     """Assemble the document and render the page.
 
@@ -160,17 +180,20 @@ def build(
         model_uri: where the model was loaded from.
         duration_s: of the whole evaluation.
         benchmark: what was computed, where it is a published one.
+        leakage: what was found of the samples in a training corpus, where that was looked for.
     """
     document = _document(context, results, model_uri, duration_s)
     document["benchmark"] = _compared(benchmark, document) if benchmark else None
+    document["leakage"] = leakage.describe(context.samples) if leakage else None
     thumbnails = _thumbnails(context.samples, _shown_indices(document["tasks"]))
     html = reporting.render(
         "evaluate.html",
         document=document,
         thumbnail=thumbnails.get,
-        zero_shot=_zero_shot_plots(document["tasks"].get("zero_shot")),
+        plots={name: report_plots.of_section(section) for name, section in document["tasks"].items()},
     )
-    return Report(document, html)
+    kept = {name: result.predictions for name, result in results.items() if result.predictions is not None}
+    return Report(document, html, kept)
 
 
 def _short(name: str) -> str:
@@ -215,6 +238,7 @@ def _document(context: Context, results: Mapping[str, TaskResult], model_uri: st
         },
         "code": {
             "dermray": __version__,
+            "digest": _code_digest(),
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in VERSIONED_PACKAGES},
         },
@@ -222,6 +246,7 @@ def _document(context: Context, results: Mapping[str, TaskResult], model_uri: st
             "duration_s": round(duration_s, 3),
             "encoding_s": round(features.duration_s, 3),
             "num_actors": features.num_actors,
+            "num_images_encoded": features.num_encoded,
             "images_per_s": round(features.num_encoded / max(features.duration_s, 1e-9), 1),
             "failed_images": features.failures,
             "failed_train_images": context.training[1].failures if context.training else {},
@@ -233,6 +258,7 @@ def _document(context: Context, results: Mapping[str, TaskResult], model_uri: st
                 "headline": list(result.headline),
                 "excluded": result.excluded,
                 "metrics": {key: asdict(metric) for key, metric in result.metrics.items()},
+                "predictions": predictions.path_of(name) if result.predictions is not None else None,
                 **result.details,
             }
             for name, result in results.items()
@@ -240,11 +266,24 @@ def _document(context: Context, results: Mapping[str, TaskResult], model_uri: st
     }
 
 
+@cache
+def _code_digest() -> str:
+    """SHA-256 over the source and data files of the library, whether it is committed or not."""
+    folder = Path(dermray.__file__).parent
+    files = sorted(file for file in folder.rglob("*") if file.suffix in SOURCE_SUFFIXES)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(folder).as_posix()}\0".encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
 def _shown_indices(tasks: Mapping[str, Any]) -> set[int]:
     """Samples whose pictures the page shows."""
     found: set[int] = set()
     for kind in ("right", "wrong"):
-        found.update(one["index"] for one in tasks.get("zero_shot", {}).get("examples", {}).get(kind, []))
+        for one in tasks.get("zero_shot", {}).get("examples", {}).get(kind, []):
+            found.update([one["index"], *(neighbour["index"] for neighbour in one["neighbours"])])
     for query in tasks.get("retrieval", {}).get("examples", []):
         found.add(query["index"])
         found.update(one["index"] for one in query["images"])
@@ -260,13 +299,6 @@ def _thumbnails(samples: Samples, indices: Iterable[int]) -> dict[int, str]:
             # An unreadable image has no vector and so appears nowhere, unless the file changed since: no picture then.
             continue
     return found
-
-
-def _zero_shot_plots(section: Mapping[str, Any] | None) -> dict[str, Markup] | None:
-    if section is None:
-        return None
-    labels = [one["name"] for one in section["classes"]]
-    return {"confusion": plots.confusion_matrix(section["confusion"], labels)}
 
 
 def _with_interval(metric: Mapping[str, float | None]) -> str:

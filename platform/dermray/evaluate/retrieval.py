@@ -9,43 +9,26 @@ so that a model which gives one vector to everything scores chance. Published co
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from dermray.errors import EvaluationError
-from dermray.evaluate.bootstrap import Metric, resample_weights, with_interval
+from dermray.evaluate import groups
+from dermray.evaluate.bootstrap import Distribution, Metric, Seed, resample_weights
+from dermray.evaluate.predictions import RetrievalPredictions
+from dermray.evaluate.ranks import Ranks, pair_ranks
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.tasks import Context, TaskResult
 
 DEFAULT_KS = (1, 5, 10, 50, 100, 200)
 DIRECTIONS = ("image_to_text", "text_to_image")
-# Scores are float64 products of float32 features: equal pairs differ by rounding below this, others hardly ever do.
-TIE_TOLERANCE = 1e-12
-# Scores held at a time (float64: 256 MiB), whatever the number of pairs.
-_BLOCK_SCORES = 1 << 25
+# What is scored by group.
+GROUP_KS = (1, 10)
 NUM_EXAMPLES = 6
 NUM_NEAREST = 5
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """For each query of one direction, int64 `[N]`: candidates that score higher, and others that score the same."""
-
-    higher: np.ndarray
-    tied: np.ndarray
-
-    def expected(self) -> np.ndarray:
-        """0-based rank of the true partner, ties counted half, float64 `[N]`."""
-        return self.higher + self.tied / 2.0
-
-    def hits(self, k: int) -> np.ndarray:
-        """Chance that the true partner is among the first k, float64 `[N]`; 0 or 1 where nothing ties."""
-        return np.clip((k - self.higher) / (self.tied + 1.0), 0.0, 1.0)
 
 
 def retrieval_metrics(image_features: Any, text_features: Any, ks: Sequence[int] = DEFAULT_KS) -> dict[str, float]:
@@ -80,6 +63,14 @@ def score_ranks(ranks: Ranks, direction: str, ks: Sequence[int], *, bootstrap: i
         bootstrap: resamples behind the intervals; 0 leaves them out.
         seed: of the bootstrap.
     """
+    found = rank_distributions(ranks, direction, ks, bootstrap=bootstrap, seed=seed)
+    return {name: one.metric() for name, one in found.items()}
+
+
+def rank_distributions(
+    ranks: Ranks, direction: str, ks: Sequence[int], *, bootstrap: int, seed: Seed
+) -> dict[str, Distribution]:
+    """As `score_ranks`, with the values on each resample: those of two models on the same queries are paired."""
     rank = ranks.expected()
     names = [f"{direction}_R@{k}" for k in ks] + [f"{direction}_mean_rank"]
     columns = np.column_stack([*(ranks.hits(k) for k in ks), rank + 1.0])
@@ -91,39 +82,11 @@ def score_ranks(ranks: Ranks, direction: str, ks: Sequence[int], *, bootstrap: i
         medians.append(_weighted_medians(rank[order], weights[order]))
     resampled = np.concatenate(means, axis=1)
     scores = {
-        name: with_interval(float(value), resampled[row])
+        name: Distribution(float(value), resampled[row])
         for row, (name, value) in enumerate(zip(names, columns.mean(axis=0), strict=True))
     }
     median = math.floor(np.median(rank)) + 1.0
-    return scores | {f"{direction}_median_rank": with_interval(median, np.concatenate(medians))}
-
-
-def pair_ranks(image_features: Any, text_features: Any) -> tuple[Ranks, Ranks]:
-    """Ranks of the true partners, image-to-text and text-to-image, block by block on the features' device.
-
-    Arguments and errors as `retrieval_metrics`. Memory: the features in float64 and one block of scores.
-    """
-    images, texts = _checked(image_features, text_features)
-    num_pairs = len(images)
-    own = torch.einsum("nd,nd->n", images, texts)
-    above, not_below = own + TIE_TOLERANCE, own - TIE_TOLERANCE
-    to_text = torch.zeros((2, num_pairs), dtype=torch.int64, device=images.device)
-    to_image = torch.zeros_like(to_text)
-    rows = max(1, _BLOCK_SCORES // num_pairs)
-    for start in range(0, num_pairs, rows):
-        block = slice(start, start + rows)
-        scores = images[block] @ texts.T
-        to_text[0, block] = (scores > above[block, None]).sum(dim=1)
-        to_text[1, block] = (scores >= not_below[block, None]).sum(dim=1)
-        to_image[0] += (scores > above).sum(dim=0)
-        to_image[1] += (scores >= not_below).sum(dim=0)
-    return _ranks(to_text), _ranks(to_image)
-
-
-def _ranks(counts: torch.Tensor) -> Ranks:
-    higher, not_lower = counts.cpu().numpy()
-    # The partner itself is among those that are not lower.
-    return Ranks(higher=higher, tied=not_lower - higher - 1)
+    return scores | {f"{direction}_median_rank": Distribution(median, np.concatenate(medians))}
 
 
 def _weighted_medians(ascending: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -133,25 +96,6 @@ def _weighted_medians(ascending: np.ndarray, weights: np.ndarray) -> np.ndarray:
     lower = ascending[(drawn > (total - 1) // 2).argmax(axis=0)]
     upper = ascending[(drawn > total // 2).argmax(axis=0)]
     return np.floor((lower + upper) / 2.0) + 1.0
-
-
-def _checked(image_features: Any, text_features: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    images, texts = torch.as_tensor(image_features), torch.as_tensor(text_features)
-    if images.ndim != 2 or images.shape != texts.shape:
-        raise EvaluationError(
-            "retrieval needs image and text features of one shape [N, D], "
-            f"not {list(images.shape)} and {list(texts.shape)}"
-        )
-    if len(images) == 0:
-        raise EvaluationError("retrieval needs at least one pair of image and text")
-    for kind, features in (("image", images), ("text", texts)):
-        finite = torch.isfinite(features).all(dim=1)
-        if not finite.all():
-            row = int(torch.nonzero(~finite)[0])
-            raise EvaluationError(
-                f"the {kind} feature of pair {row} is not finite; look for NaN in the model's weights"
-            )
-    return images.double(), texts.to(images.device).double()
 
 
 class Retrieval:
@@ -174,8 +118,9 @@ class Retrieval:
             )
         captions = [samples.captions[index] or "" for index in kept]
         images, texts = features.images[kept], features.of_texts(captions)
+        both_ways = dict(zip(DIRECTIONS, pair_ranks(images, texts), strict=True))
         scores: dict[str, Metric] = {}
-        for direction, ranks in zip(DIRECTIONS, pair_ranks(images, texts), strict=True):
+        for direction, ranks in both_ways.items():
             scores |= score_ranks(ranks, direction, DEFAULT_KS, bootstrap=config.bootstrap, seed=config.seed)
         return TaskResult(
             metrics=scores,
@@ -191,8 +136,31 @@ class Retrieval:
                 "num_distinct_captions": len(set(captions)),
                 "ties": "expected value over random order of equal scores",
                 "examples": _examples(samples, kept, images, texts, captions, config.seed),
+                "groups": groups.breakdown(
+                    samples.groups,
+                    kept,
+                    lambda rows, seed: group_scores(both_ways, rows, bootstrap=config.bootstrap, seed=seed),
+                    min_size=config.min_group_size,
+                    seed=config.seed,
+                ),
             },
+            predictions=RetrievalPredictions(
+                [samples.ids[index] for index in kept],
+                *(part for ranks in both_ways.values() for part in (ranks.higher, ranks.tied)),
+            ),
         )
+
+
+def group_scores(
+    ranks: Mapping[str, Ranks], rows: np.ndarray, *, bootstrap: int, seed: Seed
+) -> dict[str, Distribution]:
+    """`GROUP_KS` of some of the queries in both directions, among all candidates."""
+    found: dict[str, Distribution] = {}
+    for direction, every in ranks.items():
+        some = Ranks(every.higher[rows], every.tied[rows])
+        scores = rank_distributions(some, direction, GROUP_KS, bootstrap=bootstrap, seed=seed)
+        found |= {name: scores[name] for name in (f"{direction}_R@{k}" for k in GROUP_KS)}
+    return found
 
 
 def _examples(

@@ -1,74 +1,23 @@
 """The samples that are scored: everything about them but their pixels, in the order of their manifest or table.
 
-Images are read where they are encoded (`dermray.evaluate.features`); the few that a report shows are read one by one.
+Images are read where they are encoded (`dermray.embedding`); the few that a report shows are read one by one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from dermray import storage
-from dermray.corpus import shards
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import Ontology
+from dermray.embedding.units import Images, RowGroup, read_file, read_row_group, row_groups
+from dermray.evaluate import groups
 
 RAW_ASPECT = "raw"
-_COLUMNS = ["sample_id", "captions", "labels", "concepts"]
-
-
-@dataclass(frozen=True)
-class RowGroup:
-    """One Parquet row group: its shard, its number there, where its rows stand among the samples, how many count."""
-
-    uri: str
-    number: int
-    position: int
-    num_rows: int
-
-    def read(self) -> list[bytes | None]:
-        """The encoded images.
-
-        Raises:
-            CorpusError: the shard is missing or damaged.
-        """
-        return read_row_group(self, ["image"]).column("image").to_pylist()
-
-
-@dataclass(frozen=True)
-class ImageFiles:
-    """Some image files of a raw data set, and where they stand among the samples."""
-
-    uris: tuple[str, ...]
-    position: int
-
-    @property
-    def num_rows(self) -> int:
-        """How many there are."""
-        return len(self.uris)
-
-    def read(self) -> list[bytes | None]:
-        """The encoded images; None for a file that is not there."""
-        return [_read_file(uri) for uri in self.uris]
-
-
-Images = RowGroup | ImageFiles
-
-
-def to_document(images: Images) -> dict[str, Any]:
-    """JSON-serialisable form of a unit of work, for `from_document`."""
-    return {"row_group" if isinstance(images, RowGroup) else "files": asdict(images)}
-
-
-def from_document(document: dict[str, Any]) -> Images:
-    """The unit of work that `to_document` described."""
-    if "files" in document:
-        return ImageFiles(tuple(document["files"]["uris"]), document["files"]["position"])
-    return RowGroup(**document["row_group"])
+_COLUMNS = ["sample_id", "captions", "labels", "concepts", "skin_type", "source", "meta"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +41,8 @@ class Samples:
     class_names: tuple[str, ...] = ()
     # the concepts that were looked for; empty: those that occur
     concept_names: tuple[str, ...] = ()
+    # dimension → group of each sample, None where not known (`dermray.evaluate.groups`)
+    groups: groups.Groups = field(default_factory=dict)
     # rows of a raw table left out, by reason
     dropped: dict[str, int] = field(default_factory=dict)
 
@@ -104,9 +55,9 @@ class Samples:
         """
         uri = storage.normalise(uri)
         manifest = Manifest.load(uri)
-        row_groups = tuple(_row_groups(uri, manifest.select(split), max_samples))
+        images = tuple(row_groups(uri, manifest.select(split), max_samples))
         rows: list[dict[str, Any]] = []
-        for group in row_groups:
+        for group in images:
             rows.extend(read_row_group(group, _COLUMNS).to_pylist())
         labels = [list(row["labels"]) for row in rows]
         known = manifest.ontology_sha256 is not None
@@ -114,11 +65,12 @@ class Samples:
             uri=uri,
             split=split,
             corpus_digest=manifest.digest,
-            images=row_groups,
+            images=images,
             ids=[row["sample_id"] for row in rows],
             captions=[_raw_caption(row["captions"]) for row in rows],
             labels=labels,
             concepts=[list(row["concepts"]) for row in rows],
+            groups=groups.of_corpus(rows),
             ontology=Ontology.load(uri) if known else Ontology.flat({one for each in labels for one in each}),
         )
 
@@ -126,7 +78,7 @@ class Samples:
         return len(self.ids)
 
     def followed_by(self, other: Samples) -> Samples:
-        """These samples and then the other ones, which are of the same data: what is encoded in one go."""
+        """These samples and then the other ones, which are of the same data: what is encoded in one go. No groups."""
         moved = [replace(each, position=each.position + len(self)) for each in other.images]
         return replace(
             self,
@@ -135,6 +87,7 @@ class Samples:
             captions=self.captions + other.captions,
             labels=self.labels + other.labels,
             concepts=self.concepts + other.concepts,
+            groups={},
         )
 
     def read_images(self, indices: list[int]) -> dict[int, bytes]:
@@ -150,36 +103,9 @@ class Samples:
                 column = read_row_group(unit, ["image"]).column("image")
                 found.update({index: column[index - unit.position].as_py() for index in members})
             else:
-                read = {index: _read_file(unit.uris[index - unit.position]) for index in members}
+                read = {index: read_file(unit.uris[index - unit.position]) for index in members}
                 found.update({index: data for index, data in read.items() if data is not None})
         return found
-
-
-def read_row_group(group: RowGroup, columns: list[str]) -> pa.Table:
-    """Columns of a row group, cut to the rows that count.
-
-    Raises:
-        CorpusError: the shard is missing or damaged.
-    """
-    return shards.read_row_group(group.uri, group.number, columns).slice(0, group.num_rows)
-
-
-def _read_file(uri: str) -> bytes | None:
-    try:
-        return storage.read_bytes(uri)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return None
-
-
-def _row_groups(uri: str, split: Manifest, max_samples: int | None) -> Iterator[RowGroup]:
-    left = split.num_samples if max_samples is None else min(max_samples, split.num_samples)
-    position = 0
-    for (path, number), size in zip(split.row_group_locations(), split.row_group_sizes(), strict=True):
-        num_rows = min(int(size), left - position)
-        if num_rows == 0:
-            return
-        yield RowGroup(storage.join(uri, path), number, position, num_rows)
-        position += num_rows
 
 
 def _raw_caption(captions: list[dict[str, str]]) -> str | None:

@@ -35,6 +35,7 @@ class EvaluateConfig(Config):
     output: str = Field(description="URI of the folder for report.json and report.html")
     split: str = Field("val", description="split of the corpus or table to score on; benchmarks bring their own")
     train_split: str = Field("train", description="split that linear_probe, knn and few_shot learn from")
+    validation_split: str = Field("val", description="split that the temperature of the calibration is fitted on")
     tasks: tuple[TaskName, ...] = Field(
         (), description="what to compute; empty: what the benchmark asks for, else zero_shot and retrieval"
     )
@@ -52,9 +53,20 @@ class EvaluateConfig(Config):
     shots: tuple[int, ...] = Field((1, 5, 10), min_length=1, description="training images a class for few_shot")
     num_draws: int = Field(5, ge=1, description="times that fewer labels are drawn, for linear_probe and few_shot")
     neighbours: int = Field(20, ge=1, description="training images that vote in knn")
+    cache: str | None = Field(
+        None,
+        description="URI of the folder that keeps vectors for later runs, shared by all nodes; "
+        "empty: $DERMRAY_CACHE/features, else ~/.cache/dermray/features",
+    )
     batch_size: int = Field(64, ge=1, description="images or texts per forward pass; changes no score")
     bootstrap: int = Field(1000, ge=0, description="resamples behind the 95 % intervals; 0: no intervals")
     seed: int = Field(0, ge=0, description="of the bootstrap, of the shots drawn and of the examples shown")
+    min_group_size: int = Field(
+        20, ge=2, description="a skin type, sex, age, site or source with fewer samples is shown without a score"
+    )
+    leakage: str | None = Field(
+        None, description="output of jobs/leakage.py: the report says which samples resemble training ones"
+    )
     num_actors: int | None = Field(
         None, ge=1, description="encoders at work; empty: one per GPU, else one per two logical CPUs"
     )

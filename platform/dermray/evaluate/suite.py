@@ -7,16 +7,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from dermray import models
+from dermray.embedding.store import Say
 from dermray.errors import EvaluationError
 from dermray.evaluate import cases, features
 from dermray.evaluate.cases import Case, Skipped
 from dermray.evaluate.concepts import Concepts
-from dermray.evaluate.features import Say
 from dermray.evaluate.few_shot import FewShot
 from dermray.evaluate.knn import KNearest
+from dermray.evaluate.leakage import Leakage
 from dermray.evaluate.linear_probe import LinearProbe
 from dermray.evaluate.report import Report, SuiteReport, build, summarise
 from dermray.evaluate.retrieval import Retrieval
+from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.tasks import Context, Task, TaskResult
 from dermray.evaluate.zero_shot import ZeroShot
@@ -38,7 +40,10 @@ def check_inputs(config: EvaluateConfig, *, model_uri: str | None = None) -> Non
         ConfigError: no benchmark of that name.
         CorpusError: the corpus, the table or its split is not there, or none of a benchmark's data sets.
         ModelError: no model at `model_uri`.
+        EvaluationError: no report of jobs/leakage.py at `config.leakage`.
     """
+    if config.leakage is not None:
+        Leakage.load(config.leakage)
     if config.benchmark is not None:
         cases.of_suite(config)
     else:
@@ -90,15 +95,17 @@ def evaluate(
 def _evaluate(found: Sequence[Case], config: EvaluateConfig, uri: str, say: Say) -> Iterator[Report | EvaluationError]:
     """A report of each case, or why it cannot be scored; all are encoded in one go."""
     began = time.monotonic()
+    leaked = Leakage.load(config.leakage) if config.leakage else None
     texts = [_texts(case) for case in found]
     asked = [
         (case, wanted) for case, wanted in zip(found, texts, strict=True) if not isinstance(wanted, EvaluationError)
     ]
     vectors = iter(
         features.compute(
-            [samples for case, _ in asked for samples in (case.samples, case.training) if samples],
+            [samples for case, _ in asked for samples in _splits(case)],
             [text for _, wanted in asked for text in wanted],
             model_uri=uri,
+            cache=config.cache,
             batch_size=config.batch_size,
             precision=config.precision,
             num_actors=config.num_actors,
@@ -113,14 +120,22 @@ def _evaluate(found: Sequence[Case], config: EvaluateConfig, uri: str, say: Say)
             continue
         scored = next(vectors)
         training = (case.training, next(vectors)) if case.training else None
-        context = Context(case.config.model_copy(update={"tasks": case.tasks}), case.samples, scored, training)
+        validation = (case.validation, next(vectors)) if case.validation else None
+        config_of_case = case.config.model_copy(update={"tasks": case.tasks})
+        samples = leaked.mark(case.samples) if leaked else case.samples
+        context = Context(config_of_case, samples, scored, training, validation)
         try:
             results: dict[str, TaskResult] = {name: _run(name, context, case, say) for name in case.tasks}
         except EvaluationError as error:
             yield error
             continue
         duration_s = time.monotonic() - began
-        yield build(context, results, model_uri=uri, duration_s=duration_s, benchmark=case.benchmark)
+        yield build(context, results, model_uri=uri, duration_s=duration_s, benchmark=case.benchmark, leakage=leaked)
+
+
+def _splits(case: Case) -> list[Samples]:
+    """What is to be encoded, in the order in which the vectors are taken up."""
+    return [samples for samples in (case.samples, case.training, case.validation) if samples]
 
 
 def _texts(case: Case) -> list[str] | EvaluationError:

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 
 from dermray import storage
 from dermray.corpus.ontology import Ontology
+from dermray.embedding.units import ImageFiles
 from dermray.errors import CorpusError
-from dermray.evaluate.samples import ImageFiles, Samples
+from dermray.evaluate.groups import of_table
+from dermray.evaluate.samples import Samples
 
 IMAGES_PER_UNIT = 64
 # Rows whose images are looked for to find the folder that paths start from.
@@ -126,6 +128,7 @@ class RawTable:
             ontology=ontology or flat,
             class_names=tuple(class_names),
             concept_names=self.concepts,
+            groups=of_table(rows),
             dropped={reason: number for reason, number in dropped.items() if number},
         )
 

@@ -10,18 +10,26 @@ from typing import Any, Protocol
 
 from dermray.evaluate.bootstrap import Metric
 from dermray.evaluate.features import Features
+from dermray.evaluate.predictions import Predictions
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a task works on: the split that is scored and, where there is one, the split to learn from."""
+    """What a task works on.
+
+    Attributes:
+        samples, features: the split that is scored.
+        training: the split to learn from, where there is one.
+        validation: the split that a temperature is fitted on, where there is one; never the one that is scored.
+    """
 
     config: EvaluateConfig
     samples: Samples
     features: Features
     training: tuple[Samples, Features] | None = None
+    validation: tuple[Samples, Features] | None = None
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,7 @@ class TaskResult:
         num_samples: samples behind the scores.
         excluded: samples left out, by reason.
         details: JSON-serialisable content of the task's section in `report.json`.
+        predictions: what the scores were made from, sample by sample; written beside the report.
     """
 
     metrics: dict[str, Metric]
@@ -41,6 +50,7 @@ class TaskResult:
     num_samples: int
     excluded: dict[str, int]
     details: dict[str, Any] = field(default_factory=dict)
+    predictions: Predictions | None = None
 
 
 class Task(Protocol):

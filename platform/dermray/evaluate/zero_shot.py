@@ -20,9 +20,11 @@ import torch.nn.functional as F
 from dermray.corpus.ontology import Ontology
 from dermray.errors import EvaluationError
 from dermray.evaluate import metrics
-from dermray.evaluate.bootstrap import mean_with_interval
+from dermray.evaluate.bootstrap import mean_distribution
 from dermray.evaluate.classes import Classes, classes_of
+from dermray.evaluate.classified import describe
 from dermray.evaluate.features import Features
+from dermray.evaluate.predictions import ClassPredictions
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.tasks import Context, TaskResult
@@ -47,6 +49,7 @@ SYNONYM_METRICS = ("accuracy", "top5_accuracy", "balanced_accuracy", "macro_auro
 NUM_EXAMPLES = 12
 MAX_EXAMPLES_PER_CLASS = 2
 NUM_GUESSES = 3
+NUM_NEIGHBOURS = 4
 
 
 def classifier_weights(text_features: torch.Tensor) -> torch.Tensor:
@@ -119,7 +122,7 @@ class ZeroShot:
         weights = classifier_weights(_by_class(features.of_texts(fill(classes.names, templates)), len(classes.names)))
         scores = probabilities(images, weights).numpy()
         synonyms = _synonyms(samples, classes)
-        per_class = metrics.per_class(scores, truth)
+        predictions = ClassPredictions([samples.ids[row] for row in kept], truth, scores, classes.names)
         hierarchy = hierarchy_hits(samples.ontology, classes.nodes, truth, scores.argmax(axis=1))
         found = metrics.classification(scores, truth, bootstrap=config.bootstrap, seed=config.seed)
         found |= _level_scores(hierarchy, truth, config)
@@ -135,14 +138,20 @@ class ZeroShot:
                 "templates": list(templates),
                 "logit_scale": LOGIT_SCALE,
                 "chance": 1.0 / len(classes.names),
-                "most_frequent_class_share": float(per_class.num_samples.max() / len(kept)),
+                "most_frequent_class_share": float(np.bincount(truth).max() / len(kept)),
                 "num_samples_with_several_labels": sum(len(samples.labels[index]) > 1 for index in kept),
                 "num_classes_with_synonyms": sum(len(names) > 1 for names in synonyms),
                 "num_samples_by_level": {str(level): len(rows) for level, (rows, _) in hierarchy.items()},
-                "classes": _class_rows(classes.labels, classes.names, per_class),
-                "confusion": per_class.confusion.tolist(),
-                "examples": _examples(samples, kept, scores, truth, classes.labels, classes.names),
+                "examples": _examples(samples, kept, images.numpy(), scores, truth, classes),
+                **describe(
+                    context,
+                    classes,
+                    kept,
+                    predictions,
+                    lambda images, lengths: probabilities(torch.from_numpy(images), weights).numpy(),
+                ),
             },
+            predictions=predictions,
         )
 
 
@@ -191,9 +200,9 @@ def _level_scores(
     if len(hierarchy) < 2:
         return {}
     return {
-        f"level_{level}_accuracy": mean_with_interval(
+        f"level_{level}_accuracy": mean_distribution(
             hits, truth[rows], num_resamples=config.bootstrap, seed=config.seed
-        )
+        ).metric()
         for level, (rows, hits) in hierarchy.items()
     }
 
@@ -220,34 +229,15 @@ def _by_class(vectors: np.ndarray, num_classes: int) -> torch.Tensor:
     return torch.from_numpy(vectors).reshape(num_classes, -1, vectors.shape[1])
 
 
-def _class_rows(classes: Sequence[str], names: Sequence[str], scores: metrics.ClassScores) -> list[dict[str, Any]]:
-    return [
-        {
-            "label": label,
-            "name": name,
-            "num_samples": int(scores.num_samples[row]),
-            "recall": _number(scores.recall[row]),
-            "precision": _number(scores.precision[row]),
-            "f1": _number(scores.f1[row]),
-            "auroc": _number(scores.auroc[row]),
-        }
-        for row, (label, name) in enumerate(zip(classes, names, strict=True))
-    ]
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
 def _examples(
     samples: Samples,
     kept: np.ndarray,
+    images: np.ndarray,
     scores: np.ndarray,
     truth: np.ndarray,
-    classes: Sequence[str],
-    names: Sequence[str],
+    classes: Classes,
 ) -> dict[str, list[dict[str, Any]]]:
-    """The most confident right and wrong predictions, a few of each class at most."""
+    """The most confident right and wrong predictions, a few of each class at most, with the images nearest to them."""
     predictions = scores.argmax(axis=1)
     by_confidence = np.argsort(-scores.max(axis=1), kind="stable")
     chosen: dict[str, list[dict[str, Any]]] = {"right": [], "wrong": []}
@@ -259,13 +249,22 @@ def _examples(
             continue
         shown[key] += 1
         guesses = np.argsort(-scores[row], kind="stable")[:NUM_GUESSES]
+        nearest = np.argsort(-(images @ images[row]), kind="stable")[: NUM_NEIGHBOURS + 1]
         chosen[kind].append(
             {
                 "index": int(kept[row]),
                 "sample_id": samples.ids[kept[row]],
-                "label": classes[truth[row]],
-                "name": names[truth[row]],
-                "guesses": [{"name": names[one], "probability": float(scores[row, one])} for one in guesses],
+                "label": classes.labels[truth[row]],
+                "name": classes.names[truth[row]],
+                "guesses": [{"name": classes.names[one], "probability": float(scores[row, one])} for one in guesses],
+                "neighbours": [
+                    {
+                        "index": int(kept[one]),
+                        "name": classes.names[truth[one]],
+                        "cosine": float(images[one] @ images[row]),
+                    }
+                    for one in nearest[nearest != row][:NUM_NEIGHBOURS]
+                ],
             }
         )
     return chosen

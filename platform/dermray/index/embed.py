@@ -1,29 +1,35 @@
-"""Batch embedding of a prepared corpus: Ray Data over encoder actors that write their Parquet parts themselves.
+"""Embeddings of a prepared corpus: vectors from `dermray.embedding`, captions and small images beside them.
 
 A part's record is written after its rows, and the manifest after all records, so a job that was killed goes on where
-it stopped. No vector passes through the driver.
+it stopped; what was encoded until then is in the store of vectors. Vectors and captions pass through the driver's
+memory, images do not.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray.data
 from pydantic import ValidationError
 
-from dermray import cluster, errors, images, storage
-from dermray.corpus import shards
+from dermray import images, storage
 from dermray.corpus.manifest import Manifest
-from dermray.encoder import Encoder
-from dermray.errors import DermRayError, ImageError, VectorIndexError
+from dermray.embedding.actor import described, error_of
+from dermray.embedding.pipeline import obtain
+from dermray.embedding.store import Say, Store, default_uri, digest, unit_length
+from dermray.embedding.units import RowGroup, read_row_group, row_groups
+from dermray.encoder import EncoderInfo
+from dermray.errors import DermRayError, StorageError, VectorIndexError
 from dermray.index.embeddings import (
     MANIFEST_NAME,
     Embeddings,
+    Kind,
     Maker,
     Part,
     images_table,
@@ -36,13 +42,25 @@ from dermray.index.settings import EmbedConfig
 PLAN_NAME = "plan.json"
 ROWS_PER_GROUP = 1024
 THUMBNAIL_QUALITY = 80
-_COLUMNS = ["sample_id", "image", "captions", "labels"]
-
-Batch = dict[str, np.ndarray]
-Item = dict[str, Any]
 
 
-def embed(config: EmbedConfig, model_uri: str, say: Callable[[str], None] = lambda line: None) -> Embeddings:
+@dataclass(frozen=True)
+class Piece:
+    """What becomes one part: row groups of one split."""
+
+    name: str
+    groups: tuple[RowGroup, ...]
+
+    def rows(self, *columns: str) -> list[dict[str, Any]]:
+        """Columns of its samples.
+
+        Raises:
+            CorpusError: a shard is missing or damaged.
+        """
+        return [row for group in self.groups for row in read_row_group(group, list(columns)).to_pylist()]
+
+
+def embed(config: EmbedConfig, model_uri: str, say: Say = lambda line: None) -> Embeddings:
     """Embed what `config` names on the connected Ray cluster; finished parts are kept.
 
     Args:
@@ -52,169 +70,154 @@ def embed(config: EmbedConfig, model_uri: str, say: Callable[[str], None] = lamb
 
     Raises:
         CorpusError: no corpus, no such split, or a damaged shard.
-        ModelError: the model cannot be loaded.
-        VectorIndexError: output holds other embeddings, or parts were made by different weights.
+        ModelError: the model cannot be loaded, or its folder changes meanwhile.
+        EvaluationError: the model's vectors are not finite.
+        StorageError: the store of vectors cannot be used, or the nodes do not share it.
+        VectorIndexError: output holds other embeddings.
     """
     manifest = Manifest.load(config.corpus)
-    items = plan_parts(config, manifest)
-    _begin(config, model_uri, manifest)
-    done = {part.name: part for item in items if (part := _finished(config.output, item["name"])) is not None}
-    left = [item for item in items if item["name"] not in done]
-    say(f"{len(items)} parts, {len(done)} of them done")
-    for record in _run(config, model_uri, left):
-        if "error" in record:
-            raise getattr(errors, record["error"])(record["message"])
-        part = Part.model_validate(record)
-        done[part.name] = part
-        say(f"{part.name}: {part.num_images} images, {part.num_texts} captions")
-    makers = {part.maker.model_dump_json(): part.maker for part in done.values()}
-    if len(makers) > 1:
-        raise VectorIndexError(f"{config.output} holds parts of different weights; embed again with replace=true")
+    store = Store.of(config.cache or default_uri(), model_uri, precision=config.precision)
+    maker = _maker(store.info)
+    _begin(config, maker, manifest)
+    pieces = plan(config, manifest)
+    done = {part.name: part for piece in pieces if (part := _finished(config.output, piece.name)) is not None}
+    say(f"{len(pieces)} parts, {len(done)} of them done")
+    left = [piece for piece in pieces if piece.name not in done]
+    if left:
+        done |= {part.name: part for part in _make(config, model_uri, manifest.digest, store, left, say)}
     result = Embeddings(
-        maker=next(iter(makers.values())),
+        maker=maker,
         corpus_uri=config.corpus,
         corpus_digest=manifest.digest,
         content=config.content(),
-        parts=tuple(done[item["name"]] for item in items),
+        parts=tuple(done[piece.name] for piece in pieces),
     )
     storage.write_text(storage.join(config.output, MANIFEST_NAME), result.model_dump_json(indent=1))
     return result
 
 
-def plan_parts(config: EmbedConfig, manifest: Manifest) -> list[Item]:
+def plan(config: EmbedConfig, manifest: Manifest) -> list[Piece]:
     """Row groups in manifest order, gathered until a part is full; the same for every run of one config."""
-    wanted = config.splits or list(manifest.splits)
-    items: list[Item] = []
-    for split in wanted:
-        chosen = manifest.select(split)
-        groups: list[tuple[str, int]] = []
-        rows = 0
-        for (path, number), size in zip(chosen.row_group_locations(), chosen.row_group_sizes(), strict=True):
-            groups.append((storage.join(config.corpus, path), number))
-            rows += int(size)
-            if rows >= config.rows_per_part:
-                items.append({"name": f"part-{len(items):05d}", "groups": groups})
-                groups, rows = [], 0
+    pieces: list[Piece] = []
+    for split in config.splits or list(manifest.splits):
+        groups: list[RowGroup] = []
+        for group in row_groups(config.corpus, manifest.select(split)):
+            if sum(one.num_rows for one in groups) >= config.rows_per_part:
+                pieces.append(Piece(f"part-{len(pieces):05d}", tuple(groups)))
+                groups = []
+            groups.append(group)
         if groups:
-            items.append({"name": f"part-{len(items):05d}", "groups": groups})
-    return items
+            pieces.append(Piece(f"part-{len(pieces):05d}", tuple(groups)))
+    return pieces
 
 
-class EmbedActor:
-    """A Ray Data actor around `Encoder`: one part in, its two Parquet files written, one record out.
-
-    An error of ours travels as a record: Ray keeps only the text of an exception, and restarts an actor whose
-    constructor raises, however hopeless.
-    """
-
-    def __init__(self, model_uri: str, config: EmbedConfig) -> None:
-        """Remember the model; it is loaded with the first part."""
-        self._load = lambda: Encoder.load(model_uri, precision=config.precision)
-        self._encoder: Encoder | None = None
-        self._config = config
-
-    def __call__(self, batch: Batch) -> Batch:
-        """A batch of one row, `item`, to a batch of one row, `record`, both JSON."""
-        item = json.loads(str(batch["item"][0]))
-        try:
-            self._encoder = self._encoder or self._load()
-            record = self._embed(self._encoder, item).model_dump(mode="json")
-        except DermRayError as error:
-            record = {"error": type(error).__name__, "message": str(error)}
-        return {"record": np.array([json.dumps(record)], dtype=object)}
-
-    def _embed(self, encoder: Encoder, item: Item) -> Part:
-        rows = [
-            row for uri, number in item["groups"] for row in shards.read_row_group(uri, number, _COLUMNS).to_pylist()
-        ]
-        kept, vectors, failures = self._encode_images(encoder, [row["image"] for row in rows])
-        chosen = [rows[index] for index in kept]
-        captions = [_caption(row["captions"]) for row in chosen]
-        self._write(
-            "images",
-            item["name"],
-            images_table(
-                [row["sample_id"] for row in chosen],
-                vectors,
-                captions,
-                [list(row["labels"]) for row in chosen],
-                [self._thumbnail(row["image"]) for row in chosen],
-            ),
-        )
-        texts = [(row["sample_id"], text) for row, text in zip(chosen, captions, strict=True) if text is not None]
-        if not self._config.captions:
-            texts = []
-        if texts:
-            encoded = encoder.encode_texts([text for _, text in texts], batch_size=self._config.batch_size)
-            ids = [sample_id for sample_id, _ in texts]
-            self._write("texts", item["name"], texts_table(ids, [text for _, text in texts], encoded))
-        part = Part(
-            name=item["name"],
-            maker=_maker(encoder),
-            num_images=len(kept),
-            num_texts=len(texts),
-            failures=dict(sorted(failures.items())),
-        )
-        storage.write_text(_record_file(self._config.output, part.name), part.model_dump_json())
-        return part
-
-    def _encode_images(self, encoder: Encoder, data: Sequence[bytes]) -> tuple[list[int], np.ndarray, Counter[str]]:
-        kept: list[int] = []
-        failures: Counter[str] = Counter()
-        vectors = [np.zeros((0, encoder.info.embedding_dim), dtype=np.float32)]
-        for start in range(0, len(data), self._config.batch_size):
-            pixels = []
-            for index, one in enumerate(data[start : start + self._config.batch_size], start):
-                try:
-                    pixels.append(encoder.preprocess(one))
-                    kept.append(index)
-                except ImageError as error:
-                    failures[error.reason] += 1
-            if pixels:
-                vectors.append(encoder.encode_pixels(np.stack(pixels)))
-        together = np.concatenate(vectors)
-        if not np.isfinite(together).all():
-            raise VectorIndexError("the model gives vectors that are not finite; its weights are damaged")
-        return kept, together, failures
-
-    def _thumbnail(self, data: bytes) -> bytes | None:
-        side = self._config.thumbnail_side
-        if not side:
-            return None
-        return images.encode_jpeg(
-            images.resize_shorter(images.decode(data, shorter_side=side), side), THUMBNAIL_QUALITY
-        )
-
-    def _write(self, kind: Any, name: str, table: Any) -> None:
-        storage.write_bytes(
-            part_file(self._config.output, kind, name), to_parquet(table, row_group_size=ROWS_PER_GROUP)
-        )
-
-
-def _run(config: EmbedConfig, model_uri: str, items: Sequence[Item]) -> Any:
-    if not items:
-        return
-    num_gpus = cluster.num_gpus()
-    wanted = config.num_actors or int(num_gpus or max(1, cluster.num_cpus() // 2))
-    rows = [{"item": json.dumps(item)} for item in items]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        EmbedActor,
-        fn_constructor_args=(model_uri, config),
-        batch_size=1,
-        batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=min(wanted, len(rows))),
-        num_cpus=1,
-        num_gpus=1 if num_gpus else 0,
+def _make(
+    config: EmbedConfig, model_uri: str, corpus_digest: str, store: Store, pieces: Sequence[Piece], say: Say
+) -> Iterator[Part]:
+    """Obtain all vectors in one go, then write the parts: captions here, images in tasks, which read the store."""
+    captions = [_captions(piece) for piece in pieces]
+    texts = list(dict.fromkeys(text for each in captions for _, text in each if text)) if config.captions else []
+    units = [group for piece in pieces for group in piece.groups]
+    obtained = obtain(
+        [(corpus_digest, units)],
+        texts,
+        store,
+        model_uri=model_uri,
+        batch_size=config.batch_size,
+        precision=config.precision,
+        num_actors=config.num_actors,
+        say=say,
     )
-    for row in dataset.iter_rows():
-        yield json.loads(row["record"])
+    vector_of = dict(zip(texts, obtained.texts, strict=True))
+    contents = iter(obtained.images)
+    items = []
+    for piece, each in zip(pieces, captions, strict=True):
+        reasons = [reason for _ in piece.groups for reason in next(contents).words]
+        kept = [
+            (sample_id, text)
+            for (sample_id, text), reason in zip(each, reasons, strict=True)
+            if not reason and text in vector_of
+        ]
+        if kept:
+            ids, said = zip(*kept, strict=True)
+            _write(config, "texts", piece.name, texts_table(ids, said, np.stack([vector_of[text] for text in said])))
+        items.append({"piece": json.dumps(asdict(piece)), "num_texts": len(kept)})
+    answers = ray.data.from_items(items, override_num_blocks=len(items)).map(
+        _finish, fn_kwargs={"config": config, "corpus_digest": corpus_digest, "store": store}, num_cpus=1
+    )
+    for answer in answers.iter_rows():
+        if answer["error"]:
+            raise error_of(answer["error"])
+        part = Part.model_validate_json(answer["record"])
+        say(f"{part.name}: {part.num_images} images, {part.num_texts} captions")
+        yield part
 
 
-def _begin(config: EmbedConfig, model_uri: str, manifest: Manifest) -> None:
+def _finish(item: dict[str, Any], *, config: EmbedConfig, corpus_digest: str, store: Store) -> dict[str, str]:
+    """Ray's side of a part: its images and its record. An error of ours travels as an answer."""
+    document = json.loads(item["piece"])
+    piece = Piece(document["name"], tuple(RowGroup(**group) for group in document["groups"]))
+    try:
+        vectors, reasons = _kept_vectors(store, corpus_digest, piece)
+        part = Part(
+            name=piece.name,
+            num_images=int((reasons == "").sum()),
+            num_texts=int(item["num_texts"]),
+            failures=dict(sorted(Counter(filter(None, reasons)).items())),
+        )
+        _write(config, "images", piece.name, _images_table(config, piece, vectors, reasons))
+        storage.write_text(_record_file(config.output, part.name), part.model_dump_json())
+    except DermRayError as error:
+        return {"record": "", "error": described(error)}
+    return {"record": part.model_dump_json(), "error": ""}
+
+
+def _kept_vectors(store: Store, corpus_digest: str, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of a piece's samples as the tower gives them, float32 `[N, D]`, and why there is none, object `[N]`."""
+    contents = store.read(store.images(corpus_digest, piece.groups))
+    present = [content for content in contents if content is not None]
+    if len(present) < len(contents):
+        raise StorageError(f"vectors of {piece.name} are gone from {store.uri}; run again")
+    return np.concatenate([one.values for one in present]), np.concatenate([one.words for one in present])
+
+
+def _images_table(config: EmbedConfig, piece: Piece, vectors: np.ndarray, reasons: np.ndarray) -> pa.Table:
+    rows = piece.rows("sample_id", "image", "captions", "labels")
+    chosen = [row for row, reason in zip(rows, reasons, strict=True) if not reason]
+    return images_table(
+        [row["sample_id"] for row in chosen],
+        unit_length(vectors[reasons == ""])[0],
+        [_caption(row["captions"]) for row in chosen],
+        [list(row["labels"]) for row in chosen],
+        [_thumbnail(row["image"], config.thumbnail_side) for row in chosen],
+    )
+
+
+def _captions(piece: Piece) -> list[tuple[str, str]]:
+    """Sample id and caption, empty where there is none."""
+    return [(row["sample_id"], _caption(row["captions"]) or "") for row in piece.rows("sample_id", "captions")]
+
+
+def _caption(captions: Sequence[dict[str, str]]) -> str | None:
+    """The raw caption, else the first one."""
+    texts = {each["aspect"]: each["text"] for each in reversed(captions) if each["text"].strip()}
+    return texts.get("raw") or next(iter(reversed(texts.values())), None)
+
+
+def _thumbnail(data: bytes, side: int) -> bytes | None:
+    if not side:
+        return None
+    return images.encode_jpeg(images.resize_shorter(images.decode(data, shorter_side=side), side), THUMBNAIL_QUALITY)
+
+
+def _write(config: EmbedConfig, kind: Kind, name: str, table: pa.Table) -> None:
+    storage.write_bytes(part_file(config.output, kind, name), to_parquet(table, row_group_size=ROWS_PER_GROUP))
+
+
+def _begin(config: EmbedConfig, maker: Maker, manifest: Manifest) -> None:
     """Claim the output for this work, or find that it is already claimed for it."""
-    plan = {"model": model_uri, "corpus": manifest.digest, "content": config.content()}
-    key = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
-    file = storage.join(config.output, PLAN_NAME)
+    work = {"maker": maker.model_dump(), "corpus": manifest.digest, "content": config.content()}
+    file, key = storage.join(config.output, PLAN_NAME), digest(work)
     try:
         known = storage.read_json(file).get("key")
     except FileNotFoundError:
@@ -226,7 +229,7 @@ def _begin(config: EmbedConfig, model_uri: str, manifest: Manifest) -> None:
                 "output"
             )
         storage.remove(config.output)
-    storage.write_json(file, plan | {"key": key})
+    storage.write_json(file, work | {"key": key})
 
 
 def _finished(output: str, name: str) -> Part | None:
@@ -240,17 +243,10 @@ def _record_file(output: str, name: str) -> str:
     return storage.join(output, "parts", f"{name}.json")
 
 
-def _maker(encoder: Encoder) -> Maker:
-    info = encoder.info
+def _maker(info: EncoderInfo) -> Maker:
     return Maker(
         name=info.name,
         embedding_dim=info.embedding_dim,
         model_digest=info.model_digest,
         preprocessing_digest=info.preprocessing_digest,
     )
-
-
-def _caption(captions: Sequence[dict[str, str]]) -> str | None:
-    """The raw caption, else the first one."""
-    texts = {each["aspect"]: each["text"] for each in reversed(captions) if each["text"].strip()}
-    return texts.get("raw") or next(iter(reversed(texts.values())), None)

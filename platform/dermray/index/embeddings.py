@@ -41,7 +41,6 @@ class Part(_Record):
     """One piece of work that is done."""
 
     name: str
-    maker: Maker
     num_images: int
     num_texts: int
     # images left out, by reason

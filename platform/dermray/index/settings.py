@@ -21,7 +21,12 @@ class EmbedConfig(Config):
     thumbnail_side: int = Field(
         112, ge=0, le=512, description="shorter side of the small JPEGs kept for search results; 0: none"
     )
-    rows_per_part: int = Field(2048, ge=1, description="samples of one Parquet part and of one piece of work")
+    rows_per_part: int = Field(2048, ge=1, description="samples of one Parquet part")
+    cache: str | None = Field(
+        None,
+        description="URI of the folder that keeps vectors, for later runs and evaluations, shared by all nodes; "
+        "empty: $DERMRAY_CACHE/features, else ~/.cache/dermray/features",
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the towers")
     batch_size: int = Field(64, ge=1, description="images or texts per forward pass; changes no vector")
     num_actors: int | None = Field(

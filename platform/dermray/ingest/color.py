@@ -1,7 +1,8 @@
 """Colour augmentation of a batch on the training device: jitter, then greyscale, as torchvision does to a PIL image.
 
 Every operation follows Pillow's 8-bit arithmetic, so a result differs from the published pipeline's by nothing but the
-random numbers. Those are a pure function of (seed, epoch, sample): neither batch nor worker matters.
+random numbers. Those are a pure function of (seed, epoch, sample): neither batch nor worker matters. On a CPU
+`color_host` does the same to bytes.
 
 Pixels are float32 `[n, 3, S, S]` of whole levels 0…255, channels in the order RGB.
 """
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dermray.ingest import color_host
 from dermray.ingest.settings import DataConfig
 
 # Bounds what an operation needs beside the batch: some ten planes of so many images.
@@ -63,16 +65,19 @@ class ColorAugmentation:
         Returns:
             float32 `[n, 3, S, S]`, levels 0…255.
         """
-        levels = pixels.float()
         if self.settings.color_jitter is None and not self.settings.grayscale_prob:
-            return levels
+            return pixels.float()
         chosen = self.draw(epoch, samples)
-        for position in range(4):
-            for operation, apply in enumerate(OPERATIONS):
-                rows = np.flatnonzero(chosen.jitter & (chosen.order[:, position] == operation))
-                _replace(levels, rows, chosen.factors[:, operation], apply)
-        _replace(levels, np.flatnonzero(chosen.greyscale), chosen.factors[:, 0], lambda part, _: greyscale(part))
-        return levels
+        if pixels.device.type == "cpu":
+            done = color_host.apply(
+                pixels.numpy(),
+                jitter=chosen.jitter,
+                factors=chosen.factors,
+                order=chosen.order,
+                grey=chosen.greyscale,
+            )
+            return torch.from_numpy(done).float()
+        return on_device(pixels.float(), chosen)
 
     def draw(self, epoch: int, samples: npt.NDArray[np.int64]) -> Draws:
         """The random choices for samples of an epoch."""
@@ -87,6 +92,16 @@ class ColorAugmentation:
             order=np.argsort(uniform[:, 5:9], axis=1),
             greyscale=uniform[:, 9] < self.settings.grayscale_prob,
         )
+
+
+def on_device(levels: Tensor, draws: Draws) -> Tensor:
+    """Do what was drawn to float32 `[n, 3, S, S]`, in place, by one operation on many images at a time."""
+    for position in range(4):
+        for operation, apply in enumerate(OPERATIONS):
+            rows = np.flatnonzero(draws.jitter & (draws.order[:, position] == operation))
+            _replace(levels, rows, draws.factors[:, operation], apply)
+    _replace(levels, np.flatnonzero(draws.greyscale), draws.factors[:, 0], lambda part, _: greyscale(part))
+    return levels
 
 
 def uniforms(seed: int, epoch: int, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

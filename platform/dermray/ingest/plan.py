@@ -1,17 +1,20 @@
 """The order of samples as a pure function: (manifest, seed, epoch, global batch) → global batches.
 
-Row groups are permuted for the epoch and laid end to end; the rows are cut into `num_streams` canonical streams of
-equal length. Each stream shuffles its rows inside windows of a few row groups. Global batch `s` is the `s`-th slice of
-every stream, in stream order. A rank owns consecutive whole streams, so any world size that divides the number of
-streams sees the same global batches, and a run resumes from `step` alone. At most `global_batch_size - 1` samples of
-an epoch (other ones each epoch) are left over and dropped. Two neighbouring streams may share the row group at their
-seam; every other row group is read once.
+Row groups are permuted for the epoch and laid end to end; the rows are cut into canonical streams. Each stream shuffles
+its rows inside windows of a few row groups. Global batch `s` is the `s`-th slice of every stream, in stream order. A
+rank owns consecutive whole streams: streams begin and end wherever the part of a rank does in any admitted world, so
+all these worlds see the same global batches, and a run resumes from `step` alone. At most `global_batch_size - 1`
+samples of an epoch (other ones each epoch) are left over and dropped.
+
+Two neighbouring streams may share the row group at their seam. Every second stream goes through its row groups
+backwards, so that both need the shared one at about the same time, at the epoch's beginning or at its end: a rank
+reads it once. Only where a seam parts two ranks do both read it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -23,18 +26,18 @@ WINDOW_ROW_GROUPS = 2
 
 
 @dataclass(frozen=True)
-class Window:
-    """A run of consecutive rows of one stream, in the order in which batches take them.
+class RowGroupUse:
+    """The steps of an epoch in which a rank may need rows of a row group.
 
     Attributes:
-        stream: number of the stream.
-        start: position of the first row within the stream.
-        rows: sample indices in order, int64 `[num_rows]`.
+        group: number of the row group in manifest order.
+        first_step: the window that holds its rows opens here.
+        last_step: and is used up here.
     """
 
-    stream: int
-    start: int
-    rows: np.ndarray
+    group: int
+    first_step: int
+    last_step: int
 
 
 class EpochPlan:
@@ -44,23 +47,13 @@ class EpochPlan:
         manifest: the samples to go through; pass `manifest.select("train")` to train on one split.
         seed: of the run.
         epoch: from 0.
-        global_batch_size: samples of one optimiser step over all ranks.
-        num_streams: canonical streams; by default the largest divisor of `global_batch_size` that is at most 64
-            and at most the number of row groups. It fixes the order: keep it when the world size changes.
+        global_batch_size: samples of one optimiser step over all ranks. With the manifest it fixes the streams.
 
     Raises:
         PlanError: the corpus holds fewer samples than one global batch, or an argument is out of range.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        *,
-        seed: int,
-        epoch: int,
-        global_batch_size: int,
-        num_streams: int | None = None,
-    ) -> None:
+    def __init__(self, manifest: Manifest, *, seed: int, epoch: int, global_batch_size: int) -> None:
         if global_batch_size < 1 or epoch < 0:
             raise PlanError(f"global_batch_size {global_batch_size} must be positive and epoch {epoch} not negative")
         self._sizes = manifest.row_group_sizes()
@@ -74,14 +67,8 @@ class EpochPlan:
         self.seed = seed
         self.epoch = epoch
         self.global_batch_size = global_batch_size
-        self.num_streams = num_streams or _default_num_streams(global_batch_size, len(self._sizes))
-        if global_batch_size % self.num_streams:
-            raise PlanError(f"num_streams {self.num_streams} does not divide the global batch size {global_batch_size}")
         self._num_steps = num_samples // global_batch_size
-        self._rows_per_step = global_batch_size // self.num_streams
-        self._rows_per_stream = self._num_steps * self._rows_per_step
-        self._group_order = self._generator(0).permutation(len(self._sizes))
-        self._order_ends = np.cumsum(self._sizes[self._group_order])
+        self._world_sizes, self._cuts = _streams(global_batch_size, len(self._sizes))
         self._stream_rows = lru_cache(maxsize=MAX_STREAMS)(self._compute_stream_rows)
 
     def __len__(self) -> int:
@@ -89,9 +76,18 @@ class EpochPlan:
         return self._num_steps
 
     @property
+    def num_streams(self) -> int:
+        """Canonical streams, the same in every world."""
+        return len(self._cuts) - 1
+
+    @property
     def world_sizes(self) -> tuple[int, ...]:
-        """The world sizes that see the same global batches: the divisors of the number of streams, ascending."""
-        return tuple(w for w in range(1, self.num_streams + 1) if self.num_streams % w == 0)
+        """The world sizes that see the same global batches, ascending.
+
+        Divisors of the global batch size, from 1 up: none with more ranks than there are row groups, and as many as
+        `MAX_STREAMS` streams serve.
+        """
+        return self._world_sizes
 
     def batch(self, step: int) -> np.ndarray:
         """Sample indices of global batch `step`, int64 `[global_batch_size]`.
@@ -99,7 +95,7 @@ class EpochPlan:
         Raises:
             PlanError: there is no such step.
         """
-        return self._slice(step, 0, self.num_streams)
+        return self._slice(step, range(self.num_streams))
 
     def rank_batch(self, step: int, rank: int, world_size: int) -> np.ndarray:
         """The part of global batch `step` that `rank` computes, int64 `[global_batch_size / world_size]`.
@@ -107,60 +103,75 @@ class EpochPlan:
         Raises:
             PlanError: there is no such step or rank, or the plan does not admit the world size.
         """
-        first, last = self._streams_of(rank, world_size)
-        return self._slice(step, first, last)
+        return self._slice(step, self.streams_of(rank, world_size))
 
-    def rank_windows(self, rank: int, world_size: int, *, start_step: int = 0) -> list[Window]:
-        """The windows `rank` has to read from `start_step` on, in the order in which batches need them.
-
-        The first window of each stream is cut so that its rows begin at `start_step`.
+    def rank_row_groups(self, rank: int, world_size: int) -> list[RowGroupUse]:
+        """What `rank` reads for the epoch: every row group once, in the order in which steps need them.
 
         Raises:
             PlanError: as in `rank_batch`.
         """
-        first, last = self._streams_of(rank, world_size)
-        skip = start_step * self._rows_per_step
-        windows = []
-        for stream in range(first, last):
-            rows = self._stream_rows(stream)
-            for begin, end in self._window_bounds(stream):
-                if end > skip:
-                    begin = max(begin, skip)
-                    windows.append(Window(stream, begin, rows[begin:end]))
-        return sorted(windows, key=lambda w: (w.start // self._rows_per_step, w.stream))
-
-    @property
-    def rows_per_step(self) -> int:
-        """Rows that every stream gives to each global batch."""
-        return self._rows_per_step
+        first: dict[int, int] = {}
+        last: dict[int, int] = {}
+        for stream in self.streams_of(rank, world_size):
+            width = self._width(stream)
+            for begin, end, groups in self._windows(stream):
+                for group in groups:
+                    first[group] = min(first.get(group, begin // width), begin // width)
+                    last[group] = max(last.get(group, 0), (end - 1) // width)
+        uses = [RowGroupUse(group, first[group], last[group]) for group in first]
+        return sorted(uses, key=lambda use: use.first_step)
 
     def streams_of(self, rank: int, world_size: int) -> range:
-        """The streams that `rank` owns."""
-        return range(*self._streams_of(rank, world_size))
+        """The streams that `rank` owns.
 
-    def _slice(self, step: int, first: int, last: int) -> np.ndarray:
-        if not 0 <= step < self._num_steps:
-            raise PlanError(f"step {step} is outside the epoch's {self._num_steps} steps")
-        begin = step * self._rows_per_step
-        return np.concatenate(
-            [self._stream_rows(stream)[begin : begin + self._rows_per_step] for stream in range(first, last)]
-        )
-
-    def _streams_of(self, rank: int, world_size: int) -> tuple[int, int]:
-        if world_size not in self.world_sizes:
-            raise PlanError(
-                f"{world_size} workers cannot share {self.num_streams} streams evenly; this corpus and global batch "
-                f"admit {', '.join(map(str, self.world_sizes))} workers. Change num_workers or the global batch "
-                "size, or prepare the corpus with smaller row groups"
-            )
+        Raises:
+            PlanError: there is no such rank, or the plan does not admit the world size.
+        """
+        if world_size not in self._world_sizes:
+            raise PlanError(self._refusal(world_size))
         if not 0 <= rank < world_size:
             raise PlanError(f"rank {rank} is outside a world of {world_size}")
-        per_rank = self.num_streams // world_size
-        return rank * per_rank, (rank + 1) * per_rank
+        part = self.global_batch_size // world_size
+        first, last = np.searchsorted(self._cuts, [rank * part, (rank + 1) * part])
+        return range(int(first), int(last))
+
+    def _refusal(self, world_size: int) -> str:
+        admitted = f"this corpus and global batch admit {', '.join(map(str, self._world_sizes))} workers"
+        if self.global_batch_size % world_size == 0 and world_size > len(self._sizes):
+            return (
+                f"{world_size} workers need at least {world_size} row groups, the corpus has {len(self._sizes)}; "
+                f"{admitted}. Use fewer workers, or prepare the corpus with smaller row groups"
+            )
+        return (
+            f"{world_size} workers cannot share {self.num_streams} streams evenly; {admitted}. "
+            "Change num_workers or the global batch size"
+        )
+
+    def _slice(self, step: int, streams: range) -> np.ndarray:
+        if not 0 <= step < self._num_steps:
+            raise PlanError(f"step {step} is outside the epoch's {self._num_steps} steps")
+        parts = []
+        for stream in streams:
+            width = self._width(stream)
+            parts.append(self._stream_rows(stream)[step * width : (step + 1) * width])
+        return np.concatenate(parts)
+
+    def _width(self, stream: int) -> int:
+        """Rows that a stream gives to each global batch."""
+        return int(self._cuts[stream + 1] - self._cuts[stream])
+
+    @cached_property
+    def _group_order(self) -> np.ndarray:
+        return self._generator(0).permutation(len(self._sizes))
+
+    @cached_property
+    def _order_ends(self) -> np.ndarray:
+        return np.cumsum(self._sizes[self._group_order])
 
     def _pieces(self, stream: int) -> list[tuple[int, int, int]]:
         """`(row group, first row, end row)` of the stream before shuffling; rows count inside the row group."""
-        begin, end = stream * self._rows_per_stream, (stream + 1) * self._rows_per_stream
+        begin, end = (int(cut) * self._num_steps for cut in self._cuts[stream : stream + 2])
         first = int(np.searchsorted(self._order_ends, begin, side="right"))
         pieces = []
         for position in range(first, len(self._group_order)):
@@ -170,19 +181,25 @@ class EpochPlan:
             if group_begin >= end:
                 break
             pieces.append((group, max(begin - group_begin, 0), min(end, group_end) - group_begin))
-        return pieces
+        return pieces[::-1] if stream % 2 else pieces
 
-    def _window_bounds(self, stream: int) -> list[tuple[int, int]]:
-        lengths = [end - begin for _, begin, end in self._pieces(stream)]
-        ends = np.cumsum([sum(lengths[i : i + WINDOW_ROW_GROUPS]) for i in range(0, len(lengths), WINDOW_ROW_GROUPS)])
-        return list(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True))
+    def _windows(self, stream: int) -> list[tuple[int, int, list[int]]]:
+        """`(first row, end row, row groups)` of each window; rows count inside the stream."""
+        windows, begin = [], 0
+        pieces = self._pieces(stream)
+        for position in range(0, len(pieces), WINDOW_ROW_GROUPS):
+            inside = pieces[position : position + WINDOW_ROW_GROUPS]
+            end = begin + sum(last - first for _, first, last in inside)
+            windows.append((begin, end, [group for group, _, _ in inside]))
+            begin = end
+        return windows
 
     def _compute_stream_rows(self, stream: int) -> np.ndarray:
         in_order = np.concatenate(
             [self._starts[group] + self._group_rows(group)[begin:end] for group, begin, end in self._pieces(stream)]
         )
         generator = self._generator(1, stream)
-        for begin, end in self._window_bounds(stream):
+        for begin, end, _ in self._windows(stream):
             in_order[begin:end] = generator.permutation(in_order[begin:end])
         return in_order.astype(np.int64)
 
@@ -194,6 +211,26 @@ class EpochPlan:
         return np.random.default_rng([self.seed, self.epoch, *purpose])
 
 
-def _default_num_streams(global_batch_size: int, num_row_groups: int) -> int:
-    limit = min(MAX_STREAMS, global_batch_size, num_row_groups)
-    return max(v for v in range(1, limit + 1) if global_batch_size % v == 0)
+def _streams(global_batch_size: int, num_row_groups: int) -> tuple[tuple[int, ...], np.ndarray]:
+    """The admitted world sizes, and where streams cut a global batch: ascending from 0 to its size."""
+    admitted = []
+    cuts = {0, global_batch_size}
+    for world_size in range(1, min(global_batch_size, num_row_groups, MAX_STREAMS) + 1):
+        if global_batch_size % world_size:
+            continue
+        with_these = cuts | set(range(0, global_batch_size, global_batch_size // world_size))
+        if len(with_these) <= MAX_STREAMS + 1:
+            admitted.append(world_size)
+            cuts = with_these
+    return tuple(admitted), _halved(sorted(cuts), min(MAX_STREAMS, num_row_groups))
+
+
+def _halved(cuts: list[int], num_streams: int) -> np.ndarray:
+    """Halve the widest streams until there are so many: a batch mixes more row groups."""
+    while len(cuts) <= num_streams:
+        widths = np.diff(cuts)
+        widest = int(widths.argmax())
+        if widths[widest] < 2:
+            break
+        cuts.insert(widest + 1, cuts[widest] + int(widths[widest]) // 2)
+    return np.array(cuts, dtype=np.int64)

@@ -26,9 +26,11 @@ class DataConfig(Config):
     color_jitter_prob: float = Field(0.8, ge=0, le=1, description="probability of jittering an image's colours")
     grayscale_prob: float = Field(0.0, ge=0, le=1, description="probability of turning an image grey, after the jitter")
     cpus_per_task: float = Field(
-        0.25, gt=0, description="logical CPUs that Ray reserves for one decoding task; fractions keep cores busy"
+        0.5, gt=0, description="logical CPUs that Ray reserves for one decoding task; fractions keep cores busy"
     )
-    tasks_per_worker: int = Field(2, ge=1, description="decoding tasks that run at once for one training worker")
+    tasks_per_worker: int = Field(
+        4, ge=1, description="decoding tasks that at least are under way for one training worker, at two batches ahead"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:

@@ -47,14 +47,14 @@ class ClipLoss(nn.Module):
         self.tile_size = tile_size
 
     def forward(
-        self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor, labels: Tensor | None = None
+        self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor | float, labels: Tensor | None = None
     ) -> Tensor:
         """The loss of this rank's rows, a scalar.
 
         Args:
             image_features: L2-normalised, `[n, D]`.
             text_features: L2-normalised, `[n, D]`; row i belongs to image row i.
-            logit_scale: exponentiated scale, a scalar.
+            logit_scale: exponentiated scale, a scalar or a number.
             labels: int64 `[n]`, or `[n, K]` for K kinds of equality, comparable over ranks. Two samples that agree in
                 a label are no negatives of each other: their pair leaves both denominators. A sample's own pair stays.
         """

@@ -37,8 +37,8 @@ class SigLipLoss(nn.Module):
         self,
         image_features: Tensor,
         text_features: Tensor,
-        logit_scale: Tensor,
-        logit_bias: Tensor,
+        logit_scale: Tensor | float,
+        logit_bias: Tensor | float,
         labels: Tensor | None = None,
     ) -> Tensor:
         """The loss of this rank's images, a scalar.
@@ -46,15 +46,15 @@ class SigLipLoss(nn.Module):
         Args:
             image_features: L2-normalised, `[n, D]`.
             text_features: L2-normalised, `[n, D]`; row i belongs to image row i.
-            logit_scale: exponentiated scale, a scalar.
-            logit_bias: added to every logit, a scalar.
+            logit_scale: exponentiated scale, a scalar or a number.
+            logit_bias: added to every logit, a scalar or a number.
             labels: int64 `[n]`, or `[n, K]` for K kinds of equality, comparable over ranks. Two samples that agree in
                 a label are no negatives of each other: their pair leaves the sum. A sample's own pair stays.
         """
-        tensors = (image_features, text_features, logit_scale, logit_bias)
-        wants_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         with full_precision(image_features.device):
-            return _SigLipLoss.apply(*promoted(*tensors), labels, self.tile_size, wants_gradients)
+            tensors = promoted(image_features, text_features, logit_scale, logit_bias)
+            wants_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+            return _SigLipLoss.apply(*tensors, labels, self.tile_size, wants_gradients)
 
 
 class _SigLipLoss(torch.autograd.Function):

@@ -19,10 +19,11 @@ def full_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, enabled=False)
 
 
-def promoted(image_features: Tensor, text_features: Tensor, *scalars: Tensor) -> tuple[Tensor, ...]:
+def promoted(image_features: Tensor, text_features: Tensor, *scalars: Tensor | float) -> tuple[Tensor, ...]:
     """Features and scalars in one dtype, float32 at least; scalars have no axes. Gradients keep the given dtypes."""
-    dtype = torch.promote_types(image_features.dtype, torch.float32)
-    return image_features.to(dtype), text_features.to(dtype), *(each.to(dtype).reshape(()) for each in scalars)
+    dtype, device = torch.promote_types(image_features.dtype, torch.float32), image_features.device
+    without_axes = (torch.as_tensor(each, dtype=dtype, device=device).reshape(()) for each in scalars)
+    return image_features.to(dtype), text_features.to(dtype), *without_axes
 
 
 def duplicates(row_labels: Tensor, column_labels: Tensor, offset: int) -> Tensor:

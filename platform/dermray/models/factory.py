@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,9 +26,12 @@ from torch import nn
 from dermray import storage
 from dermray.errors import ModelError
 from dermray.model_uri import HUB_PREFIX, LOCAL_PREFIX, folder_uri
-from dermray.models import folder, huggingface, towers, weights
+from dermray.models import folder, huggingface, texts, towers, weights
 
-CONFIG_FOLDER = Path(__file__).parent / "configs"
+_OFFLINE = (
+    f"Without network, download the model's folder elsewhere ({folder.CONFIG_NAME} and {folder.WEIGHTS_NAME} or "
+    "open_clip_pytorch_model.bin) and give its path"
+)
 
 ImageTransform = Callable[[Any], torch.Tensor]
 Tokenizer = Callable[[list[str]], torch.Tensor]
@@ -69,6 +73,7 @@ def create(
         with _explained(name_or_uri), huggingface.language_model_folder(pretrained_text) as text_folder:
             made = _from_name(name_or_uri, pretrained, text_folder)
     model, image_transform, tokenizer = made
+    texts.accept_short(model)
     with _explained(uri or name_or_uri):
         if pretrained_image is not None:
             towers.load_image(model.get_submodule("visual"), pretrained_image)
@@ -172,12 +177,13 @@ def tokenizer(name_or_uri: str, pretrained_text: str | None = None) -> Tokenizer
 def _from_folder(path: Path) -> tuple[nn.Module, ImageTransform, Tokenizer]:
     config = folder.read_config(str(path))
     config["model_cfg"] = towers.published_form(config["model_cfg"], name="")
-    state = weights.read(str(path / folder.WEIGHTS_NAME))
+    name = folder.weights_of(str(path)) or folder.WEIGHTS_NAME
+    state = weights.read(str(path / name))
     if towers.is_ours(config["model_cfg"]):
         made = _built(config, path)
     else:
         made = _open_clip(f"{LOCAL_PREFIX}{path}", load_weights=False)
-    towers.fill(made[0], state, source=folder.WEIGHTS_NAME)
+    towers.fill(made[0], state, source=name)
     return made
 
 
@@ -201,9 +207,19 @@ def _from_name(
 
 
 def _open_clip(name: str, **options: Any) -> tuple[nn.Module, ImageTransform, Tokenizer]:
-    # A checkpoint on disk is never unpickled.
-    model, _, image_transform = open_clip.create_model_and_transforms(name, weights_only=True, **options)
+    root = logging.getLogger()
+    root.addFilter(_is_no_word_of_random_weights)
+    try:
+        # A checkpoint on disk is never unpickled.
+        model, _, image_transform = open_clip.create_model_and_transforms(name, weights_only=True, **options)
+    finally:
+        root.removeFilter(_is_no_word_of_random_weights)
     return model, image_transform, open_clip.get_tokenizer(name)
+
+
+def _is_no_word_of_random_weights(record: logging.LogRecord) -> bool:
+    """open_clip warns that a model is random when we are about to fill it, or when random weights were asked for."""
+    return "initialized randomly" not in record.getMessage()
 
 
 def _built(config: dict[str, Any], path: Path | None = None) -> tuple[nn.Module, ImageTransform, Tokenizer]:
@@ -231,10 +247,7 @@ def _explained(shown_as: str) -> Iterator[None]:
         raise ModelError(f"cannot load the model {shown_as!r}: {error}") from error
     except Exception as error:
         reason = " ".join(str(error).split())[:600]
-        raise ModelError(
-            f"cannot load the model {shown_as!r}: {type(error).__name__}: {reason}. Without network, download the "
-            "model's folder elsewhere and give its path"
-        ) from error
+        raise ModelError(f"cannot load the model {shown_as!r}: {type(error).__name__}: {reason}. {_OFFLINE}") from error
 
 
 def _require_known(name: str) -> None:
@@ -247,4 +260,4 @@ def _require_known(name: str) -> None:
 
 @cache
 def _register_own_configs() -> None:
-    open_clip.add_model_config(CONFIG_FOLDER)
+    open_clip.add_model_config(huggingface.ARCHITECTURES_FOLDER)

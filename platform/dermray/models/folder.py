@@ -1,10 +1,11 @@
 """The model folder: open_clip's layout plus `dermray.json`.
 
     open_clip_config.json         {"model_cfg": {...}, "preprocess_cfg": {...}}
-    open_clip_model.safetensors   the state dict, float32
+    open_clip_model.safetensors   the state dict, float32; folders of others may have open_clip_pytorch_model.bin
     config.json, tokenizer.json … of a Hugging Face text tower: its configuration and its tokeniser
     dermray.json                  recipe, corpus digest, MLflow run id, code version; written last
 
+Published folders (`huggingface-cli download ORG/NAME`) have the first two.
 `open_clip.create_model_and_transforms("local-dir:PATH")` loads it wherever open_clip knows the architecture;
 `dermray.models.create(PATH)` loads it always, without network.
 """
@@ -23,7 +24,7 @@ from torch import nn
 
 from dermray import storage
 from dermray.errors import ModelError
-from dermray.models import huggingface
+from dermray.models import huggingface, weights
 from dermray.models.towers import TwoTowers
 
 CONFIG_NAME = "open_clip_config.json"
@@ -48,9 +49,9 @@ def save(model: nn.Module, uri: str, *, model_cfg: dict[str, Any], provenance: d
     """
     extra = _text_files(model)
     state = {key: value.detach().float().cpu().contiguous() for key, value in model.state_dict().items()}
-    weights = safetensors.torch.save(state, metadata={"format": "pt"})
-    digest = hashlib.sha256(weights).hexdigest()
-    storage.write_bytes(storage.join(uri, WEIGHTS_NAME), weights)
+    saved = safetensors.torch.save(state, metadata={"format": "pt"})
+    digest = hashlib.sha256(saved).hexdigest()
+    storage.write_bytes(storage.join(uri, WEIGHTS_NAME), saved)
     for name, content in extra.items():
         storage.write_bytes(storage.join(uri, name), content)
     storage.write_json(
@@ -81,13 +82,18 @@ def opened(uri: str) -> Iterator[Path]:
     """A checked local view of a model folder.
 
     Raises:
-        ModelError: files are missing, or the weights are only there as a pickle.
+        ModelError: files are missing.
     """
     read_config(uri)
-    if not storage.exists(storage.join(uri, WEIGHTS_NAME)):
-        raise ModelError(f"{uri} has no {WEIGHTS_NAME}; weights are only read as safetensors")
+    if weights_of(uri) is None:
+        raise ModelError(f"{uri} has no weights: none of {', '.join(weights.WEIGHTS_NAMES)}")
     with storage.local_folder(uri) as path:
         yield path
+
+
+def weights_of(uri: str) -> str | None:
+    """The name of the weights file that a folder is loaded from; None where it has none."""
+    return next((name for name in weights.WEIGHTS_NAMES if storage.exists(storage.join(uri, name))), None)
 
 
 def _text_files(model: nn.Module) -> dict[str, bytes]:

@@ -31,6 +31,7 @@ TOKENIZER_NAMES = ("tokenizer_config.json", "tokenizer.json", "vocab.txt")
 # Tokenisers that the package brings along are named `dermray:NAME`.
 PACKAGED_PREFIX = "dermray:"
 PACKAGED_FOLDER = Path(__file__).parent / "tokenizers"
+ARCHITECTURES_FOLDER = Path(__file__).parent / "configs"
 # Parts of published text checkpoints that an encoder with its own pooling has no place for.
 HEAD_PREFIXES = ("pooler.", "cls.", "lm_head.")
 POSITION_IDS = "embeddings.position_ids"
@@ -205,14 +206,24 @@ def _config(text_cfg: dict[str, Any], folder: Path | None) -> PretrainedConfig:
             document = storage.read_json(folder / CONFIG_NAME)
             if document.get("model_type") in arch_dict:
                 return AutoConfig.for_model(**document)
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return _packaged_config(name) or AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         raise _unavailable("configuration", name, error) from error
+
+
+def _packaged_config(name: str) -> PretrainedConfig | None:
+    """That of a text model which one of our own architectures names: published folders only name theirs."""
+    for file in sorted(ARCHITECTURES_FOLDER.glob("*.json")):
+        text_cfg = storage.read_json(file)["text_cfg"]
+        if text_cfg.get("hf_config") and text_cfg["hf_model_name"].lower() == name.lower():
+            return AutoConfig.for_model(**text_cfg["hf_config"])
+    return None
 
 
 def _unavailable(what: str, source: str, error: Exception) -> ModelError:
     reason = " ".join(str(error).split())[:300]
     return ModelError(
         f"cannot load the {what} of the text model {source!r}: {type(error).__name__}: {reason}. Without network, "
-        "download its folder elsewhere and give that as pretrained_text"
+        "download its folder elsewhere; give that as pretrained_text, or put its config.json and its tokeniser's files "
+        "into the model's folder"
     )

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from open_clip.convert import convert_state_dict
 from open_clip.model import (
-    CustomTextCLIP,
     _build_text_tower,
     _build_vision_tower,
     convert_to_custom_text_state_dict,
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from dermray.models import huggingface, weights
 from dermray.models.panderm import PanDermVisionTransformer
+from dermray.models.texts import ShortTextTwoTowers
 
 PANDERM = "panderm"
 INIT_LOGIT_SCALE = math.log(1 / 0.07)
@@ -37,7 +37,7 @@ COMPANION_PREFIXES = ("teacher.", "regresser.", "decoder.", "mask_token", "rd_po
 TEXT_POSITION_IDS = f"text.transformer.{huggingface.POSITION_IDS}"
 
 
-class TwoTowers(CustomTextCLIP):
+class TwoTowers(ShortTextTwoTowers):
     """open_clip's interface over any two towers.
 
     Attributes:

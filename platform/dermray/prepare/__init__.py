@@ -1,1 +1,1 @@
-"""Raw corpus in, prepared corpus out, on Ray Data."""
+"""Raw corpus in, prepared corpus out, on Ray."""

@@ -42,6 +42,7 @@ def commit(
             "captions": dict(captions_from),
             "sources": [each.identity for each in generations],
             "generations": [each.key for each in generations],
+            "licences": list(dict.fromkeys(each.content.get("licence") for each in generations)),
             "made_by": made_by(),
         },
     )

@@ -102,6 +102,26 @@ def cross_pairs(left: np.ndarray, right: np.ndarray, *, max_distance: int) -> np
     return _sorted(_expand(found, left_members, _Members.of(right_owners, len(right_distinct))))
 
 
+def resembling(phashes: np.ndarray, others: np.ndarray, *, max_distance: int) -> np.ndarray:
+    """Which hashes differ from some other one in at most `max_distance` bits; however often a hash occurs.
+
+    Args:
+        phashes: uint64 `[N]`.
+        others: uint64 `[M]`.
+        max_distance: bits, 0 to 63.
+
+    Returns:
+        bool `[N]`.
+
+    Raises:
+        ValueError: `max_distance` is out of range.
+    """
+    distinct, owners = np.unique(phashes, return_inverse=True)
+    near = np.zeros(len(distinct), dtype=bool)
+    near[_run(Search(distinct, np.unique(others), max_distance), spanning=False)[:, 0]] = True
+    return near[owners]
+
+
 def distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Bits in which hashes differ: uint64 of one shape → int64 of that shape."""
     return np.bitwise_count(left ^ right).astype(np.int64)

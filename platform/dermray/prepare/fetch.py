@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import pyarrow.fs as pafs
@@ -53,10 +52,11 @@ class ImageStore:
     """The raw images under an input root: files, or members of archives (`images.zip!/folder/a.jpg`)."""
 
     def __init__(self, root: str, *, max_bytes: int, follow_links: bool) -> None:
-        self.root = root
+        self.root = storage.normalise(root)
         self.max_bytes = max_bytes
-        self._real_root = None if follow_links or not storage.is_local(root) else os.path.realpath(root)
-        self._real_folders: dict[str, str] = {}
+        self._real_root = None if follow_links or not storage.is_local(root) else os.path.realpath(self.root)
+        # Whether a folder really lies inside is asked once; images are many.
+        self._folder_leaves: dict[str, bool] = {}
         # An archive is asked for its size and time once, not once an image.
         self._archives: dict[str, Stamp] = {}
 
@@ -129,18 +129,19 @@ class ImageStore:
     def _leaves_root(self, uri: str) -> bool:
         if self._real_root is None:
             return False
-        path = os.fspath(storage.local_path(uri))
-        folder, _ = os.path.split(path)
-        # Where a folder really is, is asked once; images are many, and few are links.
-        if folder not in self._real_folders:
-            self._real_folders[folder] = os.path.realpath(folder)
-        real = os.path.realpath(path) if os.path.islink(path) else self._real_folders[folder]
-        return os.path.commonpath([real, self._real_root]) != self._real_root
+        folder, _ = os.path.split(uri)
+        if folder not in self._folder_leaves:
+            self._folder_leaves[folder] = not _is_inside(folder, self._real_root)
+        return not _is_inside(uri, self._real_root) if os.path.islink(uri) else self._folder_leaves[folder]
+
+
+def _is_inside(path: str, real_root: str) -> bool:
+    return os.path.commonpath([os.path.realpath(path), real_root]) == real_root
 
 
 def _stat(uri: str) -> Stamp:
     if storage.is_local(uri):
-        return storage.with_retries(lambda: _local_stamp(storage.local_path(uri)), uri)
+        return storage.with_retries(lambda: _local_stamp(uri), uri)
     fs, path = storage.filesystem(uri)
     try:
         info = storage.with_retries(lambda: fs.get_file_info(path), uri)
@@ -149,7 +150,7 @@ def _stat(uri: str) -> Stamp:
     return Stamp(info.size, info.mtime_ns or 0) if info.type == pafs.FileType.File else NO_STAMP
 
 
-def _local_stamp(path: Path) -> Stamp:
+def _local_stamp(path: str) -> Stamp:
     try:
         info = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import ray.data
@@ -214,8 +213,7 @@ def _over_shards(items: Sequence[list[int]], task: Callable[..., pa.Table], **se
 
 def _hash_row_groups(item: pa.Table, *, index: ShardIndex, columns: list[str]) -> pa.Table:
     """Ray's side of a shard: its row groups, one after the other."""
-    # The cores are shared out by Ray; OpenCV would take them all for each task.
-    cv2.setNumThreads(1)
+    images.use_one_core()
     return pa.concat_tables([group_hashes(index, group, columns) for group in item["numbers"][0].as_py()])
 
 

@@ -1,7 +1,7 @@
 """Raw corpus → prepared corpus: the graph, top to bottom.
 
-    read the table ─ plan ─▶ Ray Data: make each shard ─▶ records ─ reconcile ─▶ Ray Data: write some shards again
-                                                                                  ─▶ report ─ manifest
+    read the table ─ plan ─▶ Ray: make each shard ─▶ records ─▶ Ray Data: find duplicates ─ reconcile
+                                                       ─▶ Ray: write some shards again ─▶ report ─ manifest
 
 Plan and reconciliation are made in the driver. Each task reads the images of one shard, writes one Parquet file and
 returns a small record. The manifest is written last; whatever happens before may be lost or repeated without a trace.
@@ -20,22 +20,23 @@ from typing import Any
 import numpy as np
 
 from dermray import storage
-from dermray.corpus.manifest import Manifest
+from dermray.corpus.manifest import Manifest, Shard
 from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import CaptionAspect
 from dermray.errors import CorpusError
 from dermray.prepare import report
 from dermray.prepare.commit import commit, publish
-from dermray.prepare.duplicates import cross_pairs, near_groups
-from dermray.prepare.generations import Generation, Standing, content, identity, standing
+from dermray.prepare.duplicates import near_groups, resembling
+from dermray.prepare.fetch import ahead
+from dermray.prepare.generations import NUM_READERS, Generation, Standing, content, identity, standing
 from dermray.prepare.graph import amend_shards, make_shards
 from dermray.prepare.leakage import read_hashes
 from dermray.prepare.plan import Plan, ShardSpec, plan_shards, usable_rows, without_known
 from dermray.prepare.reconcile import Amendment, Excluded, Reconciled, reconcile
-from dermray.prepare.records import ShardRecord, read_record
+from dermray.prepare.records import RECORDS, ShardRecord, read_record, record_uri
 from dermray.prepare.rewriting.captions import RewriteStats, rewrite_captions
 from dermray.prepare.settings import PrepareConfig
-from dermray.prepare.shard import ShardMaker, is_whole
+from dermray.prepare.shard import DATA, ShardMaker
 from dermray.prepare.sources import READERS, RawRows, SourceRequest
 from dermray.prepare.sources.rows import EXCLUDED, DroppedRow
 
@@ -170,8 +171,7 @@ def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
     with timing.stage("find duplicates"):
         decided = _reconcile(config, work, made)
     with timing.stage("write shards again"):
-        num_fresh += _restore(config, work, decided)
-        final = _amended(config, decided)
+        final, num_restored = _amend(config, work, decided)
     generation = _generation(config, work, made, decided, final)
     with timing.stage("report and commit"):
         manifest, stats, unchanged = commit(
@@ -181,8 +181,8 @@ def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
         output=config.output,
         manifest=manifest,
         stats=stats,
-        num_shards_made=num_fresh,
-        num_shards_found=len(made) - num_fresh,
+        num_shards_made=num_fresh + num_restored,
+        num_shards_found=len(made) - num_fresh - num_restored,
         seconds=time.monotonic() - started,
         unchanged=unchanged,
         rewritten=work.rewritten,
@@ -293,16 +293,32 @@ def _excluded(config: PrepareConfig) -> Excluded | None:
     if not config.exclude:
         return None
     hashes = np.concatenate([read_hashes(uri, Manifest.load(uri))[1] for uri in config.exclude])
-
-    def excluded(phashes: np.ndarray) -> np.ndarray:
-        found = np.zeros(len(phashes), dtype=bool)
-        found[cross_pairs(phashes, hashes, max_distance=config.max_distance)[:, 0]] = True
-        return found
-
-    return excluded
+    return partial(resembling, others=hashes, max_distance=config.max_distance)
 
 
-def _restore(config: PrepareConfig, work: Work, decided: Reconciled) -> int:
+def _amend(config: PrepareConfig, work: Work, decided: Reconciled) -> tuple[list[ShardRecord], int]:
+    """Write again what must change; the records of the corpus's shards in order, and how many were made anew for it."""
+    sizes = storage.file_sizes(storage.join(config.output, DATA))
+    finished = _finished(config, decided, sizes)
+    pending = [each for each in decided.amendments if each.key not in finished]
+    num_restored = _restore(config, work, decided, pending, sizes)
+    if pending:
+        finished.update((record.key, record) for record in amend_shards(config, pending))
+    final = [shard if isinstance(shard, ShardRecord) else finished.get(shard.key) for shard in decided.shards]
+    return [record for record in final if record is not None], num_restored
+
+
+def _finished(config: PrepareConfig, decided: Reconciled, sizes: Mapping[str, int]) -> dict[str, ShardRecord]:
+    """The records of amendments that an earlier run has written, and whose shards are whole."""
+    there = storage.file_sizes(storage.join(config.output, RECORDS))
+    keys = [each.key for each in decided.amendments if record_uri(config.output, each.key) in there]
+    records = ahead(keys, lambda key: read_record(config.output, key), num_threads=NUM_READERS)
+    return {record.key: record for record in records if record.shard and _is_whole(config, record.shard, sizes)}
+
+
+def _restore(
+    config: PrepareConfig, work: Work, decided: Reconciled, pending: Sequence[Amendment], sizes: Mapping[str, int]
+) -> int:
     """Make anew the shards whose files are needed and gone: committed as they are, or read by an amendment to be made.
 
     Returns how many had to be made.
@@ -312,12 +328,12 @@ def _restore(config: PrepareConfig, work: Work, decided: Reconciled) -> int:
     """
     needed = {shard.key: shard.shard for shard in decided.shards if isinstance(shard, ShardRecord) and shard.shard}
     records = {record.key: record for record in work.standing.held}
-    for amendment in _pending(config, decided):
-        for key in amendment.origins:
-            record = records.get(key) or read_record(config.output, key)
-            if record.shard:
-                needed[key] = record.shard
-    gone = {key.rpartition("-")[0]: shard for key, shard in needed.items() if not is_whole(config.output, shard)}
+    origins = dict.fromkeys(key for amendment in pending for key in amendment.origins)
+    unknown = [key for key in origins if key not in records]
+    read = ahead(unknown, lambda key: read_record(config.output, key), num_threads=NUM_READERS)
+    records.update((record.key, record) for record in read)
+    needed.update((key, shard) for key in origins if (shard := records[key].shard))
+    gone = {key.rpartition("-")[0]: shard for key, shard in needed.items() if not _is_whole(config, shard, sizes)}
     specs = [spec for spec in work.plan.shards if spec.name in gone]
     lost = sorted(gone.keys() - {spec.name for spec in specs})
     if lost:
@@ -332,31 +348,8 @@ def _restore(config: PrepareConfig, work: Work, decided: Reconciled) -> int:
     return 0
 
 
-def _pending(config: PrepareConfig, decided: Reconciled) -> list[Amendment]:
-    """Amendments that are not written yet."""
-    amendments = [shard for shard in decided.shards if isinstance(shard, Amendment) and shard.outputs]
-    return [each for each in amendments if _finished(config.output, each) is None]
-
-
-def _finished(output: str, amendment: Amendment) -> ShardRecord | None:
-    try:
-        record = read_record(output, amendment.key)
-    except FileNotFoundError:
-        return None
-    return record if record.shard and is_whole(output, record.shard) else None
-
-
-def _amended(config: PrepareConfig, decided: Reconciled) -> list[ShardRecord]:
-    """The records of the corpus's shards in order, all of them written."""
-    pending = _pending(config, decided)
-    fresh = {record.key: record for record in amend_shards(config, pending)} if pending else {}
-    final: list[ShardRecord] = []
-    for shard in decided.shards:
-        if isinstance(shard, ShardRecord):
-            final.append(shard)
-        elif shard.outputs:
-            final.append(fresh.get(shard.key) or read_record(config.output, shard.key))
-    return final
+def _is_whole(config: PrepareConfig, shard: Shard, sizes: Mapping[str, int]) -> bool:
+    return sizes.get(storage.join(config.output, shard.path)) == shard.num_bytes
 
 
 def _generation(

@@ -91,6 +91,11 @@ class Reconciled:
     left_out: tuple[LeftOut, ...] = ()
     figures: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def amendments(self) -> list[Amendment]:
+        """The shards to be written again; not those that go."""
+        return [shard for shard in self.shards if isinstance(shard, Amendment) and shard.outputs]
+
 
 def reconcile(
     held: Sequence[ShardRecord],

@@ -95,6 +95,11 @@ class ShardRecord:
         )
 
     @property
+    def num_images(self) -> int:
+        """Images looked at, good or not."""
+        return self.notes.num_rows + len(self.dropped_images)
+
+    @property
     def place(self) -> tuple[str, int]:
         """Split and number of the shard."""
         split, number, _ = self.key.rsplit("-", 2)

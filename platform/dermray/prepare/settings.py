@@ -33,6 +33,9 @@ class PrepareConfig(Config):
     split: str | dict[str, float] = Field(
         {"val": 0.1}, description="one name for every sample, or fractions (split.val=0.1), the rest being train"
     )
+    licence: str | None = Field(
+        None, description="licence of the data (CC-BY-NC-4.0); goes on to every model trained on it, and into MLflow"
+    )
     max_dropped_fraction: float = Field(0.01, ge=0, le=1, description="more dropped rows than this stop the run")
     seed: int = Field(0, ge=0, description="decides splits and order")
     limit: int | None = Field(None, ge=1, description="take the first rows of the table only, for a trial")
@@ -126,4 +129,7 @@ class PrepareConfig(Config):
         """The keys that decide what the corpus holds, for its provenance: not where it is or how it is made."""
         how = {"output", "cpus_per_task", "max_tasks", "num_fetch_threads", "run_name", "cluster", "tracking"}
         content = self.model_dump(mode="json", exclude=how | {"max_dropped_fraction", "if_exists", "rewrite"})
+        if self.licence is None:
+            # A corpus from before the key was there is not another one for that.
+            del content["licence"]
         return content if self.rewrite.mode == "off" else {**content, "rewrite": self.rewrite.content()}

@@ -13,7 +13,7 @@ import io
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import groupby
@@ -36,10 +36,8 @@ from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.sources.rows import DroppedRow
 
 # To be raised when this package makes other bytes from the same input.
-FORMAT = 2
+FORMAT = 3
 DATA = "data"
-# Progress is told every so many images.
-STEP = 32
 IMAGE_COLUMN = "image"
 
 
@@ -72,12 +70,11 @@ class ShardMaker:
             self.config.input, max_bytes=self.config.max_image_bytes, follow_links=self.config.follow_links
         )
 
-    def make(self, spec: ShardSpec, on_images: Callable[[int], None], *, needs_file: bool = False) -> Made:
-        """Make a shard, or find it made; `on_images` hears how many images are done as they are.
+    def make(self, spec: ShardSpec, *, needs_file: bool = False) -> Made:
+        """Make a shard, or find it made.
 
         Args:
             spec: its rows.
-            on_images: called with a number of images, now and then.
             needs_file: false: a record alone will do, since the file may have been replaced by a later one.
 
         Raises:
@@ -87,10 +84,9 @@ class ShardMaker:
         name = f"{spec.name}-{self._key(rows)}"
         finished = self._finished(name, rows, needs_file)
         if finished is not None:
-            on_images(len(_paths(rows)))
             return Made(finished, False, {})
         clock = _Clock()
-        record = self._make(name, spec, rows, on_images, clock)
+        record = self._make(name, spec, rows, clock)
         write_record(self.config.output, record)
         return Made(record, True, dict(clock.seconds))
 
@@ -110,37 +106,24 @@ class ShardMaker:
         stamps = ahead(paths, self._store.stamp, num_threads=self.config.num_fetch_threads)
         return record if record.inputs == _digest_inputs(zip(paths, stamps, strict=True)) else None
 
-    def _make(
-        self, name: str, spec: ShardSpec, rows: list[RawRow], on_images: Callable[[int], None], clock: _Clock
-    ) -> ShardRecord:
-        samples: list[dict[str, Any]] = []
-        notes: list[dict[str, Any]] = []
+    def _make(self, name: str, spec: ShardSpec, rows: list[RawRow], clock: _Clock) -> ShardRecord:
+        good: list[tuple[list[RawRow], images.StandardImage]] = []
         dropped: list[DroppedRow] = []
         dropped_images: list[int] = []
         stamps: list[tuple[str, Stamp]] = []
-        row_counts: Counts = defaultdict(Counter)
-        sample_counts: Counts = defaultdict(Counter)
         for image_rows, fetched in clock.waits("read", self._fetched(rows)):
             stamps.append((fetched.path, fetched.stamp))
-            digest = sum(row_digest(row, self.config.input) for row in image_rows) % 2**64
             try:
                 with clock.on("standardise"):
-                    image = self._standardise(fetched)
+                    good.append((image_rows, self._standardise(image_rows[0], fetched)))
             except ImageError as error:
                 dropped.extend(_drop(row, error) for row in image_rows)
-                dropped_images.append(digest)
-            else:
-                with clock.on("samples"):
-                    sample = build_sample(
-                        image_rows, image, spec.split, self.ontology, num_sub_captions=self.config.sub_captions
-                    )
-                    count_rows(row_counts, image_rows, image, self.ontology)
-                    count_sample(sample_counts, sample)
-                    samples.append(sample)
-                    notes.append(self._note(image_rows, sample, digest))
-            if len(stamps) % STEP == 0:
-                on_images(STEP)
-        on_images(len(stamps) % STEP)
+                dropped_images.append(self._digest(image_rows))
+        row_counts: Counts = defaultdict(Counter)
+        sample_counts: Counts = defaultdict(Counter)
+        with clock.on("samples"):
+            samples = [self._sample(spec.split, *each, row_counts, sample_counts) for each in good]
+            notes = [self._note(image_rows, sample) for (image_rows, _), sample in zip(good, samples, strict=True)]
         with clock.on("write"):
             shard = self._write(spec, samples)
         return ShardRecord(
@@ -155,7 +138,20 @@ class ShardMaker:
             notes=pa.Table.from_pylist(notes, schema=NOTES),
         )
 
-    def _note(self, rows: list[RawRow], sample: dict[str, Any], digest: int) -> dict[str, Any]:
+    def _sample(
+        self, split: str, rows: list[RawRow], image: images.StandardImage, row_counts: Counts, sample_counts: Counts
+    ) -> dict[str, Any]:
+        """The sample of an image, counted."""
+        sample = build_sample(rows, image, split, self.ontology, num_sub_captions=self.config.sub_captions)
+        count_rows(row_counts, rows, image, self.ontology)
+        count_sample(sample_counts, sample)
+        return sample
+
+    def _digest(self, rows: list[RawRow]) -> int:
+        """64 bits over all the rows of an image, as `plan.image_digests` gives them."""
+        return sum(row_digest(row, self.config.input) for row in rows) % 2**64
+
+    def _note(self, rows: list[RawRow], sample: dict[str, Any]) -> dict[str, Any]:
         groups = {group_digest(row["source"], row["group"]) for row in rows if row["group"] is not None}
         return {
             "sample_id": sample["sample_id"],
@@ -163,7 +159,7 @@ class ShardMaker:
             "phash": sample["phash"],
             "image": rows[0]["image"],
             "row": rows[0]["row"],
-            "known": [digest],
+            "known": [self._digest(rows)],
             "groups": sorted(groups),
             "prescribed": isinstance(self.config.split, str) or any(row["split"] is not None for row in rows),
             "duplicate_group": None,
@@ -175,10 +171,10 @@ class ShardMaker:
         fetched = ahead([path for path, _ in by_image], self._store.fetch, num_threads=self.config.num_fetch_threads)
         return zip((group for _, group in by_image), fetched, strict=True)
 
-    def _standardise(self, fetched: Fetched) -> images.StandardImage:
+    def _standardise(self, row: RawRow, fetched: Fetched) -> images.StandardImage:
         if fetched.data is None:
             raise ImageError(fetched.reason, fetched.detail)
-        return images.standardise(
+        image = images.standardise(
             fetched.data,
             image_size=self.config.image_size,
             jpeg_quality=self.config.jpeg_quality,
@@ -186,6 +182,9 @@ class ShardMaker:
             min_side=self.config.min_side,
             min_contrast=self.config.min_contrast,
         )
+        # A sample that was prepared before keeps its hash, which was taken before the image was compressed.
+        kept = image.jpeg is fetched.data and row["phash"] is not None
+        return image._replace(phash=row["phash"]) if kept else image
 
     def _write(self, spec: ShardSpec, samples: list[dict[str, Any]]) -> Shard | None:
         if not samples:

@@ -22,7 +22,7 @@ def render(template: str, **context: Any) -> str:
     """Fill one of the templates of `dermray/reporting/templates`; values are HTML-escaped.
 
     Templates extend `base.html` (blocks `title`, `eyebrow`, `lede`, `content`) and import `parts.html` for
-    tiles, cards and tables. Filters: `percent`, `count`, `size`, `duration`, `short` (functions below).
+    tiles, cards and tables. Filters: `percent`, `count`, `size`, `duration`, `short`, `metric` (functions below).
 
     Raises:
         jinja2.UndefinedError: the template asks for a value that `context` lacks.
@@ -74,6 +74,14 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def metric(name: str) -> str:
+    """A score in words: `macro_auroc` → `macro AUROC`, `image_to_text_R@1` → `image → text R@1`."""
+    said = name.replace("image_to_text", "image → text").replace("text_to_image", "text → image").replace("_", " ")
+    return (
+        said.replace("auroc", "AUROC").replace("f1", "F1").replace("pct ", " % of labels: ").replace(" shot", "-shot")
+    )
+
+
 def short(digest: str, length: int = 12) -> str:
     """The first characters of a digest."""
     return digest[:length]
@@ -88,6 +96,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, count=count, size=size, duration=duration, short=short)
+    environment.filters.update(percent=percent, count=count, size=size, duration=duration, short=short, metric=metric)
     environment.globals["dermray_version"] = __version__
     return environment

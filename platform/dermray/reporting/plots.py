@@ -6,7 +6,7 @@ Each function returns `Markup` ready for a template. Values are drawn as given; 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup, escape
 
@@ -27,6 +27,7 @@ def bar_chart(
     highs: Sequence[float] | None = None,
     title: str,
     unit: str = "",
+    compact: bool = False,
 ) -> Markup:
     """Horizontal bars from zero, one a label, top to bottom.
 
@@ -36,9 +37,11 @@ def bar_chart(
         lows, highs: ends of an interval drawn as a whisker over each bar.
         title: heading of the plot.
         unit: `"%"`: values are fractions, the axis runs to 100 %; anything else stands behind the figures.
+        compact: for half the width of a page.
     """
-    left = 16 + CHARACTER_WIDTH * min(LABEL_CHARACTERS, max((len(label) for label in labels), default=0))
-    width, right, top = 760, 86, 44
+    characters = LABEL_CHARACTERS // 2 if compact else LABEL_CHARACTERS
+    left = 16 + CHARACTER_WIDTH * min(characters, max((len(label) for label in labels), default=0))
+    width, right, top = 420 if compact else 760, 72 if compact else 86, 44
     largest = max([*values, *(highs or [])], default=0.0)
     axis_end, ticks = _axis(0.0, 1.0 if unit == "%" and largest > 0.5 else largest)
     scale = (width - left - right) / axis_end
@@ -53,7 +56,7 @@ def bar_chart(
         middle = y + BAR_HEIGHT / 2
         figure = _figure(value, unit)
         parts.append(f"<g><title>{escape(label)}: {escape(figure)}</title>")
-        parts.append(_text(left - 8, middle + 4, _cut(label, LABEL_CHARACTERS), anchor="end"))
+        parts.append(_text(left - 8, middle + 4, _cut(label, characters), anchor="end"))
         parts.append(
             f'<rect class="bar" x="{left:.1f}" y="{y + 4:.1f}" width="{max(value * scale, 0):.1f}" '
             f'height="{BAR_HEIGHT - 8}" rx="3"/>'
@@ -65,6 +68,89 @@ def bar_chart(
         parts.append(_text(left + end * scale + 8, middle + 4, figure, css="soft"))
         parts.append("</g>")
     return _svg(parts, width, height, title)
+
+
+def interval_chart(
+    labels: Sequence[str],
+    values: Sequence[float],
+    *,
+    lows: Sequence[float],
+    highs: Sequence[float],
+    title: str,
+    figures: Sequence[str],
+) -> Markup:
+    """Points with their intervals beside a line at 0, one a label, top to bottom: differences of scores.
+
+    Args:
+        labels: names; long ones are cut, the whole name is in the tooltip.
+        values: points.
+        lows, highs: ends of the intervals.
+        title: heading of the plot.
+        figures: what is written at the right of each row.
+    """
+    left = 16 + CHARACTER_WIDTH * min(LABEL_CHARACTERS, max((len(label) for label in labels), default=0))
+    right = 24 + CHARACTER_WIDTH * max((len(figure) for figure in figures), default=0)
+    width, top = 760, 44
+    ticks = _ticks(min([0.0, *lows]), max([SMALLEST_SPAN, *highs]), cover=True)
+    scale = (width - left - right) / max(ticks[-1] - ticks[0], SMALLEST_SPAN)
+    height = top + BAR_HEIGHT * len(labels) + 10
+    parts = [_heading(title)]
+    for tick in ticks:
+        x = left + (tick - ticks[0]) * scale
+        css = "axis" if abs(tick) < SMALLEST_SPAN else "grid"
+        parts.append(f'<line class="{css}" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 6}" y2="{height - 8}"/>')
+        parts.append(_text(x, top - 10, _figure(round(tick, 9), ""), anchor="middle", css="soft"))
+    for row, (label, value, figure) in enumerate(zip(labels, values, figures, strict=True)):
+        middle = top + (row + 0.5) * BAR_HEIGHT
+        low, high = (left + (end - ticks[0]) * scale for end in (lows[row], highs[row]))
+        parts.append(f"<g><title>{escape(label)}: {escape(figure)}</title>")
+        parts.append(_text(left - 8, middle + 4, _cut(label, LABEL_CHARACTERS), anchor="end"))
+        parts.append(_whisker(low, high, middle))
+        parts.append(f'<circle class="bar" cx="{left + (value - ticks[0]) * scale:.1f}" cy="{middle:.1f}" r="4.5"/>')
+        parts.append(_text(width - right + 12, middle + 4, figure, css="soft"))
+        parts.append("</g>")
+    return _svg(parts, width, height, title, max_width=width)
+
+
+def reliability_diagram(bins: Sequence[Mapping[str, float]], *, title: str) -> Markup:
+    """How often predictions of each confidence are right, beside the diagonal, above the share of predictions.
+
+    Args:
+        bins: `low`, `high`, `num_samples`, `confidence` and `accuracy` of each that holds samples.
+        title: heading of the plot.
+    """
+    side, left, top, tall, gap = 300.0, 46.0, 34.0, 56.0, 14.0
+    width, bottom = left + side + 26, top + side
+    total = sum(one["num_samples"] for one in bins) or 1.0
+    largest = max((one["num_samples"] for one in bins), default=1.0)
+    parts = [_heading(title)]
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        x, y = left + tick * side, bottom - tick * side
+        parts.append(f'<line class="grid" x1="{left}" x2="{left + side}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(left - 8, y + 4, _figure(tick, "%"), anchor="end", css="soft"))
+        parts.append(_text(x, bottom + gap + tall + 18, _figure(tick, "%"), anchor="middle", css="soft"))
+    for one in bins:
+        x, across = left + one["low"] * side, (one["high"] - one["low"]) * side - 1.5
+        up, share = one["accuracy"] * side, one["num_samples"] / largest * tall
+        said = (
+            f"{_figure(one['num_samples'], '')} predictions, mean confidence {_figure(one['confidence'], '%')}, "
+            f"right {_figure(one['accuracy'], '%')}"
+        )
+        x_dot, radius = left + one["confidence"] * side, 2 + 4 * one["num_samples"] / total
+        parts.append(
+            f"<g><title>{escape(said)}</title>"
+            f'<rect class="bar" x="{x + 0.75:.1f}" y="{bottom - up:.1f}" width="{across:.1f}" height="{up:.1f}"/>'
+            f'<rect class="cell-off" x="{x + 0.75:.1f}" y="{bottom + gap + tall - share:.1f}" width="{across:.1f}" '
+            f'height="{share:.1f}" opacity=".6"/>'
+            f'<circle class="dot" cx="{x_dot:.1f}" cy="{bottom - up:.1f}" r="{radius:.1f}"/>'
+            "</g>"
+        )
+    parts.append(f'<path class="diagonal" d="M{left} {bottom}L{left + side} {top}"/>')
+    parts.append(_base_line(left, left + side, bottom))
+    parts.append(_base_line(left, left + side, bottom + gap + tall))
+    height = bottom + gap + tall + 42
+    parts.append(_text(left + side / 2, height - 6, "confidence", anchor="middle", css="soft"))
+    return _svg(parts, width, height, title, max_width=380)
 
 
 def histogram(counts: Sequence[float], edges: Sequence[float], *, title: str, unit: str = "") -> Markup:

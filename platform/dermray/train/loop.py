@@ -160,10 +160,10 @@ def run(
     while trainer.step < trainer.num_steps and not stop:
         position.note(trainer.step + 1, "waiting for a batch")
         batch = next(batches)
-        watch.batch_came(batch.tokens.shape[1])
+        watch.batch_came()
         with position.at(trainer.step + 1, "in the forward and backward pass"):
             logs = trainer.train_step(batch)
-        watch.step_done()
+        watch.step_done(trainer.task.text_tokens)
         with position.at(trainer.step, "exchanging figures and flags"):
             stop, clock_due = agreement.exchange(stop_requested(), clock.due())
             last = trainer.step == trainer.num_steps
@@ -252,6 +252,7 @@ def _figures(trainer: Trainer, means: dict[str, float], watch: speed.Stopwatch) 
         **trainer.task.report(trainer.model),
         **_over_ranks({**lap, **speed.memory_gb(trainer.device)}, trainer.device),
         "skipped_steps": trainer.left_out[1].item(),
+        "num_workers": float(world()[1]),
     }
     if trainer.flops is not None:
         num_samples = trainer.config.train.global_batch_size / world()[1]

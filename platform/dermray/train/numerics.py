@@ -25,7 +25,7 @@ def settle(config: PretrainConfig, device: torch.device) -> None:
         torch.backends.cuda.matmul.allow_tf32 = config.train.tf32
         torch.backends.cudnn.allow_tf32 = config.train.tf32
     else:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.num_workers))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.most_workers))
 
 
 def autocast(settings: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:

@@ -21,7 +21,7 @@ from dermray import cluster, models, storage
 from dermray.corpus.manifest import Manifest
 from dermray.errors import DermRayError, StoppedError
 from dermray.ingest.plan import EpochPlan
-from dermray.train import checkpoint, toy, worker
+from dermray.train import checkpoint, elastic, toy, worker
 from dermray.train.progress import ProgressListener, StepRecord
 from dermray.train.settings import PretrainConfig
 from dermray.train.stopping import on_sigterm
@@ -76,9 +76,9 @@ def pretrain(
     # Also notes of failures, which a killed driver may have left there.
     storage.remove(scratch)
     with ProgressListener(on_record) as listener, on_sigterm(listener.request_stop, grace_s=config.train.grace_s):
-        trainer = TorchTrainer(
+        trainer = _trainer(
+            config,
             functools.partial(worker.train_worker, config, provenance or {}, listener.channel),
-            scaling_config=_scaling(config),
             torch_config=TorchConfig(timeout_s=config.train.collective_timeout_s),
             run_config=RunConfig(
                 name=f"attempt-{uuid.uuid4().hex[:8]}",
@@ -141,13 +141,7 @@ def located(config: PretrainConfig) -> PretrainConfig:
 
 
 def _check_before_start(config: PretrainConfig, manifest: Manifest) -> None:
-    plan = EpochPlan(
-        manifest.select(config.data.split),
-        seed=config.seed,
-        epoch=0,
-        global_batch_size=config.train.global_batch_size,
-    )
-    plan.streams_of(0, config.num_workers)
+    _world_sizes(config, manifest)
     if config.validation.every_steps:
         manifest.select(config.validation.split)
     models.check(config.model, **config.initial_weights())
@@ -176,20 +170,61 @@ def _finished(config: PretrainConfig, manifest: Manifest) -> PretrainResult | No
     return PretrainResult(**summary, resumed_step=summary["num_steps"])
 
 
-def _scaling(config: PretrainConfig) -> ScalingConfig:
+def _world_sizes(config: PretrainConfig, manifest: Manifest) -> tuple[int, ...]:
+    """The numbers of workers that the run may have, ascending.
+
+    Raises:
+        PlanError: the plan admits none of them.
+    """
+    plan = EpochPlan(
+        manifest.select(config.data.split),
+        seed=config.seed,
+        epoch=0,
+        global_batch_size=config.train.global_batch_size,
+    )
+    if config.elastic:
+        return elastic.admitted_sizes(plan.world_sizes, least=config.least_workers, most=config.most_workers)
+    plan.streams_of(0, config.most_workers)
+    return (config.most_workers,)
+
+
+def _trainer(config: PretrainConfig, train_worker: Callable[[], Any], **options: Any) -> TorchTrainer:
+    """Ray Train's trainer of as many workers as the configuration asks for.
+
+    Raises:
+        DermRayError: even the fewest workers would leave no CPU for decoding.
+    """
+    sizes = _world_sizes(config, Manifest.load(config.corpus))
+    resources = _resources_per_worker(config, sizes)
+    scaling = ScalingConfig(
+        num_workers=(sizes[0], sizes[-1]) if config.elastic else sizes[-1],
+        use_gpu="GPU" in resources,
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=config.train.resize_every_s,
+    )
+    if not config.elastic:
+        return TorchTrainer(train_worker, scaling_config=scaling, **options)
+    return elastic.ElasticTorchTrainer(
+        train_worker,
+        scaling_config=scaling,
+        admitted=sizes,
+        decoding_cpus=config.data.cpus_per_task,
+        **options,
+    )
+
+
+def _resources_per_worker(config: PretrainConfig, sizes: tuple[int, ...]) -> dict[str, float]:
     use_gpu = cluster.num_gpus() > 0 if config.use_gpu is None else config.use_gpu
     cpus = config.cpus_per_worker
     if cpus is None:
         # Workers and decoding tasks share the cores of a CPU cluster; a GPU worker needs one core to feed its card.
-        cpus = 1.0 if use_gpu else round(cluster.num_cpus() / 2 / config.num_workers, 3)
-    needed = cpus * config.num_workers
-    if needed >= cluster.num_cpus():
+        cpus = 1.0 if use_gpu else round(cluster.num_cpus() / 2 / sizes[-1], 3)
+    if cpus * sizes[0] >= cluster.num_cpus():
         raise DermRayError(
-            f"{config.num_workers} workers of {cpus:g} CPUs leave no CPU of the cluster's {cluster.num_cpus():g} for "
+            f"{sizes[0]} workers of {cpus:g} CPUs leave no CPU of the cluster's {cluster.num_cpus():g} for "
             "decoding; lower cpus_per_worker or num_workers"
         )
-    resources = {"CPU": cpus, **({"GPU": 1.0} if use_gpu else {})}
-    return ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu, resources_per_worker=resources)
+    return {"CPU": cpus, **({"GPU": 1.0} if use_gpu else {})}
 
 
 def _as_own_error(error: ray.train.TrainingFailedError) -> DermRayError:

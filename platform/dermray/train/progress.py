@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 POLL_INTERVAL_S = 0.5
 SHOWN_SCORES = ("accuracy", "R_at_10")
@@ -55,7 +56,9 @@ class ProgressListener:
     """Drains a channel in a thread of the driver and calls `on_record` for each record, in order."""
 
     def __init__(self, on_record: Callable[[StepRecord], None]) -> None:
-        self.channel: ActorHandle = ProgressChannel.remote()  # type: ignore[attr-defined]
+        # With the driver: on another node it would be lost with that node, and the run with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.channel: ActorHandle = ProgressChannel.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
         self._on_record = on_record
         self._stop = threading.Event()
         self._stop_training = threading.Event()
@@ -94,11 +97,15 @@ class ProgressListener:
 
 
 class ProgressPrinter:
-    """Prints one line a record: loss, speed, data wait, MFU, memory and ETA, or held-out scores; and new verdicts."""
+    """Prints one line a record: loss, speed, data wait, MFU and ETA, or held-out scores; and what is new.
+
+    New is another verdict, or another number of workers.
+    """
 
     def __init__(self, print_line: Callable[[str], None] | None = None) -> None:
         self._print = print_line or functools.partial(print, flush=True)
         self._begun: tuple[float, int] | None = None
+        self._num_workers: float | None = None
         self.verdict = ""
 
     def __call__(self, record: StepRecord) -> None:
@@ -113,6 +120,10 @@ class ProgressPrinter:
             shown = [key for key in metrics if key.endswith(SHOWN_SCORES)]
             figures = "  ".join(f"{key.removeprefix('validation_')} {metrics[key]:.3f}" for key in shown)
         self._print(f"step {record.step:>6}/{record.num_steps}  {figures}")
+        num_workers = metrics.get("num_workers", self._num_workers)
+        if num_workers != self._num_workers:
+            self._print(f"{'':>5}{num_workers:.0f} worker{'s' if num_workers != 1 else ''}")
+            self._num_workers = num_workers
         if record.verdict:
             if record.verdict.partition(" (")[0] != self.verdict.partition(" (")[0]:
                 self._print(f"{'':>5}{record.verdict}")

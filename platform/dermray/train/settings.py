@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dermray.config import ClusterConfig, Config, TrackingConfig
 from dermray.ingest.settings import DataConfig
@@ -50,6 +50,9 @@ class TrainConfig(Config):
     keep_best_mode: Literal["max", "min"] = Field("max", description="whether the highest or the lowest is best")
     grace_s: float = Field(
         60, gt=0, description="seconds for the last checkpoint after SIGTERM; then the run is aborted"
+    )
+    resize_every_s: float = Field(
+        60, gt=0, description="with num_workers=[least, most]: how often to look whether another number fits"
     )
     max_failures: int = Field(3, ge=-1, description="restarts after a lost worker or node; -1: without limit")
     collective_timeout_s: int = Field(600, ge=10, description="a collective that takes longer fails the attempt")
@@ -105,7 +108,9 @@ class PretrainConfig(Config):
         "same", description="force: go on from output's checkpoint although corpus or settings differ"
     )
     seed: int = Field(0, ge=0, description="of initial weights, order and augmentation")
-    num_workers: int = Field(1, ge=1, description="training workers (data-parallel ranks)")
+    num_workers: int | tuple[int, int] = Field(
+        1, description="training workers (data-parallel ranks); [least, most]: as many as there is room for"
+    )
     use_gpu: bool | None = Field(None, description="empty: if the cluster has GPUs")
     cpus_per_worker: float | None = Field(
         None, gt=0, description="logical CPUs a worker reserves; empty: 1 with a GPU, else half of the cluster shared"
@@ -118,11 +123,35 @@ class PretrainConfig(Config):
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @field_validator("num_workers", mode="before")
+    @classmethod
+    def _one_or_two_counts(cls, value: Any) -> Any:
+        counts = list(value) if isinstance(value, list | tuple) else [value]
+        numbers = all(isinstance(count, int) and not isinstance(count, bool) and count >= 1 for count in counts)
+        if not numbers or len(counts) not in (1, 2) or counts != sorted(counts):
+            raise ValueError(f"needs a number from 1 on, or [least, most], got {value!r}")
+        return counts[0] if len(counts) == 1 else tuple(counts)
+
     @model_validator(mode="after")
     def _best_needs_scores(self) -> PretrainConfig:
         if self.train.keep_best is not None and self.validation.every_steps is None:
             raise ValueError("train.keep_best needs validation.every_steps")
         return self
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change while the run goes on."""
+        return isinstance(self.num_workers, tuple)
+
+    @property
+    def least_workers(self) -> int:
+        """The fewest workers with which the run goes on."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """The most workers that the run will have."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
     def trajectory(self) -> dict[str, Any]:
         """The keys that decide which weights come out; a resumed run must agree on all of them."""

@@ -2,7 +2,8 @@
 
 The FLOP model: a training step is three forward passes (one forward, two backward; Kaplan et al., 2020), and a forward
 pass is what `torch.utils.flop_counter` counts for one image and one text of full length (a multiply-add is two). Texts
-that are trimmed count in proportion to their length. Recomputed activations and the loss count nothing.
+count in proportion to the positions that are encoded: trimmed, and equal ones once. Recomputed activations and the loss
+count nothing.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class FlopModel:
     context_length: int
 
     def of_step(self, num_samples: float, num_tokens: float) -> float:
-        """FLOPs of a training step on `num_samples` pairs whose texts are `num_tokens` long."""
+        """FLOPs of a training step on `num_samples` pairs with `num_tokens` text positions encoded for each."""
         return PASSES_PER_STEP * num_samples * (self.image + self.text * num_tokens / self.context_length)
 
 
@@ -143,22 +144,22 @@ class Stopwatch:
         self._came: Mark = 0.0
         self._waits: list[tuple[Mark, Mark]] = []
         self._steps: list[tuple[Mark, Mark]] = []
-        self._num_tokens = 0
+        self._num_tokens = 0.0
 
-    def batch_came(self, num_tokens: int) -> None:
-        """After the wait for a batch whose texts are `num_tokens` long."""
+    def batch_came(self) -> None:
+        """After the wait for a batch."""
         self._came = self._mark()
         if self._begun is None:
             self._begun, self._ended = time.perf_counter(), self._came
         assert self._ended is not None
         self._waits.append((self._ended, self._came))
-        self._num_tokens += num_tokens
 
-    def step_done(self) -> None:
-        """After every step."""
+    def step_done(self, num_tokens: float) -> None:
+        """After every step, which encoded `num_tokens` text positions a sample."""
         assert self._ended is not None
         begun, self._ended = self._ended, self._mark()
         self._steps.append((begun, self._ended))
+        self._num_tokens += num_tokens
 
     @contextmanager
     def paused(self) -> Iterator[None]:

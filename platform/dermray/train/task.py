@@ -16,6 +16,7 @@ from dermray.errors import ModelError
 from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Batch
 from dermray.losses import ClipLoss, SigLipLoss, cached_backward
+from dermray.models import texts
 from dermray.train.settings import LossConfig
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -26,7 +27,14 @@ _MASK64 = (1 << 64) - 1
 
 
 class Task(Protocol):
-    """What the training loop asks of an objective."""
+    """What the training loop asks of an objective.
+
+    Attributes:
+        text_tokens: positions that the text tower went over in the last `backward`, a sample; a text that is encoded
+            once for several samples counts once.
+    """
+
+    text_tokens: float
 
     def backward(
         self,
@@ -61,6 +69,7 @@ class ContrastiveTask:
         micro_batch_size: int | None = None,
     ) -> None:
         settings = loss or LossConfig()
+        self.text_tokens = 0.0
         self._color = color
         self._loss = SigLipLoss() if settings.name == "siglip" else ClipLoss(settings.method)
         self._mask_duplicates = settings.mask_duplicates
@@ -75,25 +84,32 @@ class ContrastiveTask:
         device: torch.device,
         autocast: Callable[[], AbstractContextManager[Any]],
     ) -> Tensor:
-        """Augment and normalise uint8 pixels on the device, run both towers by micro-batches, compare globally."""
+        """Augment and normalise uint8 pixels on the device, run both towers by micro-batches, compare globally.
+
+        Texts go through their tower without needless padding, and equal ones of a micro-batch once: gradients stay.
+        """
         labels = text_labels(batch.tokens).to(device) if self._mask_duplicates else None
+        plain = model.module if isinstance(model, DistributedDataParallel) else model
+        num_tokens = 0
 
         def encode(pixels: Tensor, tokens: Tensor, samples: Tensor) -> tuple[Tensor, ...]:
+            nonlocal num_tokens
             levels = self._color(pixels, epoch=batch.epoch, samples=samples.numpy())
-            return model((levels - self._mean) / self._std, tokens)
+            rows, index = texts.grouped(plain, tokens, device)
+            num_tokens += texts.num_positions(rows) if torch.is_grad_enabled() else 0
+            image, text, *scalars = model((levels - self._mean) / self._std, rows)
+            return image, texts.expanded(text, index), *scalars
 
-        return cached_backward(
+        loss = cached_backward(
             encode,
-            [
-                batch.pixels.to(device, non_blocking=True),
-                batch.tokens.to(device, non_blocking=True),
-                torch.from_numpy(batch.samples),
-            ],
+            [batch.pixels.to(device, non_blocking=True), batch.tokens, torch.from_numpy(batch.samples)],
             functools.partial(self._loss, labels=labels),
             micro_batch_size=self._micro_batch_size,
             autocast=autocast,
             no_sync=model.no_sync if isinstance(model, DistributedDataParallel) else nullcontext,
         )
+        self.text_tokens = num_tokens / len(batch.tokens)
+        return loss
 
     def after_step(self, model: nn.Module) -> None:
         """Clamp logit_scale to [0, ln 100] (Radford et al., 2021)."""

@@ -16,8 +16,8 @@ from dermray.errors import ConfigError, DermRayError, PlanError
 from dermray.ingest.plan import EpochPlan
 from dermray.train import toy
 from dermray.train.settings import PretrainConfig
+from dermray.tuning import space as spaces
 from dermray.tuning.settings import OWN_KEYS, SweepConfig
-from dermray.tuning.space import sample
 
 TRIALS = "trials"
 # The trial's own process only waits for its workers.
@@ -69,22 +69,41 @@ class Trial:
 
 
 def plan_trials(config: SweepConfig, manifest: Manifest) -> list[Trial]:
-    """Draw and check all trials.
+    """Draw and check all trials: every point of a grid, or a random draw.
+
+    With `search=tpe` the first of them are those it begins with; the others stand for points that are proposed later.
 
     Raises:
         ConfigError: the recipe, an override or a drawn value is not what pretraining takes; names the key.
         PlanError: a batch size or number of workers does not fit the corpus; names the trial.
     """
-    trials = []
-    for number, params in enumerate(sample(config.space, num_trials=config.num_trials, seed=config.seed)):
-        name = f"trial-{number:03d}"
-        recipe = _recipe(config, params)
-        try:
-            num_steps = _num_steps(recipe, manifest)
-        except PlanError as error:
-            raise PlanError(f"{name} ({params}): {error}") from None
-        trials.append(Trial(name, params, recipe, _runnable(config, name, recipe, num_steps), num_steps))
-    return trials
+    space = config.ordered_space
+    points = (
+        spaces.grid(space)
+        if config.search == "grid"
+        else spaces.sample(space, num_trials=config.num_trials, seed=config.seed)
+    )
+    return [_plan(config, f"trial-{number:03d}", params, manifest) for number, params in enumerate(points)]
+
+
+def with_params(config: SweepConfig, trial: Trial, params: dict[str, Any], manifest: Manifest) -> Trial:
+    """The trial with another point of the space in place of its own; where and with what it runs stays.
+
+    Raises:
+        ConfigError, PlanError: as `plan_trials`.
+    """
+    other = _plan(config, trial.name, params, manifest)
+    stays = {"tracking": trial.config.tracking, "cpus_per_worker": trial.config.cpus_per_worker}
+    return replace(other, config=other.config.model_copy(update=stays))
+
+
+def _plan(config: SweepConfig, name: str, params: dict[str, Any], manifest: Manifest) -> Trial:
+    recipe = _recipe(config, params)
+    try:
+        num_steps = _num_steps(recipe, manifest)
+    except PlanError as error:
+        raise PlanError(f"{name} ({params}): {error}") from None
+    return Trial(name, params, recipe, _runnable(config, name, recipe, num_steps), num_steps)
 
 
 def _recipe(config: SweepConfig, params: Mapping[str, Any]) -> PretrainConfig:
@@ -117,7 +136,7 @@ def _num_steps(recipe: PretrainConfig, manifest: Manifest) -> int:
         epoch=0,
         global_batch_size=recipe.train.global_batch_size,
     )
-    plan.streams_of(0, recipe.num_workers)
+    plan.streams_of(0, recipe.most_workers)
     return recipe.num_steps(len(plan))
 
 
@@ -131,7 +150,7 @@ def share_cluster(
     Raises:
         DermRayError: the trials asked for at once do not fit the cluster.
     """
-    most_workers = max(trial.config.num_workers for trial in trials)
+    most_workers = max(trial.config.most_workers for trial in trials)
     gpus = num_gpus > 0 and any(trial.config.use_gpu is not False for trial in trials)
     at_once = config.max_concurrent_trials or (max(1, int(num_gpus) // most_workers) if gpus else 1)
     if gpus and at_once * most_workers > num_gpus:
@@ -152,14 +171,14 @@ def share_cluster(
 def _with_cpus(trial: Trial, at_once: int, num_cpus: float, gpus: bool) -> Trial:
     if trial.config.cpus_per_worker is not None:
         return trial
-    cpus = 1.0 if gpus else round(num_cpus / 2 / at_once / trial.config.num_workers, 3)
+    cpus = 1.0 if gpus else round(num_cpus / 2 / at_once / trial.config.most_workers, 3)
     return replace(trial, config=trial.config.model_copy(update={"cpus_per_worker": cpus}))
 
 
 def _cpus_of(config: PretrainConfig) -> float:
     """CPUs without which a trial stands still: its own, its workers', and one decoding task for each of them."""
     assert config.cpus_per_worker is not None
-    return TRIAL_CPUS + config.num_workers * (config.cpus_per_worker + config.data.cpus_per_task)
+    return TRIAL_CPUS + config.most_workers * (config.cpus_per_worker + config.data.cpus_per_task)
 
 
 def _show(value: Any) -> str:

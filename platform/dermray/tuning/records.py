@@ -5,16 +5,22 @@ OUTPUT/trials/trial-003/trial.json      written by the sweep's driver at every v
 
 from __future__ import annotations
 
+import json
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
+
+from scipy.stats import t
 
 from dermray import storage
 from dermray.errors import DermRayError
 from dermray.tuning.plan import Trial
 
 RECORD_NAME = "trial.json"
+SEED_KEY = "seed"
 
 
 class Status(StrEnum):
@@ -57,6 +63,7 @@ class TrialRecord:
     status: Status = Status.UNFINISHED
     curve: list[Point] = field(default_factory=list)
     error: str = ""
+    num_failures: int = 0
 
     @classmethod
     def load(cls, trial: Trial) -> TrialRecord:
@@ -81,7 +88,16 @@ class TrialRecord:
             Status(document["status"]),
             [Point(**point) for point in document["curve"]],
             document["error"],
+            document.get("num_failures", 0),
         )
+
+    @staticmethod
+    def params_at(uri: str) -> dict[str, Any] | None:
+        """The values that a trial in the folder `uri` was begun with; None if none was."""
+        try:
+            return dict(storage.read_json(storage.join(uri, RECORD_NAME))["params"])
+        except FileNotFoundError:
+            return None
 
     def save(self, trial: Trial) -> None:
         """Publish the record in the trial's folder."""
@@ -126,6 +142,38 @@ def best_of(records: Sequence[TrialRecord], objective: str, mode: Literal["max",
         reason = next((f"; {record.name}: {record.error}" for record in records if record.error), "")
         raise DermRayError(f"no trial of the sweep ran to its end{reason}")
     return first
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Trials that differ in `seed` only: mean of their objective and its 95 % interval (Student's t over seeds)."""
+
+    params: dict[str, Any]
+    num_seeds: int
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def over_seeds(records: Sequence[TrialRecord], objective: str, mode: Literal["max", "min"]) -> list[Setting]:
+    """The settings of trials that ran to their end, best mean first; without two seeds there is no interval."""
+    groups: dict[str, list[TrialRecord]] = {}
+    for record in records:
+        if record.status is Status.FINISHED:
+            setting = {key: value for key, value in record.params.items() if key != SEED_KEY}
+            groups.setdefault(json.dumps(setting, sort_keys=True), []).append(record)
+    found = [
+        _setting(json.loads(key), [r.curve[-1].metrics[objective] for r in group]) for key, group in groups.items()
+    ]
+    return sorted(found, key=lambda setting: setting.mean, reverse=mode == "max")
+
+
+def _setting(params: dict[str, Any], values: list[float]) -> Setting:
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return Setting(params, len(values), mean, None, None)
+    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return Setting(params, len(values), mean, mean - half, mean + half)
 
 
 def leaderboard(records: Sequence[TrialRecord], objective: str, mode: Literal["max", "min"]) -> str:

@@ -18,6 +18,7 @@ OWN_KEYS = ("corpus", "output", "run_name", "cluster", "tracking", "validation.e
 class SchedulerConfig(Config):
     """Asynchronous successive halving (Li et al., MLSys 2020), in units of validations."""
 
+    kind: Literal["asha", "none"] = Field("asha", description="none: every trial runs to its end")
     grace_period: int = Field(1, ge=1, description="no trial is stopped before so many validations")
     reduction_factor: float = Field(3, gt=1, description="at each rung one in so many trials goes on")
 
@@ -33,7 +34,17 @@ class SweepConfig(Config):
         description="pretrain key: {kind: loguniform|uniform|int, low: .., high: ..} or {kind: choice, values: [..]}",
     )
     overrides: dict[str, Any] = Field({}, description="pretrain keys that all trials share, over the recipe's")
-    num_trials: int = Field(8, ge=1, description="trials to draw from the space")
+    search: Literal["random", "grid", "tpe"] = Field(
+        "random", description="random; grid: every point, ranges need steps; tpe: Optuna's, which learns from trials"
+    )
+    num_trials: int = Field(8, ge=1, description="trials to draw from the space; a grid has as many as it has points")
+    max_samples: int | None = Field(
+        None, ge=1, description="no further trial starts once all together have seen so many training samples"
+    )
+    max_hours: float | None = Field(None, gt=0, description="no further trial starts so long after the command began")
+    max_trial_failures: int = Field(
+        1, ge=0, description="times a trial that fails is begun again before it is given up"
+    )
     num_validations: int = Field(
         8, ge=1, description="validations of a trial that runs to its end, at equal shares of its training"
     )
@@ -63,10 +74,24 @@ class SweepConfig(Config):
         taken = [key for key in OWN_KEYS if key in self.space or _holds(self.overrides, key)]
         if taken:
             raise ValueError(f"{', '.join(taken)}: the sweep sets this itself; take it out of space and overrides")
+        self._check_space()
+        return self
+
+    def _check_space(self) -> None:
+        space = self.ordered_space
+        if self.search == "grid":
+            spaces.grid(space)
+            return
+        if self.search == "tpe" and "num_workers" in space:
+            raise ValueError("space.num_workers: tpe proposes trials one by one, but the cluster is shared out before")
         available = spaces.num_points(self.space)
         if self.num_trials > available:
             raise ValueError(f"num_trials: the space holds {available:g} different trials, not {self.num_trials}")
-        return self
+
+    @property
+    def ordered_space(self) -> dict[str, Parameter]:
+        """The space with each parameter behind those that its conditions name."""
+        return spaces.ordered(self.space)
 
 
 def _holds(tree: dict[str, Any], key: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -19,12 +19,25 @@ from dermray.config import Config
 # Enough to tell two settings apart, few enough to read and type again.
 SIGNIFICANT_DIGITS = 4
 EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
-PARAMETER_KEYS = frozenset({"kind", "low", "high", "values"})
+PARAMETER_KEYS = frozenset({"kind", "low", "high", "values", "steps", "when"})
+MAX_GRID_POINTS = 100_000
 
 
-class _Range(Config):
+class _Parameter(Config):
+    when: dict[str, list[Any]] = Field(
+        {},
+        description="parameter → values: this key varies only where that one has one of them, else it is the recipe's",
+    )
+
+    def varies(self, values: Mapping[str, Any]) -> bool:
+        """Whether the conditions hold among the values drawn so far."""
+        return all(key in values and values[key] in allowed for key, allowed in self.when.items())
+
+
+class _Range(_Parameter):
     low: float
     high: float
+    steps: int | None = Field(None, ge=2, description="values of a grid, both ends included")
 
     @model_validator(mode="after")
     def _ordered(self) -> _Range:
@@ -40,6 +53,9 @@ class _Range(Config):
         """How many values there are: without limit."""
         return math.inf
 
+    def _grid(self, spaced: Callable[[float, float, int], np.ndarray]) -> list[float] | None:
+        return None if self.steps is None else [self._readable(v) for v in spaced(self.low, self.high, self.steps)]
+
 
 class Uniform(_Range):
     """Every value between `low` and `high` alike."""
@@ -49,6 +65,10 @@ class Uniform(_Range):
     def sample(self, random: np.random.Generator) -> float:
         """One value, of four significant digits."""
         return self._readable(random.uniform(self.low, self.high))
+
+    def grid(self) -> list[float] | None:
+        """`steps` values at equal distances, or None."""
+        return self._grid(np.linspace)
 
 
 class LogUniform(_Range):
@@ -61,8 +81,12 @@ class LogUniform(_Range):
         """One value, of four significant digits."""
         return self._readable(math.exp(random.uniform(math.log(self.low), math.log(self.high))))
 
+    def grid(self) -> list[float] | None:
+        """`steps` values at equal ratios, or None."""
+        return self._grid(np.geomspace)
 
-class Integer(Config):
+
+class Integer(_Parameter):
     """Every whole number from `low` to `high`, both included."""
 
     kind: Literal["int"]
@@ -79,13 +103,17 @@ class Integer(Config):
         """One number."""
         return int(random.integers(self.low, self.high, endpoint=True))
 
+    def grid(self) -> list[int]:
+        """All of them."""
+        return list(range(self.low, self.high + 1))
+
     @property
     def num_values(self) -> float:
         """How many numbers there are."""
         return self.high - self.low + 1
 
 
-class Choice(Config):
+class Choice(_Parameter):
     """One of a list of values of any type that the key takes."""
 
     kind: Literal["choice"]
@@ -107,6 +135,10 @@ class Choice(Config):
         """One of the values."""
         return self.values[int(random.integers(len(self.values)))]
 
+    def grid(self) -> list[Any]:
+        """All of them."""
+        return list(self.values)
+
     @property
     def num_values(self) -> float:
         """How many values there are."""
@@ -117,8 +149,50 @@ Parameter = Annotated[Uniform | LogUniform | Integer | Choice, Field(discriminat
 
 
 def num_points(space: Mapping[str, Parameter]) -> float:
-    """How many different trials a space holds."""
-    return math.prod(parameter.num_values for parameter in space.values())
+    """How many different trials a space holds; of one with conditions, no fewer than that, up to MAX_GRID_POINTS."""
+    most = math.prod(parameter.num_values for parameter in space.values())
+    if most > MAX_GRID_POINTS or not any(parameter.when for parameter in space.values()):
+        return most
+    return len(grid(ordered(space)))
+
+
+def grid(space: Mapping[str, Parameter]) -> list[dict[str, Any]]:
+    """Every point of a space, the last parameter varying fastest.
+
+    Raises:
+        ValueError: a range has no `steps`, or there are more than MAX_GRID_POINTS points.
+    """
+    points: list[dict[str, Any]] = [{}]
+    for key, parameter in space.items():
+        values = parameter.grid()
+        if values is None:
+            raise ValueError(f"space.{key}: a grid needs steps: how many values between low and high")
+        longer = []
+        for point in points:
+            longer += [{**point, key: value} for value in values] if parameter.varies(point) else [point]
+        points = longer
+        if len(points) > MAX_GRID_POINTS:
+            raise ValueError(f"space: a grid of more than {MAX_GRID_POINTS:,} points; take fewer values")
+    return points
+
+
+def ordered(space: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """The space with each parameter behind those that its conditions name, else as it was written.
+
+    Raises:
+        ValueError: a condition names no parameter, or conditions go round in a circle.
+    """
+    found: dict[str, Parameter] = {}
+    waiting = dict(space)
+    while waiting:
+        ready = [key for key, parameter in waiting.items() if parameter.when.keys() <= found.keys()]
+        if not ready:
+            key, parameter = next(iter(waiting.items()))
+            absent = sorted(parameter.when.keys() - space.keys())
+            reason = f"{absent[0]} is no parameter of the space" if absent else "conditions go round in a circle"
+            raise ValueError(f"space.{key}.when: {reason}")
+        found |= {ready[0]: waiting.pop(ready[0])}
+    return found
 
 
 def sample(space: Mapping[str, Parameter], *, num_trials: int, seed: int) -> list[dict[str, Any]]:
@@ -134,12 +208,21 @@ def sample(space: Mapping[str, Parameter], *, num_trials: int, seed: int) -> lis
     for number in range(num_trials):
         random = np.random.default_rng([seed, number])
         while True:
-            values = {key: parameter.sample(random) for key, parameter in space.items()}
+            values = draw(space, random)
             if _canonical(values) not in seen:
                 break
         seen.add(_canonical(values))
         trials.append(values)
     return trials
+
+
+def draw(space: Mapping[str, Parameter], random: np.random.Generator) -> dict[str, Any]:
+    """One point of the space; keys whose conditions do not hold are left out."""
+    values: dict[str, Any] = {}
+    for key, parameter in space.items():
+        if parameter.varies(values):
+            values[key] = parameter.sample(random)
+    return values
 
 
 def dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,8 +10,9 @@ import contextlib
 import functools
 import logging
 import os
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -21,18 +22,19 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from ray.tune import TuneError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 
 from dermray import cluster, storage
+from dermray.corpus.manifest import Manifest
 from dermray.errors import DermRayError
 from dermray.train import pretrain, worker
-from dermray.tuning import records
-from dermray.tuning.plan import TRIAL_CPUS, Trial, share_cluster
+from dermray.tuning import proposals
+from dermray.tuning.plan import TRIAL_CPUS, Trial, share_cluster, with_params
+from dermray.tuning.publishing import SweepResult, publish
 from dermray.tuning.records import Point, Status, TrialRecord
 from dermray.tuning.settings import SweepConfig
 from dermray.tuning.trial import NAME, STEP, VALIDATION, Mailbox, TrialContext, run_trial, tracked
 
-BEST_NAME = "best.yaml"
-TRIALS_NAME = "trials.json"
 TUNE_FOLDER = "tune"
 ABORT_TIMEOUT_S = 30
 # The ledger says what happens, why a trial failed and which objective is missing: Tune need not.
@@ -43,34 +45,6 @@ QUIET_TUNE = {
 }
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """What a finished sweep leaves.
-
-    Attributes:
-        records: of all trials, best first.
-        leaderboard: the same as a text table.
-        best_uri: YAML of the best trial's recipe.
-        trials_uri: JSON of all trials.
-    """
-
-    best: Trial
-    records: list[TrialRecord]
-    leaderboard: str
-    best_uri: str
-    trials_uri: str
-    value: float
-
-    def metrics(self, trials: dict[str, Trial]) -> dict[str, float]:
-        """Figures of the whole sweep."""
-        counts = {f"trials_{status}": 0.0 for status in Status if status is not Status.UNFINISHED}
-        for record in self.records:
-            counts[f"trials_{record.status}"] += 1
-        full = sum(trial.samples_at(trial.num_steps) for trial in trials.values())
-        trained = sum(record.samples_trained for record in self.records)
-        return {"best_objective": self.value, "samples_trained": trained, "samples_share": trained / full, **counts}
 
 
 def checked(trials: list[Trial]) -> list[Trial]:
@@ -104,52 +78,106 @@ def sweep(
             the sweep was interrupted.
     """
     at_once, trials = share_cluster(config, trials, num_cpus=cluster.num_cpus(), num_gpus=cluster.num_gpus())
-    by_name = {trial.name: trial for trial in trials}
-    found = {trial.name: TrialRecord.load(trial) for trial in trials}
+    started = time.monotonic()
     mailbox: ActorHandle = Mailbox.remote()  # type: ignore[attr-defined]
-    context = TrialContext(by_name, dict(found), mailbox, parent_id)
-    ledger = Ledger(config, by_name, found, mailbox, say)
-    _fit(config, context, ledger, at_once)
+    ledger = Ledger(config, mailbox, say, num_trials=len(trials))
+    queue = Queue(config, trials, Manifest.load(config.corpus), ledger)
+    _fit(config, TrialContext(mailbox, parent_id), ledger, queue, at_once)
     if any(record.status is Status.UNFINISHED for record in ledger.records.values()):
         raise DermRayError("the sweep was interrupted; the same command goes on with it")
     for name, record in ledger.records.items():
-        close_run(by_name[name], record, parent_id)
-    return _publish(config, by_name, list(ledger.records.values()))
+        close_run(ledger.trials[name], record, parent_id)
+    return publish(config, ledger.trials, list(ledger.records.values()), seconds=time.monotonic() - started)
+
+
+class Queue(Searcher):
+    """Hands the trials to Tune one by one, as places for them become free, until the budget is used up."""
+
+    def __init__(self, config: SweepConfig, trials: list[Trial], manifest: Manifest, ledger: Ledger) -> None:
+        """Hand out `trials` in their order; with `search=tpe` the later ones at the points that are proposed then."""
+        super().__init__(metric=config.objective, mode=config.mode)
+        self.num_trials = len(trials)
+        self._config = config
+        self._waiting = list(enumerate(trials))
+        self._manifest = manifest
+        self._ledger = ledger
+        self._begun_at = time.monotonic()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next trial, or that there is none."""
+        if not self._waiting or self._is_used_up(self._waiting[0][1]):
+            return Searcher.FINISHED
+        number, trial = self._waiting.pop(0)
+        trial = self._at_its_point(number, trial)
+        self._ledger.begin(trial)
+        return {NAME: trial.name, **trial.params}
+
+    def _at_its_point(self, number: int, trial: Trial) -> Trial:
+        if self._config.search != "tpe":
+            return trial
+        params = TrialRecord.params_at(trial.uri)
+        if params is None:
+            params = proposals.proposal(self._config, number, list(self._ledger.records.values()))
+        return trial if params is None else with_params(self._config, trial, params, self._manifest)
+
+    def _is_used_up(self, following: Trial) -> bool:
+        """A trial that was begun before goes on all the same: its share of the budget is spent."""
+        if TrialRecord.params_at(following.uri) is not None:
+            return False
+        config, records = self._config, self._ledger.records.values()
+        spent = sum(record.samples_trained for record in records)
+        if config.max_samples is not None and spent >= config.max_samples:
+            return True
+        hours = (time.monotonic() - self._begun_at) / 3600
+        return config.max_hours is not None and hours >= config.max_hours
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """The ledger keeps what a trial came to."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: a sweep that is started again reads its trials' folders."""
+        storage.write_text(checkpoint_path, "")
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Never called: Tune always starts afresh."""
 
 
 class Ledger(tune.Callback):
     """Listens to Tune in the driver, keeps every trial's record and says what happens.
 
     Attributes:
-        records: by name.
+        trials, records: of those that were begun, by name.
         refusal: why it ended the sweep, if it did; Tune passes on the text of an error only.
     """
 
     def __init__(
-        self,
-        config: SweepConfig,
-        trials: dict[str, Trial],
-        found: dict[str, TrialRecord],
-        mailbox: ActorHandle,
-        say: Callable[[str], None],
+        self, config: SweepConfig, mailbox: ActorHandle, say: Callable[[str], None], *, num_trials: int
     ) -> None:
-        self.records = found
+        self.trials: dict[str, Trial] = {}
+        self.records: dict[str, TrialRecord] = {}
         self.refusal: DermRayError | None = None
         self._config = config
-        self._trials = trials
         self._mailbox = mailbox
         self._say = say
+        self._num_trials = num_trials
+
+    def begin(self, trial: Trial) -> None:
+        """A trial is to start, or to go on from where an earlier process of the sweep left it."""
+        record = TrialRecord.load(trial)
+        self.trials[trial.name], self.records[trial.name] = trial, record
+        record.save(trial)
+        ray.get(self._mailbox.put_trial.remote(trial, record))
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Say what the trial tries."""
         name = trial.config[NAME]
-        self._say(f"{name} of {len(self._trials)} starts: {self._trials[name].label()}")
+        self._say(f"{name} of {self._num_trials} starts: {self.trials[name].label()}")
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
         """A validation: into the curve."""
-        mine = self._trials[trial.config[NAME]]
+        mine = self.trials[trial.config[NAME]]
         record = self.records[mine.name]
         metrics = {key: float(value) for key, value in result.items() if key.startswith("validation_")}
         if self._config.objective not in metrics:
@@ -168,7 +196,7 @@ class Ledger(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """The end of a trial: its own, or Tune's stop, which leaves no summary."""
-        mine = self._trials[trial.config[NAME]]
+        mine = self.trials[trial.config[NAME]]
         controller = ray.get(self._mailbox.take_controller.remote(mine.name))
         if _ran_to_end(mine):
             self._end(mine, Status.FINISHED)
@@ -177,9 +205,19 @@ class Ledger(tune.Callback):
             _abort(mine, controller)
         self._end(mine, Status.STOPPED)
 
+    def on_trial_recover(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
+        """A failure that is not the last: the trial begins again from its checkpoint."""
+        mine = self.trials[trial.config[NAME]]
+        reason = ray.get(self._mailbox.take_reason.remote(mine.name)) or "its process was lost"
+        record = self.records[mine.name]
+        record.num_failures += 1
+        record.error = reason
+        record.save(mine)
+        self._say(f"{mine.name}  failed, begins again: {reason}")
+
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """A failed trial costs itself, never the sweep."""
-        mine = self._trials[trial.config[NAME]]
+        mine = self.trials[trial.config[NAME]]
         reason = ray.get(self._mailbox.take_reason.remote(mine.name))
         self._end(mine, Status.FAILED, reason or "its process was lost")
 
@@ -207,7 +245,7 @@ def _abort(trial: Trial, controller: ActorHandle) -> None:
         logger.warning("%s: its trainer did not end in %d s; its CPUs may stay taken", trial.name, ABORT_TIMEOUT_S)
 
 
-def _fit(config: SweepConfig, context: TrialContext, ledger: Ledger, at_once: int) -> None:
+def _fit(config: SweepConfig, context: TrialContext, ledger: Ledger, queue: Queue, at_once: int) -> None:
     os.environ.update(QUIET_TUNE)
     uri = storage.join(config.output, TUNE_FOLDER)
     storage.remove(uri)
@@ -215,11 +253,12 @@ def _fit(config: SweepConfig, context: TrialContext, ledger: Ledger, at_once: in
     trainable = functools.partial(run_trial, context)
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"CPU": TRIAL_CPUS}),
-        param_space=tune.grid_search([{NAME: trial.name, **trial.params} for trial in context.trials.values()]),
         tune_config=tune.TuneConfig(
             metric=config.objective,
             mode=config.mode,
             scheduler=_scheduler(config),
+            search_alg=queue,
+            num_samples=queue.num_trials,
             max_concurrent_trials=at_once,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
@@ -229,6 +268,7 @@ def _fit(config: SweepConfig, context: TrialContext, ledger: Ledger, at_once: in
             storage_path=path,
             storage_filesystem=filesystem,
             callbacks=[ledger],
+            failure_config=tune.FailureConfig(max_failures=config.max_trial_failures),
             verbose=0,
         ),
     )
@@ -243,7 +283,7 @@ def _fit(config: SweepConfig, context: TrialContext, ledger: Ledger, at_once: in
 def _scheduler(config: SweepConfig) -> TrialScheduler:
     """Successive halving whose rungs lie before the last validation: a trial that came so far also finishes."""
     last_rung = config.num_validations - 1
-    if config.scheduler.grace_period > last_rung:
+    if config.scheduler.kind == "none" or config.scheduler.grace_period > last_rung:
         return FIFOScheduler()
     return ASHAScheduler(
         time_attr=VALIDATION,
@@ -268,7 +308,7 @@ def close_run(trial: Trial, record: TrialRecord, parent_id: str | None) -> None:
         tags["dermray.stopped_by"] = f"ASHA after validation {len(record.curve)}"
     if record.status is Status.FAILED:
         tags["dermray.error"] = record.error
-    with contextlib.suppress(_TrialFailedError), tracked(trial, parent_id) as current:
+    with contextlib.suppress(_TrialFailedError), tracked(trial, parent_id, works=False) as current:
         current.set_tags(tags)
         if record.status is Status.FAILED:
             raise _TrialFailedError
@@ -276,49 +316,3 @@ def close_run(trial: Trial, record: TrialRecord, parent_id: str | None) -> None:
 
 class _TrialFailedError(Exception):
     """Makes a tracked block end as FAILED."""
-
-
-def _publish(config: SweepConfig, trials: dict[str, Trial], found: list[TrialRecord]) -> SweepResult:
-    best_record = records.best_of(found, config.objective, config.mode)
-    best, value = trials[best_record.name], best_record.value(config.objective)
-    assert value is not None
-    ordered = records.ranked(found, config.objective, config.mode)
-    result = SweepResult(
-        best=best,
-        records=ordered,
-        leaderboard=records.leaderboard(found, config.objective, config.mode),
-        best_uri=storage.join(config.output, BEST_NAME),
-        trials_uri=storage.join(config.output, TRIALS_NAME),
-        value=value,
-    )
-    header = (
-        f"# {best.name}, the best of {len(found)} trials: {config.objective} {value:.4f} ({best.label()})\n"
-        "#   python jobs/pretrain.py --config THIS_FILE corpus=URI output=URI\n"
-    )
-    storage.write_text(result.best_uri, header + best.recipe_yaml())
-    document = {
-        "objective": config.objective,
-        "mode": config.mode,
-        "best": best.name,
-        **result.metrics(trials),
-        "trials": [_describe(trials[record.name], record, config.objective) for record in ordered],
-    }
-    storage.write_json(result.trials_uri, document)
-    return result
-
-
-def _describe(trial: Trial, record: TrialRecord, objective: str) -> dict[str, Any]:
-    return {
-        "name": trial.name,
-        "status": str(record.status),
-        "params": trial.params,
-        objective: record.value(objective),
-        "samples_trained": record.samples_trained,
-        "num_steps": trial.num_steps,
-        "curve": [
-            {"validation": p.validation, "step": p.step, "samples": p.samples, **p.metrics} for p in record.curve
-        ],
-        "error": record.error,
-        "output": trial.uri,
-        "config": trial.config.model_dump(mode="json"),
-    }

@@ -31,25 +31,30 @@ class TrialContext:
     """What every trial's process needs.
 
     Attributes:
-        trials: by name.
-        records: of an earlier process of the same sweep, by name.
-        mailbox: a `Mailbox` actor.
+        mailbox: a `Mailbox` actor, which knows the trials.
         parent_id: the sweep's MLflow run.
     """
 
-    trials: dict[str, Trial]
-    records: dict[str, TrialRecord]
     mailbox: ActorHandle
     parent_id: str | None
 
 
 @ray.remote(num_cpus=0)
 class Mailbox:
-    """What trials leave for the driver of the sweep: where their trainer is, to end it well, and why they failed."""
+    """Between the driver of the sweep and its trials: what they are to do, where their trainer is, why they failed."""
 
     def __init__(self) -> None:
+        self._begun: dict[str, tuple[Trial, TrialRecord]] = {}
         self._controllers: dict[str, ActorHandle] = {}
         self._reasons: dict[str, str] = {}
+
+    def put_trial(self, trial: Trial, record: TrialRecord) -> None:
+        """The driver begins a trial; the record is that of an earlier process of the same sweep, or fresh."""
+        self._begun[trial.name] = (trial, record)
+
+    def trial(self, name: str) -> tuple[Trial, TrialRecord]:
+        """A trial that was begun, and its record at that time."""
+        return self._begun[name]
 
     def put_controller(self, name: str, controller: ActorHandle) -> None:
         """The controller of a trial's trainer says where it is."""
@@ -90,7 +95,7 @@ class ReportValidation(TuneReportCallback):
 def run_trial(context: TrialContext, config: dict[str, Any]) -> None:
     """The Tune trainable. A trial of an earlier process says again what it had reached, and goes on from there."""
     name = config[NAME]
-    trial, record = context.trials[name], context.records[name]
+    trial, record = ray.get(context.mailbox.trial.remote(name))
     for point in record.curve:
         tune.report({**point.metrics, STEP: point.step, VALIDATION: point.validation})
     if record.status.is_final:
@@ -116,19 +121,24 @@ def _train(trial: Trial, context: TrialContext) -> None:
         def on_record(record: StepRecord) -> None:
             current.log_metrics(record.metrics, step=record.step)
 
-        if not current.resumed:
-            current.log_corpus(trial.config.corpus, Manifest.load(trial.config.corpus), context="training")
+        manifest = Manifest.load(trial.config.corpus)
+        current.log_corpus(trial.config.corpus, manifest, context="training")
         result = pretrain(
             trial.config,
             on_record=on_record,
-            provenance={"mlflow_run_id": current.id},
+            provenance=tracking.provenance(current, manifest),
             extra_callbacks=[ReportValidation(trial, context.mailbox)],
         )
+        current.log_artifact("output", "model", result.model_uri, result.weights_sha256)
         current.set_tags({"model_uri": result.model_uri, "weights_sha256": result.weights_sha256})
 
 
-def tracked(trial: Trial, parent_id: str | None) -> AbstractContextManager[tracking.Run]:
-    """The trial's MLflow run, nested in the sweep's: begun, or taken up where another process left it."""
+def tracked(trial: Trial, parent_id: str | None, *, works: bool = True) -> AbstractContextManager[tracking.Run]:
+    """The trial's MLflow run, nested in the sweep's: begun, or taken up where another process left it.
+
+    Args:
+        works: False in the sweep's driver, which only ends it.
+    """
     return tracking.run(
         trial.config.tracking,
         kind="trial",
@@ -136,4 +146,5 @@ def tracked(trial: Trial, parent_id: str | None) -> AbstractContextManager[track
         resolved=trial.config,
         state_uri=storage.join(trial.uri, "mlflow.json"),
         parent_id=parent_id,
+        works=works,
     )

@@ -78,15 +78,6 @@ def interpret(request: SourceRequest, cells: StringTable, default_source: str = 
     labels = _labels(cells, names["label"], request.columns.label_separator)
     patients, lesions = column("patient_id"), column("lesion_id")
     images = cells[names["image"][0]]
-    meta_fields = {
-        "age": column("age", years),
-        "sex": column("sex"),
-        "body_site": column("body_site"),
-        "symptoms": column("symptoms"),
-        "patient_id": patients,
-        "lesion_id": lesions,
-        "extra": extras(leftover(cells.table, {name for used in names.values() for name in used})),
-    }
     table = assemble(
         row=cells.rows,
         source=first_of(column("source"), pa.repeat(default_source, num_rows)),
@@ -98,7 +89,16 @@ def interpret(request: SourceRequest, cells: StringTable, default_source: str = 
         skin_type=column("skin_type", skin_types),
         group=_key(cells, names["group"]) or first_of(patients, lesions),
         split=column("split"),
-        meta=meta(num_rows, **{name: value for name, value in meta_fields.items() if value is not None}),
+        meta=meta(
+            num_rows,
+            age=column("age", years),
+            sex=column("sex"),
+            body_site=column("body_site"),
+            symptoms=column("symptoms"),
+            patient_id=patients,
+            lesion_id=lesions,
+            extra=extras(leftover(cells.table, {name for used in names.values() for name in used})),
+        ),
     )
     made = "the published sentence over the labels" if not names["caption"] else f"column {names['caption'][0]}"
     return RawRows(table, cells.dropped, tree(request), {"raw": made})

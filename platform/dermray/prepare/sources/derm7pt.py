@@ -90,7 +90,7 @@ def read(request: SourceRequest) -> RawRows:
             sex=text(cells["sex"], lower=True),
             body_site=text(cells["location"], lower=True),
             lesion_id=case,
-            extra=extras(leftover(cells.table, REQUIRED)) or pa.nulls(len(cells.rows), pa.string()),
+            extra=extras(leftover(cells.table, REQUIRED)),
         ),
     }
     tables = [

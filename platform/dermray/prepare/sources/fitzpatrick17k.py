@@ -60,8 +60,7 @@ def read(request: SourceRequest) -> RawRows:
         else None,
         meta=meta(
             len(cells.rows),
-            extra=extras(leftover(cells.table, {"", "md5hash", *LEVELS, skin_type, "url_alphanum"}))
-            or pa.nulls(len(cells.rows), pa.string()),
+            extra=extras(leftover(cells.table, {"", "md5hash", *LEVELS, skin_type, "url_alphanum"})),
         ),
     )
     return RawRows(table, cells.dropped, ontology, FROM_DIAGNOSIS)

@@ -75,7 +75,7 @@ def read(request: SourceRequest) -> RawRows:
             body_site=column(*SITES, lower=True),
             patient_id=patients,
             lesion_id=lesions,
-            extra=extras(leftover(cells.table, used)) or pa.nulls(len(cells.rows), pa.string()),
+            extra=extras(leftover(cells.table, used)),
         ),
     )
     return RawRows(table, cells.dropped, ontology, FROM_DIAGNOSIS)

@@ -75,7 +75,7 @@ def read(request: SourceRequest) -> RawRows:
             symptoms=_symptoms({name: cells[name] for name in symptoms}, num_rows),
             patient_id=patients,
             lesion_id=text(cells["lesion_id"]),
-            extra=extras(leftover(cells.table, used)) or pa.nulls(num_rows, pa.string()),
+            extra=extras(leftover(cells.table, used)),
         ),
     )
     return RawRows(table, cells.dropped, Ontology.flat(DIAGNOSES.values()), FROM_DIAGNOSIS)

@@ -32,10 +32,12 @@ from dermray.prepare import parquet_images
 from dermray.prepare.sources import csv
 from dermray.prepare.sources.csv import tree
 from dermray.prepare.sources.places import SPLITS
-from dermray.prepare.sources.rows import PREPARED, RawRows, SourceRequest, captions_from, prepared_rows
+from dermray.prepare.sources.rows import PREPARED, RAW, RawRows, SourceRequest, captions_from, prepared_rows
 from dermray.prepare.sources.tables import StringTable
 
 SPLIT = "split"
+# What a prepared corpus of an early version lacks.
+HASH = "phash"
 
 
 def read(request: SourceRequest) -> RawRows:
@@ -108,6 +110,8 @@ def _read_file(request: SourceRequest, file: str) -> tuple[pa.Table | None, bool
             images = pa.array(list(_addresses(parquet, content, file, column)), pa.string())
             others = list(FIELDS) if is_prepared else [name for name in schema.names if name != column]
             table = parquet.read(columns=others, use_threads=False)
+            if is_prepared and HASH not in table.column_names:
+                table = table.append_column(RAW.field(HASH), pa.nulls(table.num_rows, pa.uint64()))
             return table.append_column(pa.field(column, pa.string()), images), is_prepared
 
     try:
@@ -119,7 +123,7 @@ def _read_file(request: SourceRequest, file: str) -> tuple[pa.Table | None, bool
 def _is_prepared(uri: str, schema: pa.Schema) -> bool:
     """True for a file that has all of a prepared sample's columns and says so."""
     version = (schema.metadata or {}).get(VERSION_KEY.encode(), b"").decode()
-    if not version or not set(FIELDS) <= set(schema.names):
+    if not version or not set(FIELDS) - {HASH} <= set(schema.names):
         return False
     if version != str(SCHEMA_VERSION):
         raise CorpusError(f"{uri} holds samples of schema {version}, this code reads {SCHEMA_VERSION}; export it again")

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from dermray.config import Config
+from dermray.corpus import patients
 from dermray.corpus.captions import ontology_caption
 from dermray.corpus.exchange import FIELDS
 from dermray.corpus.ontology import Ontology
@@ -46,6 +47,8 @@ RAW = pa.schema(
         pa.field("meta", META),
         # True for a sample of a prepared corpus that comes back: its labels are nodes, and no sentence is made for it.
         pa.field("prepared", pa.bool_()),
+        # Of such a sample its perceptual hash.
+        pa.field("phash", pa.uint64()),
     ]
 )
 # What `prepared_rows` takes.
@@ -59,7 +62,6 @@ EXCLUDED = "excluded_by_source"
 # Where the captions of samples that were prepared before are from.
 FROM_EXPORT: dict[CaptionAspect, str] = dict.fromkeys(CAPTION_ASPECTS, "as in the prepared corpus that was exported")
 FROM_DIAGNOSIS: dict[CaptionAspect, str] = {"raw": "the published sentence over the diagnosis"}
-ROMAN = {"i": 1, "ii": 2, "iii": 3, "iv": 4, "v": 5, "vi": 6}
 
 
 class Columns(Config):
@@ -158,10 +160,11 @@ def captions_from(table: pa.Table, otherwise: Mapping[CaptionAspect, str]) -> Ma
     return FROM_EXPORT if table.num_rows and not table["prepared"].null_count else otherwise
 
 
-def meta(num_rows: int, **fields: pa.Array) -> pa.Array:
+def meta(num_rows: int, **fields: pa.Array | None) -> pa.Array:
     """The `meta` struct column from its fields; absent ones are null."""
     arrays = [
-        fields[part.name].cast(part.type) if part.name in fields else pa.nulls(num_rows, part.type) for part in META
+        pa.nulls(num_rows, part.type) if (given := fields.get(part.name)) is None else given.cast(part.type)
+        for part in META
     ]
     return pa.StructArray.from_arrays(arrays, fields=list(META))
 
@@ -246,23 +249,12 @@ def tree_columns(levels: Sequence[pa.Array]) -> tuple[pa.Array, pa.Array, Ontolo
 
 def years(column: pa.Array) -> pa.Array:
     """Ages in years ("45", "45.0", "45 years") as float32; others are null."""
-
-    def parse(cell: str) -> float | None:
-        match = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)\s*(?:y|yr|yrs|years?)?(?:\s*old)?", cell.strip(), re.I)
-        return float(match[1]) if match and float(match[1]) <= 130 else None
-
-    return map_values(column, parse, pa.float32())
+    return map_values(column, patients.age_years, pa.float32())
 
 
 def skin_types(column: pa.Array) -> pa.Array:
     """Fitzpatrick types ("2", "2.0", "II") as int8 1-6; others are null."""
-
-    def parse(cell: str) -> int | None:
-        word = cell.strip().lower().removeprefix("type").strip()
-        number = ROMAN.get(word) or (int(float(word)) if re.fullmatch(r"[1-6](\.0+)?", word) else None)
-        return number
-
-    return map_values(column, parse, pa.int8())
+    return map_values(column, patients.skin_type, pa.int8())
 
 
 def first_of(*columns: pa.Array | None) -> pa.Array | None:

@@ -8,8 +8,6 @@ The Chinese originals and what else the table holds are kept in `meta.extra`.
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from dermray import storage
 from dermray.errors import CorpusError
 from dermray.prepare.sources.places import locate
@@ -59,7 +57,7 @@ def read(request: SourceRequest) -> RawRows:
         skin_type=skin_types(cells[SKIN_TYPE]) if SKIN_TYPE in cells else None,
         meta=meta(
             len(cells.rows),
-            extra=extras(leftover(cells.table, used)) or pa.nulls(len(cells.rows), pa.string()),
+            extra=extras(leftover(cells.table, used)),
         ),
     )
     return RawRows(table, (*cells.dropped, *rejected), None, {"raw": f"column {caption}"})

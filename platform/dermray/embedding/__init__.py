@@ -1,0 +1,1 @@
+"""Vectors of many images and texts: computed once by Ray Data over a pool of encoders, kept as Parquet parts."""

@@ -1,0 +1,193 @@
+"""Is one model better than another? A paired bootstrap over the predictions of both on the same samples.
+
+Both models are scored on the very same resamples (stratified by label, as their own intervals are), so what makes a
+sample hard for both cancels out, and the interval of the difference is narrower than the two intervals suggest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dermray import storage
+from dermray.errors import EvaluationError
+from dermray.evaluate import metrics, predictions, retrieval
+from dermray.evaluate.bootstrap import Distribution, Metric
+from dermray.evaluate.concepts import area_distributions
+from dermray.evaluate.predictions import (
+    ClassPredictions,
+    ConceptPredictions,
+    Origin,
+    Predictions,
+    RetrievalPredictions,
+)
+
+REPORT_NAME = "report.json"
+# Small ranks are good; every other score is the better the larger.
+SMALLER_IS_BETTER = ("_mean_rank", "_median_rank")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One score of two models on the same samples.
+
+    Attributes:
+        baseline, candidate: its value for each.
+        difference: candidate minus baseline, with its 95 % interval.
+        p_value: two-sided, of no difference (`Distribution.p_value`); None without resamples.
+    """
+
+    baseline: float
+    candidate: float
+    difference: Metric
+    p_value: float | None
+
+    def is_better(self, name: str, *, level: float = 0.05) -> bool:
+        """Whether the candidate is better in the score of that name, and not by chance at this level."""
+        return self._towards(name, level) > 0
+
+    def is_worse(self, name: str, *, level: float = 0.05) -> bool:
+        """Whether the candidate is worse in the score of that name, and not by chance at this level."""
+        return self._towards(name, level) < 0
+
+    def _towards(self, name: str, level: float) -> float:
+        if self.p_value is None or self.p_value > level:
+            return 0.0
+        return -self.difference.value if name.endswith(SMALLER_IS_BETTER) else self.difference.value
+
+
+def compare(
+    baseline: Predictions, candidate: Predictions, *, bootstrap: int = 1000, seed: int = 0
+) -> dict[str, Difference]:
+    """Compare two models' predictions of the same kind on the same samples.
+
+    Args:
+        baseline: of one model.
+        candidate: of the other.
+        bootstrap: resamples of the stratified bootstrap, the same for both; 0 leaves intervals and p-values out.
+        seed: of the bootstrap.
+
+    Returns:
+        The scores of `dermray.evaluate.metrics.classification`, `retrieval_metrics` or `mean_auroc` by name →
+        `Difference`.
+
+    Raises:
+        EvaluationError: they are of other samples, labels, classes or kinds; the message says what differs.
+    """
+    _check_alike(baseline, candidate)
+    scores = [distributions(one, bootstrap=bootstrap, seed=seed) for one in (baseline, candidate)]
+    found = {}
+    for name, before in scores[0].items():
+        after = scores[1][name]
+        difference = after.minus(before)
+        found[name] = Difference(before.value, after.value, difference.metric(), difference.p_value())
+    return found
+
+
+def compare_reports(
+    baseline_uri: str, candidate_uri: str, task: str, *, bootstrap: int = 1000, seed: int = 0
+) -> dict[str, Difference]:
+    """`compare` on the saved predictions of one task in two reports of jobs/evaluate.py.
+
+    Raises:
+        EvaluationError: a report or its predictions are not there, or they are of other corpora, splits or samples.
+    """
+    saved = [load(uri, read_report(uri), task) for uri in (baseline_uri, candidate_uri)]
+    check_origins(baseline_uri, saved[0][1], candidate_uri, saved[1][1])
+    return compare(saved[0][0], saved[1][0], bootstrap=bootstrap, seed=seed)
+
+
+def read_report(uri: str) -> dict[str, Any]:
+    """The `report.json` in the folder `uri`.
+
+    Raises:
+        EvaluationError: there is none.
+    """
+    file = storage.join(uri, REPORT_NAME)
+    try:
+        document: dict[str, Any] = storage.read_json(file)
+    except FileNotFoundError:
+        raise EvaluationError(f"{file} does not exist; run jobs/evaluate.py with output={uri}") from None
+    return document
+
+
+def load(uri: str, document: Mapping[str, Any], task: str) -> tuple[Predictions, Origin]:
+    """The saved predictions of a task in the report at `uri`, whose `report.json` is `document`.
+
+    Raises:
+        EvaluationError: they are not there, or are those of another evaluation than the document.
+    """
+    path = document["tasks"].get(task, {}).get("predictions")
+    if path is None:
+        known = ", ".join(name for name, section in document["tasks"].items() if section.get("predictions"))
+        raise EvaluationError(f"{uri} has no predictions of {task}; it has those of: {known or 'none'}")
+    found, origin = predictions.read(storage.join(uri, path))
+    if (origin.model_digest, origin.corpus_digest) != (
+        document["model"]["model_digest"],
+        document["corpus"]["digest"],
+    ):
+        raise EvaluationError(
+            f"{storage.join(uri, path)} is of another model or corpus than {REPORT_NAME} beside it; "
+            "a later evaluation was broken off there: run it again"
+        )
+    return found, origin
+
+
+def check_origins(baseline_uri: str, baseline: Origin, candidate_uri: str, candidate: Origin) -> None:
+    """Refuse two evaluations that did not score the same thing.
+
+    Raises:
+        EvaluationError: the task, the corpus or table, or the split differs.
+    """
+    for name, said in (("task", "task"), ("corpus_digest", "corpus digest"), ("split", "split")):
+        one, other = getattr(baseline, name), getattr(candidate, name)
+        if one != other:
+            raise EvaluationError(
+                f"{baseline_uri} and {candidate_uri} are not comparable: the {said} is {one} and {other}; "
+                "evaluate both models on the same data"
+            )
+
+
+def distributions(found: Predictions, *, bootstrap: int, seed: int) -> dict[str, Distribution]:
+    """The scores of some predictions on the samples and on each resample."""
+    if isinstance(found, ClassPredictions):
+        return metrics.distributions(found.probabilities, found.labels, bootstrap=bootstrap, seed=seed)
+    if isinstance(found, ConceptPredictions):
+        mean, _ = area_distributions(found.scores, found.marks, bootstrap=bootstrap, seed=seed)
+        return {"mean_auroc": mean}
+    scores: dict[str, Distribution] = {}
+    for direction in retrieval.DIRECTIONS:
+        ranks = retrieval.Ranks(getattr(found, f"{direction}_higher"), getattr(found, f"{direction}_tied"))
+        scores |= retrieval.rank_distributions(ranks, direction, retrieval.DEFAULT_KS, bootstrap=bootstrap, seed=seed)
+    return scores
+
+
+def _check_alike(baseline: Predictions, candidate: Predictions) -> None:
+    if type(baseline) is not type(candidate):
+        raise EvaluationError(
+            f"predictions of other kinds cannot be compared: {type(baseline).__name__} and {type(candidate).__name__}"
+        )
+    one, other = list(baseline.sample_ids), list(candidate.sample_ids)
+    if one != other:
+        row = next((n for n, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), None)
+        where = f"; the first that differs is number {row}: {one[row]} and {other[row]}" if row is not None else ""
+        raise EvaluationError(
+            f"the predictions are not of the same samples in the same order: {len(one)} and {len(other)}{where}"
+        )
+    same: tuple[tuple[str, Any, Any], ...] = ()
+    if isinstance(baseline, ClassPredictions) and isinstance(candidate, ClassPredictions):
+        same = (
+            ("classes", baseline.classes, candidate.classes),
+            ("labels", baseline.labels, candidate.labels),
+            ("settings", baseline.setting, candidate.setting),
+        )
+    elif isinstance(baseline, ConceptPredictions) and isinstance(candidate, ConceptPredictions):
+        same = (("concepts", baseline.concepts, candidate.concepts), ("marks", baseline.marks, candidate.marks))
+    else:
+        assert isinstance(baseline, RetrievalPredictions)
+    for name, before, after in same:
+        if not np.array_equal(before, after):
+            raise EvaluationError(f"the predictions have other {name}; evaluate both models on the same data")

@@ -1,0 +1,260 @@
+"""Several evaluations side by side: what jobs/compare.py leaves behind (`comparison.json`, `comparison.html`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from markupsafe import Markup
+from pydantic import Field, field_validator
+
+from dermray import reporting, storage
+from dermray.config import Config, TrackingConfig
+from dermray.errors import EvaluationError
+from dermray.evaluate import compare
+from dermray.evaluate.predictions import ClassPredictions
+from dermray.reporting import plots
+
+SCHEMA_VERSION = 1
+JSON_NAME = "comparison.json"
+HTML_NAME = "comparison.html"
+# Facts that change scores without making the samples others; where reports differ in them, the page says so.
+CIRCUMSTANCES = {
+    "prompts": ("tasks", "zero_shot", "templates"),
+    "preprocessing": ("model", "preprocessing_digest"),
+    "precision": ("model", "precision"),
+    "code": ("code", "digest"),
+}
+
+
+class CompareConfig(Config):
+    """Keys of `jobs/compare.py`."""
+
+    reports: tuple[str, ...] = Field(
+        min_length=2, description="outputs of jobs/evaluate.py, [URI,URI,…]; the others are compared with the first"
+    )
+    output: str = Field(description="URI of the folder for comparison.json and comparison.html")
+    names: tuple[str, ...] = Field((), description="what to call each of them; empty: by model and folder")
+    bootstrap: int = Field(1000, ge=0, description="resamples, the same for all; 0: no intervals, no p-values")
+    seed: int = Field(0, ge=0, description="of the bootstrap")
+    run_name: str | None = Field(None, description="name of the MLflow run")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="where MLflow keeps the run")
+
+    @field_validator("reports")
+    @classmethod
+    def _differ(cls, reports: tuple[str, ...]) -> tuple[str, ...]:
+        addresses = [storage.normalise(uri) for uri in reports]
+        repeated = next((uri for uri in addresses if addresses.count(uri) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"{repeated} is given more than once")
+        return tuple(addresses)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The JSON document and the page that shows it."""
+
+    document: dict[str, Any]
+    html: str
+
+    def metrics(self) -> dict[str, float]:
+        """Every difference under `[DATASET/]TASK/NAME_difference_K`, K counting the reports from 1, and its p-value."""
+        flat: dict[str, float] = {}
+        for dataset, found in self.document["comparisons"].items():
+            for task, section in found["tasks"].items():
+                for name, row in section["metrics"].items():
+                    for number, one in enumerate(row["differences"]):
+                        if one is None:
+                            continue
+                        key = "/".join(filter(None, (dataset, task, name.replace("@", "_at_"))))
+                        flat[f"{key}_difference_{number}"] = one["difference"]["value"]
+                        if one["p_value"] is not None:
+                            flat[f"{key}_p_value_{number}"] = one["p_value"]
+        return flat
+
+    def headline(self) -> list[str]:
+        """A few lines for a terminal: the first difference of each task."""
+        lines = []
+        for dataset, found in self.document["comparisons"].items():
+            for task, section in found["tasks"].items():
+                name, row = next(pair for pair in section["metrics"].items() if any(pair[1]["differences"]))
+                for label, one in zip(self.document["names"], row["differences"], strict=True):
+                    if one is not None:
+                        where = " ".join(filter(None, (dataset, task, name)))
+                        lines.append(f"{where}: {label} {_said(one)} against {self.document['names'][0]}")
+        return lines
+
+    def save(self, uri: str) -> None:
+        """Write `comparison.html` and then `comparison.json` into the folder `uri`."""
+        storage.write_text(storage.join(uri, HTML_NAME), self.html)
+        storage.write_json(storage.join(uri, JSON_NAME), self.document)
+
+
+def run(config: CompareConfig) -> Comparison:
+    """Compare saved reports; of benchmarks, those data sets that all of them scored.
+
+    Raises:
+        EvaluationError: a report is not there, they have no data set or task in common, or they are not comparable.
+    """
+    documents = [compare.read_report(uri) for uri in config.reports]
+    names = config.names or _names(config.reports, documents)
+    if len(names) != len(config.reports):
+        raise EvaluationError(f"names: {len(names)} names are given for {len(config.reports)} reports")
+    kinds = {"benchmarks" in document for document in documents}
+    if len(kinds) > 1:
+        raise EvaluationError(
+            "some reports are of a suite of benchmarks and others of one data set; compare like with like"
+        )
+    groups: dict[str, list[str]] = {"": list(config.reports)}
+    if kinds == {True}:
+        common = [name for name in documents[0]["benchmarks"] if all(name in one["benchmarks"] for one in documents)]
+        groups = {
+            name: [
+                storage.join(uri, document["benchmarks"][name]["report"]).rpartition("/")[0]
+                for uri, document in zip(config.reports, documents, strict=True)
+            ]
+            for name in common
+        }
+    if not groups:
+        raise EvaluationError("the reports have no benchmark in common")
+    comparisons = {name: _compared(uris, config) for name, uris in groups.items()}
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "names": list(names),
+        "config": config.model_dump(mode="json"),
+        "comparisons": comparisons,
+    }
+    drawn = {name: _plots(found, names) for name, found in comparisons.items()}
+    return Comparison(document, reporting.render("compare.html", document=document, plots=drawn))
+
+
+def _names(uris: Sequence[str], documents: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The models' names; with the folder of the report where two have the same."""
+    models = [str(document["model"]["name"]) for document in documents]
+    return tuple(
+        name if models.count(name) == 1 else f"{name} ({storage.name_of(uri)})"
+        for name, uri in zip(models, uris, strict=True)
+    )
+
+
+def _compared(uris: Sequence[str], config: CompareConfig) -> dict[str, Any]:
+    """The key `comparisons.NAME` of the document: one data set."""
+    documents = [compare.read_report(uri) for uri in uris]
+    first = documents[0]
+    common = [task for task in first["tasks"] if all(task in one["tasks"] for one in documents)]
+    if not common:
+        raise EvaluationError(f"the reports {', '.join(uris)} have no task in common")
+    return {
+        "corpus": first["corpus"],
+        "reports": [
+            {"uri": uri, "model": one["model"], "created_at": one["created_at"], "code": one["code"]}
+            for uri, one in zip(uris, documents, strict=True)
+        ],
+        "differing": [
+            name for name, keys in CIRCUMSTANCES.items() if len({str(_at(one, keys)) for one in documents}) > 1
+        ],
+        "not_in_all": sorted({task for one in documents for task in one["tasks"]} - set(common)),
+        "tasks": {task: _task(task, uris, documents, config) for task in common},
+    }
+
+
+def _task(
+    task: str, uris: Sequence[str], documents: Sequence[Mapping[str, Any]], config: CompareConfig
+) -> dict[str, Any]:
+    """Scores of all reports by metric, as reported, and the paired difference of each from the first."""
+    sections = [document["tasks"][task] for document in documents]
+    saved = [compare.load(uri, document, task) for uri, document in zip(uris, documents, strict=True)]
+    baseline, origin = saved[0]
+    prefix = baseline.prefix if isinstance(baseline, ClassPredictions) else ""
+    found: list[Mapping[str, compare.Difference]] = [{}]
+    for uri, (candidate, other) in zip(uris[1:], saved[1:], strict=True):
+        compare.check_origins(uris[0], origin, uri, other)
+        found.append(compare.compare(baseline, candidate, bootstrap=config.bootstrap, seed=config.seed))
+    return {
+        "num_samples": len(baseline.sample_ids),
+        "headline": sections[0]["headline"],
+        "setting": baseline.setting if isinstance(baseline, ClassPredictions) else "",
+        "metrics": {
+            name: {
+                "scores": [section["metrics"][name] for section in sections],
+                "differences": [_difference(differences.get(name.removeprefix(prefix)), name) for differences in found],
+            }
+            for name in sections[0]["metrics"]
+            if all(name in section["metrics"] for section in sections)
+        },
+        "calibration_errors": [
+            section["calibration"]["expected_calibration_error"] if "calibration" in section else None
+            for section in sections
+        ],
+        "groups": _groups(sections),
+    }
+
+
+def _difference(found: compare.Difference | None, name: str) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {**asdict(found), "better": found.is_better(name), "worse": found.is_worse(name)}
+
+
+def _groups(sections: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The first score of each group that has one in all reports, by dimension."""
+    every = [section.get("groups", {}).get("dimensions", {}) for section in sections]
+    found = {}
+    for dimension, members in every[0].items():
+        rows = []
+        for group in members["groups"]:
+            others = [
+                next((one for one in each.get(dimension, {}).get("groups", []) if one["name"] == group["name"]), None)
+                for each in every
+            ]
+            name = next(iter(group["metrics"]), None)
+            if name is not None and all(one is not None and name in one["metrics"] for one in others):
+                scores = [one["metrics"][name] for one in others if one is not None]
+                rows.append(
+                    {"name": group["name"], "num_samples": group["num_samples"], "metric": name, "scores": scores}
+                )
+        if rows:
+            found[dimension] = rows
+    return found
+
+
+def _plots(found: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[Markup]]:
+    """A plot of each task's differences for each report but the first; ranks, which have another scale, left out."""
+    drawn: dict[str, list[Markup]] = {}
+    for task, section in found["tasks"].items():
+        drawn[task] = []
+        for number in range(1, len(names)):
+            rows = [
+                (name, row["differences"][number])
+                for name, row in section["metrics"].items()
+                if row["differences"][number] and not name.endswith(compare.SMALLER_IS_BETTER)
+            ]
+            rows = [(name, one) for name, one in rows if one["difference"]["low"] is not None]
+            if rows:
+                drawn[task].append(
+                    plots.interval_chart(
+                        [reporting.metric(name) for name, _ in rows],
+                        [one["difference"]["value"] for _, one in rows],
+                        lows=[one["difference"]["low"] for _, one in rows],
+                        highs=[one["difference"]["high"] for _, one in rows],
+                        title=f"{names[number]} minus {names[0]}",
+                        figures=[f"{one['difference']['value']:+.4f}, p = {one['p_value']:.3f}" for _, one in rows],
+                    )
+                )
+    return drawn
+
+
+def _said(one: Mapping[str, Any]) -> str:
+    difference = one["difference"]
+    interval = f" [{difference['low']:+.4f}, {difference['high']:+.4f}]" if difference["low"] is not None else ""
+    p_value = f", p = {one['p_value']:.3f}" if one["p_value"] is not None else ""
+    return f"{difference['value']:+.4f}{interval}{p_value}"
+
+
+def _at(document: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        document = document.get(key) if isinstance(document, Mapping) else None
+    return document

@@ -1,0 +1,135 @@
+"""For whom a model works: scores by skin type, sex, age, body site and source, and how far the groups lie apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from dermray.corpus import patients
+from dermray.evaluate.bootstrap import Distribution, Seed
+
+# Dimension → the group of each sample, None where it is not known.
+Groups = dict[str, list[str | None]]
+# Positions among the scored samples, and a seed → scores of these samples.
+Score = Callable[[np.ndarray, Seed], Mapping[str, Distribution]]
+
+SKIN_TYPES = ("I", "II", "III", "IV", "V", "VI")
+# Upper ends of the age bands, exclusive, in years.
+AGE_BANDS = ((18, "under 18"), (40, "18 to 39"), (60, "40 to 59"), (80, "60 to 79"))
+OLDEST = "80 and over"
+# Columns of published tables that say it, in lower case, the first that a table has; DDI joins types: 12, 34, 56.
+TABLE_COLUMNS = {
+    "skin_type": ("skin_type", "fitzpatrick", "fitspatrick", "fitzpatrick_scale", "fitzpatrick_skin_type", "skin_tone"),
+    "sex": ("sex", "gender"),
+    "age": ("age", "age_approx", "age_years"),
+    "body_site": ("body_site", "localization", "region", "anatom_site_general", "body_region"),
+    "source": ("source", "dataset", "attribution"),
+}
+_JOINED_TYPES = {"12": "I and II", "34": "III and IV", "56": "V and VI"}
+_UNKNOWN = {"", "unknown", "unk", "nan", "none", "null", "n/a", "na", "-1", "-"}
+
+
+def of_corpus(rows: Iterable[Mapping[str, Any]]) -> Groups:
+    """Groups of prepared samples (`dermray.corpus.schema`) by their `skin_type`, `source` and `meta`."""
+    groups: Groups = {name: [] for name in TABLE_COLUMNS}
+    for row in rows:
+        meta = row["meta"] or {}
+        groups["skin_type"].append(SKIN_TYPES[row["skin_type"] - 1] if row["skin_type"] else None)
+        groups["sex"].append(_word(meta.get("sex") or ""))
+        groups["age"].append(age_band(meta.get("age")))
+        groups["body_site"].append(_word(meta.get("body_site") or ""))
+        groups["source"].append(row["source"])
+    return groups
+
+
+def of_table(rows: Sequence[Mapping[str, str]]) -> Groups:
+    """Groups of a raw table's rows, by the columns of `TABLE_COLUMNS` that it has."""
+    names = {name.strip().lower(): name for name in (rows[0] if rows else {})}
+    read: dict[str, Callable[[str], str | None]] = {
+        "skin_type": _skin_type,
+        "age": lambda cell: age_band(patients.age_years(cell)),
+    }
+    groups: Groups = {}
+    for dimension, wanted in TABLE_COLUMNS.items():
+        column = next((names[name] for name in wanted if name in names), None)
+        if column is not None:
+            groups[dimension] = [read.get(dimension, _word)(row[column]) for row in rows]
+    return groups
+
+
+def age_band(years: float | None) -> str | None:
+    """The band of an age in years."""
+    if years is None or not np.isfinite(years):
+        return None
+    return next((name for end, name in AGE_BANDS if years < end), OLDEST)
+
+
+def breakdown(groups: Groups, rows: np.ndarray, score: Score, *, min_size: int, seed: int) -> dict[str, Any]:
+    """Scores of each group of each dimension, and the gap between the best and the worst group.
+
+    Args:
+        groups: of all samples.
+        rows: int64 `[N]`, the samples that are scored.
+        score: of some of them, by their position in `rows`.
+        min_size: a group with fewer samples is shown with its size and without a score.
+        seed: of the bootstrap; each group has resamples of its own.
+
+    Returns:
+        `min_size` and `dimensions` as docs/evaluation.md has them; a dimension with fewer than two groups is left out.
+    """
+    dimensions = {}
+    for number, (dimension, members) in enumerate(groups.items()):
+        found = [members[row] for row in rows]
+        names = sorted({name for name in found if name is not None}, key=_place)
+        if len(names) < 2:
+            continue
+        scored: dict[str, Mapping[str, Distribution]] = {}
+        listed = []
+        for place, name in enumerate(names):
+            positions = np.flatnonzero(np.array([one == name for one in found]))
+            if len(positions) >= min_size:
+                scored[name] = score(positions, [seed, number, place])
+            metrics = {key: asdict(one.metric()) for key, one in scored.get(name, {}).items()}
+            listed.append({"name": name, "num_samples": len(positions), "metrics": metrics})
+        dimensions[dimension] = {
+            "num_unknown": sum(name is None for name in found),
+            "groups": listed,
+            "gaps": gaps(scored),
+        }
+    return {"min_size": min_size, "dimensions": dimensions}
+
+
+def gaps(scored: Mapping[str, Mapping[str, Distribution]]) -> dict[str, dict[str, Any]]:
+    """Of each score that two groups or more have: the best and the worst group and their difference.
+
+    The interval is that of two independent samples, the two groups being as they are. The largest of several
+    differences is large by chance too, the more so the smaller the groups are.
+    """
+    found = {}
+    for name in dict.fromkeys(name for scores in scored.values() for name in scores):
+        ranked = sorted((group for group in scored if name in scored[group]), key=lambda one: scored[one][name].value)
+        if len(ranked) < 2:
+            continue
+        worst, best = ranked[0], ranked[-1]
+        difference = scored[best][name].minus(scored[worst][name]).metric()
+        found[name] = {"best": best, "worst": worst, **asdict(difference)}
+    return found
+
+
+def _place(name: str) -> tuple[int, str]:
+    """Skin types and ages in their order, everything else by the alphabet after them."""
+    known = [*SKIN_TYPES, *_JOINED_TYPES.values(), *(band for _, band in AGE_BANDS), OLDEST]
+    return (known.index(name) if name in known else len(known)), name
+
+
+def _word(cell: str) -> str | None:
+    word = cell.strip().lower()
+    return None if word in _UNKNOWN else word
+
+
+def _skin_type(cell: str) -> str | None:
+    number = patients.skin_type(cell)
+    return SKIN_TYPES[number - 1] if number else _JOINED_TYPES.get(cell.strip())

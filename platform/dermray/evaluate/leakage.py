@@ -1,0 +1,96 @@
+"""What jobs/leakage.py found of the scored samples in a training corpus: a line of the report, and two groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dermray import storage
+from dermray.errors import EvaluationError
+from dermray.evaluate.samples import Samples
+
+JSON_NAME, PAIRS_NAME = "leakage.json", "leakage.parquet"
+COLUMNS = ["evaluation_corpus", "evaluation_split", "evaluation_sample_id"]
+MAX_BYTES = 1 << 30
+FOUND, CLEAR = "resembles a training image", "resembles none"
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """A report of jobs/leakage.py.
+
+    Attributes:
+        uri: of the report's folder.
+        training_uri, training_digest: the training corpus.
+        max_distance: bits of 64 in which two perceptual hashes may differ to be a pair.
+        compared: (URI, split or None for all, digest) of each evaluation corpus.
+        found: (URI, split, sample id) of every evaluation sample in a pair.
+    """
+
+    uri: str
+    training_uri: str
+    training_digest: str
+    max_distance: int
+    compared: tuple[tuple[str, str | None, str], ...]
+    found: frozenset[tuple[str, ...]]
+
+    @classmethod
+    def load(cls, uri: str) -> Leakage:
+        """Read the report in the folder `uri`.
+
+        Raises:
+            EvaluationError: there is none, or it is not whole.
+        """
+        try:
+            document = storage.read_json(storage.join(uri, JSON_NAME))
+            data = storage.read_bytes(storage.join(uri, PAIRS_NAME), max_bytes=MAX_BYTES)
+            rows = pq.read_table(pa.BufferReader(data), columns=COLUMNS).to_pylist()
+            return cls(
+                uri,
+                document["training"]["uri"],
+                document["training"]["digest"],
+                document["max_distance"],
+                tuple((one["uri"], one["split"], one["digest"]) for one in document["evaluations"]),
+                frozenset(tuple(row[name] for name in COLUMNS) for row in rows),
+            )
+        except FileNotFoundError:
+            raise EvaluationError(f"leakage: {uri} has no {JSON_NAME}; give the output of jobs/leakage.py") from None
+        except (pa.ArrowException, KeyError, TypeError):
+            raise EvaluationError(f"leakage: {uri} is no whole report; run jobs/leakage.py again") from None
+
+    def of(self, samples: Samples) -> set[str] | None:
+        """Those of some samples that resemble a training image; None where the report is not about them."""
+        uris = {
+            uri
+            for uri, split, digest in self.compared
+            if digest == samples.corpus_digest and split in (None, samples.split)
+        }
+        if not uris:
+            return None
+        ids = set(samples.ids)
+        return {each for uri, split, each in self.found if uri in uris and split == samples.split and each in ids}
+
+    def mark(self, samples: Samples) -> Samples:
+        """The samples with the dimension `leakage` among their groups, where the report is about them."""
+        found = self.of(samples)
+        if found is None:
+            return samples
+        members: list[str | None] = [FOUND if each in found else CLEAR for each in samples.ids]
+        return replace(samples, groups={**samples.groups, "leakage": members})
+
+    def describe(self, samples: Samples) -> dict[str, Any] | None:
+        """The key `leakage` of `report.json`; None where the report is not about the samples."""
+        found = self.of(samples)
+        if found is None:
+            return None
+        return {
+            "report": self.uri,
+            "training_uri": self.training_uri,
+            "training_digest": self.training_digest,
+            "max_distance": self.max_distance,
+            "num_samples": len(samples),
+            "num_samples_found": len(found),
+        }

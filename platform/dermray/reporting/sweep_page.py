@@ -1,0 +1,80 @@
+"""The page of a sweep: leaderboard, parallel coordinates, importance, learning curves, and what stopping has saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from dermray import reporting
+from dermray.reporting import diagrams, plots
+from dermray.reporting.diagrams import Curve, Scale
+
+TONES = {"stopped": "warn", "failed": "bad", "finished": ""}
+
+
+def render(document: Mapping[str, Any], parameters: Mapping[str, bool], recipe: str) -> str:
+    """The page.
+
+    Args:
+        document: what `trials.json` holds; trials are best first.
+        parameters: of the space; whether each is drawn on a logarithmic scale.
+        recipe: name of what was varied.
+    """
+    trials = document["trials"]
+    full = sum(trial["samples_in_full"] for trial in trials)
+    return reporting.render(
+        "sweep.html",
+        document=document,
+        recipe=recipe,
+        parameters=list(parameters),
+        full_samples=full,
+        saved=full - document["samples_trained"],
+        coordinates=_coordinates(document, parameters),
+        curves=_curves(document),
+        importance=_importance(document["importance"]),
+        legend=diagrams.legend({"best": "good", "stopped early": "warn", "failed": "bad", "others": ""}),
+    )
+
+
+def _tone(document: Mapping[str, Any], trial: Mapping[str, Any]) -> str:
+    return "good" if trial["name"] == document["best"] else TONES[trial["status"]]
+
+
+def _coordinates(document: Mapping[str, Any], parameters: Mapping[str, bool]) -> Markup | None:
+    trials = [trial for trial in document["trials"] if trial[document["objective"]] is not None]
+    scales = [
+        Scale(key, [_value(trial["params"].get(key)) for trial in trials], logarithmic)
+        for key, logarithmic in parameters.items()
+    ]
+    scales.append(Scale(document["objective"], [trial[document["objective"]] for trial in trials]))
+    tones, names = [_tone(document, trial) for trial in trials], [trial["name"] for trial in trials]
+    return diagrams.parallel_coordinates(scales, tones, names, title="settings and last figure of each trial")
+
+
+def _value(value: Any) -> float | str:
+    if value is None:
+        return reporting.NO_VALUE
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+
+
+def _curves(document: Mapping[str, Any]) -> Markup:
+    objective = document["objective"]
+    lines = [
+        Curve(
+            f"{trial['name']}: {trial['status']}",
+            [(point["samples"], point[objective]) for point in trial["curve"]],
+            _tone(document, trial),
+            trial["status"] != "finished",
+        )
+        for trial in document["trials"]
+    ]
+    return diagrams.curves(lines, title=objective, x_title="training samples seen")
+
+
+def _importance(found: Mapping[str, Any] | None) -> Markup | None:
+    if found is None:
+        return None
+    shares = found["shares"]
+    return plots.bar_chart(list(shares), list(shares.values()), title="share of the variance explained", unit="%")

@@ -1,0 +1,41 @@
+"""The one place that talks to MLflow. Only drivers call it; everything else hands them figures and URIs.
+
+SQLite and a local artifact folder by default (where `mlflow ui` looks too), any tracking URI otherwise.
+"""
+
+from dermray.tracking.delivery import Delivered, deliver_left_over
+from dermray.tracking.registry import (
+    CHAMPION,
+    MODELS_PREFIX,
+    Registration,
+    ResolvedModel,
+    model_facts,
+    move_alias,
+    record_deployment,
+    register,
+    resolve_model,
+    version_at,
+)
+from dermray.tracking.runs import Run, flatten, provenance, run
+from dermray.tracking.store import client, tracking_uri
+
+__all__ = [
+    "CHAMPION",
+    "MODELS_PREFIX",
+    "Delivered",
+    "Registration",
+    "ResolvedModel",
+    "Run",
+    "client",
+    "deliver_left_over",
+    "flatten",
+    "model_facts",
+    "move_alias",
+    "provenance",
+    "record_deployment",
+    "register",
+    "resolve_model",
+    "run",
+    "tracking_uri",
+    "version_at",
+]

@@ -1,0 +1,117 @@
+"""Whether what a chain of lineage names is still there and the same: digests are computed again from the bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+import mlflow
+
+from dermray import storage
+from dermray.corpus.manifest import Manifest
+from dermray.corpus.ontology import ONTOLOGY_NAME
+from dermray.errors import CorpusError, StorageError
+from dermray.tracking.lineage import Graph, Node
+
+WEIGHTS_NAME = "open_clip_model.safetensors"
+
+
+class State(StrEnum):
+    """What was found."""
+
+    SAME = "same"
+    CHANGED = "changed"
+    MISSING = "missing"
+    UNCHECKED = "unchecked"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one node; `detail` says which file, and what to make of it."""
+
+    node: str
+    title: str
+    uri: str
+    state: State
+    detail: str
+
+    @property
+    def is_bad(self) -> bool:
+        """Changed or missing."""
+        return self.state in (State.CHANGED, State.MISSING)
+
+    def line(self) -> str:
+        """For a terminal."""
+        return f"{self.state:<9} {self.title}  {self.uri}" + (f": {self.detail}" if self.detail else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """A document with the same fields."""
+        return asdict(self)
+
+
+def verify(graph: Graph) -> list[Finding]:
+    """Look at everything in the graph that has bytes; runs and registry entries were read from MLflow just now."""
+    checks: dict[str, Callable[[Node], tuple[State, str]]] = {
+        "corpus": _corpus,
+        "model": _model,
+        "version": _version,
+        "report": lambda node: _file(node, storage.join(node.uri, "report.json")),
+        "export": lambda node: _file(node, storage.join(node.uri, "export.json")),
+        "recipe": lambda node: _file(node, node.uri),
+        "raw": lambda _: (State.UNCHECKED, "jobs/prepare.py with the same keys says whether its rows are unchanged"),
+    }
+    return [_checked(graph.nodes[key], checks) for key in sorted(graph.nodes) if graph.nodes[key].kind in checks]
+
+
+def _checked(node: Node, checks: dict[str, Callable[[Node], tuple[State, str]]]) -> Finding:
+    try:
+        state, detail = checks[node.kind](node)
+    except FileNotFoundError as error:
+        state, detail = State.MISSING, str(error)
+    except CorpusError as error:
+        state, detail = State.MISSING if "has no manifest.json" in str(error) else State.CHANGED, str(error)
+    except (StorageError, OSError) as error:
+        state, detail = State.UNCHECKED, f"out of reach: {error}"
+    return Finding(node.id, node.title, node.uri, state, detail)
+
+
+def _corpus(node: Node) -> tuple[State, str]:
+    manifest = Manifest.load(node.uri)
+    if manifest.digest != node.digest:
+        return State.CHANGED, f"its manifest has the digest {manifest.digest[:12]} now, not {node.digest[:12]}"
+    for shard in manifest.shards:
+        uri = storage.join(node.uri, shard.path)
+        if not storage.exists(uri):
+            return State.MISSING, f"{shard.path} is gone; prepare the corpus again"
+        if storage.sha256(uri) != shard.sha256:
+            return State.CHANGED, f"{shard.path} is not what the manifest says; prepare the corpus again"
+    ontology = manifest.ontology_sha256
+    if ontology is not None and storage.sha256(storage.join(node.uri, ONTOLOGY_NAME)) != ontology:
+        return State.CHANGED, f"{ONTOLOGY_NAME} is not what the manifest says"
+    return State.SAME, f"{len(manifest.shards)} shards"
+
+
+def _model(node: Node) -> tuple[State, str]:
+    if not node.uri:
+        return State.UNCHECKED, "no run says where its folder is"
+    return _file(node, storage.join(node.uri, WEIGHTS_NAME))
+
+
+def _version(node: Node) -> tuple[State, str]:
+    if not node.digest:
+        return State.UNCHECKED, "registered without a digest"
+    source = node.uri
+    if source.startswith(("mlflow-artifacts:", "runs:", "models:")):
+        source = str(mlflow.artifacts.download_artifacts(artifact_uri=source))
+    return _file(node, storage.join(source, WEIGHTS_NAME))
+
+
+def _file(node: Node, uri: str) -> tuple[State, str]:
+    if not storage.exists(uri):
+        return State.MISSING, f"{storage.name_of(uri)} is gone"
+    digest = storage.sha256(uri)
+    if digest != node.digest:
+        return State.CHANGED, f"{storage.name_of(uri)} has the digest {digest[:12]} now, not {node.digest[:12]}"
+    return State.SAME, ""

@@ -1,0 +1,129 @@
+"""What the trials of a sweep say together: leaderboard, best recipe, importance of parameters, and a page of it all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dermray import storage
+from dermray.reporting import sweep_page
+from dermray.tuning import importance, records
+from dermray.tuning.plan import Trial
+from dermray.tuning.records import Status, TrialRecord
+from dermray.tuning.settings import SweepConfig
+from dermray.tuning.space import LogUniform
+
+BEST_NAME = "best.yaml"
+TRIALS_NAME = "trials.json"
+PAGE_NAME = "sweep.html"
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a finished sweep leaves.
+
+    Attributes:
+        records: of all trials, best first.
+        leaderboard: the same as a text table.
+        best_uri: YAML of the best trial's recipe.
+        trials_uri: JSON of all trials.
+        page_uri: the report.
+    """
+
+    best: Trial
+    records: list[TrialRecord]
+    leaderboard: str
+    best_uri: str
+    trials_uri: str
+    page_uri: str
+    value: float
+    trials: Mapping[str, Trial]
+
+    def metrics(self) -> dict[str, float]:
+        """Figures of the whole sweep; `samples_share` is of what the trials that were begun would have cost in full."""
+        counts = {f"trials_{status}": 0.0 for status in Status if status is not Status.UNFINISHED}
+        for record in self.records:
+            counts[f"trials_{record.status}"] += 1
+        full = sum(trial.samples_at(trial.num_steps) for trial in self.trials.values())
+        trained = sum(record.samples_trained for record in self.records)
+        return {"best_objective": self.value, "samples_trained": trained, "samples_share": trained / full, **counts}
+
+
+def publish(
+    config: SweepConfig, trials: Mapping[str, Trial], found: Sequence[TrialRecord], *, seconds: float
+) -> SweepResult:
+    """Write `best.yaml`, `trials.json` and `sweep.html` into the sweep's output.
+
+    Args:
+        trials: that were begun, by name.
+        found: their records.
+        seconds: that this call of the sweep took.
+
+    Raises:
+        DermRayError: no trial ran to its end.
+    """
+    best_record = records.best_of(found, config.objective, config.mode)
+    best, value = trials[best_record.name], best_record.value(config.objective)
+    assert value is not None
+    ordered = records.ranked(found, config.objective, config.mode)
+    result = SweepResult(
+        best=best,
+        records=ordered,
+        leaderboard=records.leaderboard(found, config.objective, config.mode),
+        best_uri=storage.join(config.output, BEST_NAME),
+        trials_uri=storage.join(config.output, TRIALS_NAME),
+        page_uri=storage.join(config.output, PAGE_NAME),
+        value=value,
+        trials=trials,
+    )
+    header = (
+        f"# {best.name}, the best of {len(found)} trials: {config.objective} {value:.4f} ({best.label()})\n"
+        "#   python jobs/pretrain.py --config THIS_FILE corpus=URI output=URI\n"
+    )
+    storage.write_text(result.best_uri, header + best.recipe_yaml())
+    document = {
+        "objective": config.objective,
+        "mode": config.mode,
+        "best": best.name,
+        "search": config.search,
+        "scheduler": config.scheduler.kind,
+        "seconds": round(seconds, 1),
+        **result.metrics(),
+        "settings": [asdict(setting) for setting in records.over_seeds(found, config.objective, config.mode)]
+        if records.SEED_KEY in config.space
+        else None,
+        "importance": importance.of_parameters(config, found),
+        "trials": [_describe(trials[record.name], record, config.objective) for record in ordered],
+    }
+    storage.write_text(result.page_uri, sweep_page.render(document, _scales(config), _recipe_of(config)))
+    storage.write_json(result.trials_uri, document)
+    return result
+
+
+def _scales(config: SweepConfig) -> dict[str, bool]:
+    """Parameters of the space, and whether each is spread over orders of magnitude."""
+    return {key: isinstance(parameter, LogUniform) for key, parameter in config.space.items()}
+
+
+def _recipe_of(config: SweepConfig) -> str:
+    return storage.name_of(config.recipe).removesuffix(".yaml")
+
+
+def _describe(trial: Trial, record: TrialRecord, objective: str) -> dict[str, Any]:
+    return {
+        "name": trial.name,
+        "status": str(record.status),
+        "params": trial.params,
+        objective: record.value(objective),
+        "samples_trained": record.samples_trained,
+        "samples_in_full": trial.samples_at(trial.num_steps),
+        "num_failures": record.num_failures,
+        "num_steps": trial.num_steps,
+        "curve": [
+            {"validation": p.validation, "step": p.step, "samples": p.samples, **p.metrics} for p in record.curve
+        ],
+        "error": record.error,
+        "output": trial.uri,
+        "config": trial.config.model_dump(mode="json"),
+    }

@@ -1,0 +1,86 @@
+"""Prepare, sweep, pretrain the best, evaluate, register, promote, serve; and from a served answer back to the rows.
+
+Slow: each stage starts processes that import torch; the work itself takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from jobs import evaluate, lineage, prepare, pretrain, promote, register
+from tests import raw_corpus
+from tests.corpora import write_model
+from tests.serving import data_uri, photograph, running
+from tune import sweep
+
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(600)]
+
+RECIPE = {
+    "train": {"epochs": 4, "global_batch_size": 8, "log_every_steps": 5, "max_failures": 0},
+    "optim": {"warmup_steps": 2, "weight_decay": 0.0},
+    "validation": {"max_samples": 16},
+    "data": {"captions": {"raw": 1.0}},
+}
+KINDS = {
+    *("raw", "prepare", "corpus", "sweep", "recipe", "trial"),
+    *("pretrain", "model", "evaluate", "report", "register", "version"),
+}
+
+
+def test_from_raw_rows_to_a_served_answer_and_back(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    corpus, best, out = (str(tmp_path / name) for name in ("corpus", "sweep/best.yaml", "out"))
+    answer = make_and_ask(tmp_path, corpus, best, out)
+    assert answer["model_info"] | {"name": "chain", "version": "1"} == answer["model_info"]
+    (tmp_path / "answer.json").write_text(json.dumps(answer))
+    capsys.readouterr()
+
+    of_answer = [f"of={tmp_path / 'answer.json'}", "--verify"]
+    assert lineage.main([*of_answer, "format=json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    kinds = [node["facts"].get("kind", node["kind"]) for node in document["nodes"]]
+    assert set(kinds) >= KINDS - {"trial"}
+    assert {one["state"] for one in document["findings"]} == {"same", "unchecked"}
+    downwards = lineage.main([f"of={corpus}", "format=json"])
+    assert downwards == 0
+    document = json.loads(capsys.readouterr().out)
+    assert {node["facts"].get("kind", node["kind"]) for node in document["nodes"]} >= KINDS
+
+    weights = Path(out) / "model" / "open_clip_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert lineage.main(of_answer) == 1
+    (bad,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("changed", "missing"))]
+    assert "model model" in bad
+    assert "open_clip_model.safetensors has the digest" in bad
+
+
+def make_and_ask(folder: Path, corpus: str, best: str, out: str) -> dict[str, object]:
+    """Every stage by its own entry point; the answer of the server."""
+    raw_corpus.write(folder / "raw", num_good=64)
+    model = write_model(folder / "start")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": str(model), **RECIPE}))
+    prepared = ["rows_per_shard=16", "row_group_size=8", "split.val=0.25", "licence=CC-BY-4.0"]
+    assert prepare.main(["source=csv", f"input={folder / 'raw'}", f"output={corpus}", *prepared]) == 0
+    space = "space.optim.lr={kind: choice, values: [0.001, 0.0001]}"
+    searched = [f"recipe={folder / 'recipe.yaml'}", f"corpus={corpus}", f"output={folder / 'sweep'}", space]
+    assert sweep.main([*searched, "search=grid", "num_validations=1", "objective=validation_image_to_text_R_at_5"]) == 0
+    assert pretrain.main(["--config", best, f"corpus={corpus}", f"output={out}"]) == 0
+    trained, report = f"{out}/model", str(folder / "report")
+    scored = [f"model={trained}", f"corpus={corpus}", f"output={report}", "tasks=[retrieval]", "bootstrap=20"]
+    assert evaluate.main([*scored, "num_actors=1"]) == 0
+    metric = "metric=retrieval.image_to_text_R@5"
+    assert register.main([f"model={trained}", f"report={report}", "name=chain", "alias=null", metric]) == 0
+    assert promote.main(["name=chain", "candidate=1", "alias=production"]) == 0
+    body = {"image": data_uri(photograph(1)), "labels": ["melanoma", "psoriasis"]}
+    with running(model="models:/chain@production", device="cpu") as url:
+        answer = httpx.post(f"{url}/v1/classify", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.json()

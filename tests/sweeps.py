@@ -1,0 +1,28 @@
+"""A sweep of the demo recipe over a corpus of 640 samples that is nowhere: for what needs no training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dermray.config import parse
+from dermray.corpus.manifest import Manifest, Shard
+from dermray.tuning.settings import SweepConfig
+from tests.conftest import ROOT
+
+OBJECTIVE = "validation_zero_shot_accuracy"
+MANIFEST = Manifest(
+    shards=(
+        Shard(path="data/a.parquet", split="train", num_samples=640, num_bytes=1, sha256="0", row_groups=(32,) * 20),
+    )
+)
+
+
+def sweep_config(folder: Path, *arguments: str) -> SweepConfig:
+    """The demo's space, with output and corpus in `folder`."""
+    return parse(
+        SweepConfig,
+        [
+            *("--config", str(ROOT / "tune/spaces/demo.yaml"), f"recipe={ROOT / 'jobs/configs/demo.yaml'}"),
+            *(f"corpus={folder / 'corpus'}", f"output={folder / 'sweep'}", *arguments),
+        ],
+    )

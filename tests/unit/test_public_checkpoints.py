@@ -1,0 +1,138 @@
+"""The public checkpoints, by hub id and as downloaded folders, in the layouts their authors publish; small widths."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import open_clip
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from dermray import models
+from dermray.encoder import Encoder
+from dermray.errors import ModelError
+from dermray.models import huggingface
+from tests.corpora import MODEL_CFG, jpeg
+
+PREPROCESS_CFG = {
+    "mean": [0.48145466, 0.4578275, 0.40821073],
+    "std": [0.26862954, 0.26130258, 0.27577711],
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}
+SAFETENSORS, PICKLED = "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
+VIT, PANDERM, MAKE = "DermLIP_ViT-B-16", "DermLIP_PanDerm-base-w-PubMed-256", "MAKE"
+# Published id → whose it is.
+OWNERS = {VIT: "redlessone", PANDERM: "redlessone", MAKE: "xieji-x"}
+PUBMEDBERT = "neuml/pubmedbert-base-embeddings"
+
+
+def published(name: str) -> tuple[dict[str, Any], nn.Module]:
+    """The `model_cfg` as its authors write it, and a model of that architecture."""
+    torch.manual_seed(3)
+    if name != PANDERM:
+        return MODEL_CFG, open_clip.CLIP(**MODEL_CFG)
+    ours = models.architecture("panderm_tiny_bert")
+    vision = {key: ours["vision_cfg"][key] for key in ("image_size", "layers", "width", "patch_size", "head_width")}
+    text = {"context_length": 64, "hf_model_name": PUBMEDBERT, "hf_tokenizer_name": PUBMEDBERT}
+    config = {
+        "embed_dim": ours["embed_dim"],
+        "vision_cfg": {**vision, "pretrain_path": "/home/author/panderm_bb_data6_checkpoint-499.pth"},
+        "text_cfg": {**text, "hf_pooler_type": "mean_pooler"},
+    }
+    return config, models.create("panderm_tiny_bert")[0]
+
+
+def write(folder: Path, name: str, weights: str) -> nn.Module:
+    """A downloaded repository; beside PanDerm's lie the files of its text model."""
+    config, model = published(name)
+    folder.mkdir(parents=True)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": PREPROCESS_CFG}))
+    state = {key: value.contiguous() for key, value in model.state_dict().items()}
+    if weights == SAFETENSORS:
+        safetensors.torch.save_file(state, str(folder / weights))
+    else:
+        torch.save(state, folder / weights)
+    if name == PANDERM:
+        shutil.copytree(huggingface.PACKAGED_FOLDER / "wordpiece_tiny", folder, dirs_exist_ok=True)
+        text_config = models.architecture("panderm_tiny_bert")["text_cfg"]["hf_config"]
+        (folder / "config.json").write_text(json.dumps(text_config))
+    return model.eval()
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub cache and no network; the folder of the cache."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def assert_same(made: tuple[nn.Module, Any, Any], expected: nn.Module) -> None:
+    """The same image and text features as the model that was written."""
+    model, transform, tokenizer = made
+    size = models.preprocessing(model).size
+    pixels = torch.from_numpy(Encoder(model, transform, tokenizer, name="n").preprocess(jpeg((200, 60, 50))))[None]
+    assert pixels.shape == (1, 3, size, size)
+    tokens = tokenizer(["This is a skin image of melanoma"])
+    with torch.inference_mode():
+        torch.testing.assert_close(model.encode_image(pixels), expected.encode_image(pixels))  # type: ignore[operator]
+        torch.testing.assert_close(model.encode_text(tokens), expected.encode_text(tokens))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("weights", [SAFETENSORS, PICKLED])
+@pytest.mark.parametrize("name", OWNERS)
+def test_a_downloaded_folder_loads_without_network(
+    offline: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, weights: str
+) -> None:
+    folder = tmp_path / name
+    expected = write(folder, name, weights)
+    assert_same(models.create(str(folder)), expected)
+    assert_same(models.create(f"local-dir:{folder}"), expected)
+    encoder = Encoder.load(str(folder), device="cpu")
+    assert encoder.info.name == name
+    # open_clip says that of every model whose weights we read.
+    assert "randomly" not in caplog.text
+    assert encoder.info.model_digest == hashlib.sha256((folder / weights).read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", [VIT, MAKE])
+def test_a_hub_id_loads_from_what_was_fetched_before(offline: Path, tmp_path: Path, name: str) -> None:
+    repository = offline / f"models--{OWNERS[name]}--{name}"
+    expected = write(repository / "snapshots" / "0123abcd", name, PICKLED)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abcd")
+    hub_id = f"hf-hub:{OWNERS[name]}/{name}"
+    assert models.architecture(hub_id) == MODEL_CFG
+    assert_same(models.create(hub_id), expected)
+
+
+@pytest.mark.parametrize("name", OWNERS)
+def test_without_network_the_error_says_how_to_point_at_a_folder(offline: Path, name: str) -> None:
+    with pytest.raises(
+        ModelError, match=rf"hf-hub:{OWNERS[name]}/{name}.*Without network, download the model's folder"
+    ) as e:
+        models.create(f"hf-hub:{OWNERS[name]}/{name}")
+    assert "open_clip_config.json and open_clip_model.safetensors or open_clip_pytorch_model.bin" in str(e.value)
+    assert "give its path" in str(e.value)
+
+
+def test_the_published_text_model_is_known_by_its_name(offline: Path, tmp_path: Path) -> None:
+    """The published folder of DermLIP-PanDerm names PubMedBERT and need not hold its config.json."""
+    tower_config = huggingface._config({"hf_model_name": "NeuML/pubmedbert-base-embeddings"}, tmp_path)
+    assert (tower_config.model_type, tower_config.hidden_size, tower_config.num_hidden_layers) == ("bert", 768, 12)
+    with pytest.raises(ModelError, match=r"cannot load the configuration of the text model 'some/other'.*config\.json"):
+        huggingface._config({"hf_model_name": "some/other"}, tmp_path)
+
+
+def test_any_open_clip_name_builds(offline: Path) -> None:
+    model, _, tokenizer = models.create("RN50")
+    assert tokenizer(["a nevus"]).shape == (1, 77)
+    assert models.preprocessing(model).size == 224
