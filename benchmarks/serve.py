@@ -117,18 +117,18 @@ def saturated(options: Options, photographs: list[bytes], ports: dict[str, int],
         found = ", ".join(f"{name} {measured[-1]:.1f}" for name, measured in rates.items())
         print(f"  round {number + 1} of {options.rounds}, images/s: {found}", flush=True)
     reference = statistics.median(rates["bare encoder"])
-    print(f"bare encoder                     {reference:7.1f} images/s")
+    print(f"bare encoder                     {reference:7.1f} images/s", flush=True)
     for name in ports:
         rate, worst = statistics.median(rates[name]), statistics.median(p99[name])
         line = f"{name:<32} {rate:7.1f} images/s, {rate / reference:.2f} of bare, p99 {worst * 1000:.0f} ms"
         if name in grouped:
             rate = statistics.median(grouped[name])
             line += f"; eight images a request: {rate:.1f} images/s, {rate / reference:.2f} of bare"
-        print(line)
+        print(line, flush=True)
     best = max(options.forms, key=lambda name: statistics.median(rates[name]))
     plain = max((name for name in PLAIN if name in ports), key=lambda name: statistics.median(rates[name]))
     over = statistics.median(ours / theirs for ours, theirs in zip(rates[best], rates[plain], strict=True))
-    print(f"{best} over {plain}: {over:.2f} times the throughput")
+    print(f"{best} over {plain}: {over:.2f} times the throughput", flush=True)
     latencies(ports[best], bodies, photographs, options, statistics.median(rates[best]))
 
 
@@ -144,7 +144,9 @@ def latencies(port: int, bodies: list[bytes], photographs: list[bytes], options:
         ratios.append(statistics.median(ranked.seconds) / statistics.median(image.seconds))
     single = statistics.median(alone)
     half = asyncio.run(paced(port, bodies, rate / 2, options.seconds * options.rounds))
-    print(f"alone: {single * 1000:.1f} ms (median); classify over embeddings: {statistics.median(ratios):.2f}")
+    print(
+        f"alone: {single * 1000:.1f} ms (median); classify over embeddings: {statistics.median(ratios):.2f}", flush=True
+    )
     print(
         f"at half of saturation ({rate / 2:.1f} requests/s, evenly paced): p50 {half.percentile(50) * 1000:.1f} ms, "
         f"p99 {half.percentile(99) * 1000:.1f} ms, {half.percentile(99) / single:.1f} times the single request"

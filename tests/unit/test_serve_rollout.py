@@ -7,15 +7,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 
 from dermray import models
 from dermray.encoder import Encoder
 from dermray.errors import ModelError, TrackingError
 from dermray.serving import ModelSource
 from dermray.serving.gate import GOLDEN_NAME, Check, Golden, examine
+from serve.app import build
 from serve.catalogue import Catalogue, Served, Slot
 from serve.errors import Refusal
+from serve.registry import MlflowRegistry
 from serve.rollout import Rollout
+from serve.settings import parse_arguments
 from tests.serving import DummyBackend, save_tiny_model
 
 URI = "models:/dummy@champion"
@@ -126,6 +130,25 @@ def test_a_registry_that_is_away_costs_a_look_not_the_service(parts):
         polling.cancel()
 
     asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_what_goes_up_and_where_aliases_point_is_told_to_mlflow(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client.create_registered_model("tiny")
+    for number in (1, 2):
+        client.create_model_version("tiny", source=str(save_tiny_model(tmp_path / str(number), seed=number)))
+    client.set_registered_model_alias("tiny", "champion", "2")
+    arguments = {"model": "models:/tiny@champion", "tracking.uri": uri}
+    build(arguments)
+    (run,) = client.search_runs(["1"], "tags.`dermray.kind` = 'deploy'")
+    assert run.info.run_name == "deploy tiny version 2"
+    assert run.data.tags["model_alias"] == "champion"
+    registry = MlflowRegistry(parse_arguments(arguments))
+    registry.point("models:/tiny@champion", "1")
+    assert registry.version_at("models:/tiny@champion") == "1"
+    with pytest.raises(TrackingError, match="did not move"):
+        registry.point("models:/tiny@champion", "9")
 
 
 @pytest.fixture(scope="module")
