@@ -25,7 +25,7 @@ test: $(STAMP)  ## the tests, but for the few that take minutes (some 15 minutes
 	@echo "== tests on a Ray cluster, with servers, a browser and killed processes; the slowest are printed at the end"
 	@$(BIN)/python -m pytest --ignore=tests/unit --ignore=tests/golden -m "not long" --durations=8
 
-test-long: $(STAMP)  ## the tests that take minutes: a sweep, a killed and a stopped training job (CI runs them too)
+test-long: $(STAMP)  ## the tests that take minutes: a sweep, a killed, a stopped and a two-node training (CI runs them too)
 	@$(BIN)/python -m pytest -m long --durations=8
 
 unit: $(STAMP)  ## the tests that need no Ray (some three minutes)

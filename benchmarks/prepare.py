@@ -1,12 +1,12 @@
 """Preparation against a bare loop and against Pillow in a pool: `python benchmarks/prepare.py [--size small|large]`.
 
 Draws photographs (6,000 of 600 x 450 pixels or 500 of 12 megapixels, all different), then in turn: the whole graph of
-`prepare` on all cores (read the table, decode, resize, encode, hash, samples, shards, duplicates, report); a bare loop
-of decode, resize and encode in one process, and in as many side by side as there are cores; and the plainest
-alternative, Pillow in a `multiprocessing.Pool` that writes the same images into Parquet. The loop's processes are
-settled as the graph's workers are (`images.use_one_core`). Prints the graph's images/s over one loop's times the cores,
-over those of all the loops side by side (what the machine can give), and over the pool's. The cluster is started
-before the clock.
+`prepare` on all cores (read the table, decode, resize, encode, hash, samples, shards, duplicates, report); before and
+after it a bare loop of decode, resize and encode in one Python process; the same loop in a process that keeps its freed
+memory as the graph's workers do (`images.use_one_core`), alone and in as many processes as there are cores; and the
+plainest alternative, Pillow in a `multiprocessing.Pool` that writes the same images into Parquet. Prints the graph's
+images/s over the bare loop's times the cores, over the settled loop's times the cores, over all settled loops side by
+side (what the machine can give), and over the pool's. The cluster is started before the clock.
 
 With `--memory N` it prepares N small images in a fresh process instead, and prints the peak memory of the driver and of
 the object store.
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -44,7 +44,7 @@ from dermray.prepare.settings import PrepareConfig
 IMAGE_SIZE, JPEG_QUALITY = 256, 90
 # Width, height, number, and samples a shard: enough shards for every core to be busy until the end.
 SIZES = {"small": (600, 450, 6_000, 128), "large": (4000, 3000, 500, 32)}
-BARE_SHARE, POOL_SHARE = 4, 5
+BARE_SHARE, POOL_SHARE = 6, 6
 CHUNK = 64
 
 
@@ -52,7 +52,7 @@ def main() -> int:
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, help="only these photographs")
-    parser.add_argument("--rounds", type=int, default=3, help="of which the medians are taken")
+    parser.add_argument("--rounds", type=int, default=5, help="of which the medians are taken")
     parser.add_argument("--memory", type=int, metavar="N", help="peak memory at so many images instead")
     options = parser.parse_args()
     cluster.connect(ClusterConfig())
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def compare(size: str, raw: Path, rounds: int) -> None:
-    """Rounds of the four, and the medians of the ratios."""
+    """Rounds of the five, and the medians of the ratios."""
     width, height, number, rows_per_shard = SIZES[size]
     num_cores = os.cpu_count() or 1
     name = f"{number:,} of {width} x {height}"
@@ -73,21 +73,26 @@ def compare(size: str, raw: Path, rounds: int) -> None:
     warm_up(raw, num_cores, rows_per_shard)
     ratios = []
     for _ in range(rounds):
-        bare = run_bare(raw, number // BARE_SHARE, 1)
+        before = run_bare(raw, number // BARE_SHARE, 1)
         graph = run_graph(raw, number, rows_per_shard)
-        together = run_bare(raw, number // BARE_SHARE, num_cores)
+        bare = (before + run_bare(raw, number // BARE_SHARE, 1)) / 2
+        settled = run_bare(raw, number // BARE_SHARE, 1, images.use_one_core)
+        together = run_bare(raw, number // BARE_SHARE, num_cores, images.use_one_core)
         pool = run_pool(raw, number // POOL_SHARE, num_cores)
-        ratios.append((graph / (bare * num_cores), graph / together, graph / pool))
+        ratios.append((graph / (bare * num_cores), graph / (settled * num_cores), graph / together, graph / pool))
         print(
-            f"{name}: graph {graph:,.0f} images/s; bare loop {bare:,.0f} in one process, {together:,.0f} in "
-            f"{num_cores}; Pillow pool {pool:,.0f}; graph over bare x cores {ratios[-1][0]:.2f}, "
-            f"over {num_cores} bare loops {ratios[-1][1]:.2f}, over pool {ratios[-1][2]:.2f}",
+            f"{name}: graph {graph:,.0f} images/s; bare loop {bare:,.0f}, settled {settled:,.0f}, {num_cores} settled "
+            f"side by side {together:,.0f}; Pillow pool {pool:,.0f}; graph over {_told(ratios[-1])}",
             flush=True,
         )
-    over_bare, over_together, over_pool = np.median(ratios, axis=0)
-    print(
-        f"{name}: median over bare x cores {over_bare:.2f}, over {num_cores} bare loops {over_together:.2f}, "
-        f"over pool {over_pool:.2f}"
+    print(f"{name}: median over {_told(np.median(ratios, axis=0).tolist())}")
+
+
+def _told(ratios: Sequence[float]) -> str:
+    over_bare, over_settled, over_together, over_pool = ratios
+    return (
+        f"bare x cores {over_bare:.2f}, settled x cores {over_settled:.2f}, settled side by side {over_together:.2f}, "
+        f"pool {over_pool:.2f}"
     )
 
 
@@ -139,11 +144,16 @@ def run(raw: Path, *, rows_per_shard: int, limit: int | None = None) -> None:
         )  # fmt: skip
 
 
-def run_bare(raw: Path, number: int, num_processes: int) -> float:
+def use_one_thread() -> None:
+    """All that a bare process is told."""
+    cv2.setNumThreads(1)
+
+
+def run_bare(raw: Path, number: int, num_processes: int, settle: Callable[[], None] = use_one_thread) -> float:
     """Images/s of decode, resize and encode with nothing around it, in so many processes side by side."""
     files = [str(file) for file in sorted(raw.glob("*.jpg"))[:number]]
     parts = [files[part::num_processes] for part in range(num_processes)]
-    with multiprocessing.get_context("spawn").Pool(num_processes, images.use_one_core) as pool:
+    with multiprocessing.get_context("spawn").Pool(num_processes, settle) as pool:
         pool.map(bare_loop, [files[:8]] * num_processes, chunksize=1)
         started = time.perf_counter()
         pool.map(bare_loop, parts, chunksize=1)

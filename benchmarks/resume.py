@@ -1,7 +1,7 @@
-"""How long a training stands still after a SIGKILL, and what it repeats: `python benchmarks/resume.py`.
+"""How long a training stands still after a SIGKILL and what it repeats: `python benchmarks/resume.py [worker driver]`.
 
 Real jobs on a corpus made for it: `jobs/pretrain.py` with two workers on a Ray cluster of its own. One worker is killed
-some steps after a checkpoint, and Ray Train starts the group again; then the whole job is killed, and the same command
+some steps after a checkpoint, and Ray Train starts the group again; of another job all is killed, and the same command
 given again at once, which also starts a new Ray cluster. Told are the seconds from the kill to the next step, and how
 many steps were taken twice. Steps are seen when they are printed, at most half a second late.
 """
@@ -88,27 +88,40 @@ class Job:
 
 
 def main() -> int:
-    """Make a corpus, kill a worker, kill the job."""
+    """Make a corpus; kill what the command line names, or both."""
     with tempfile.TemporaryDirectory(prefix="dermray-bench-") as name:
         folder = Path(name)
         run_job("synthesize", f"output={folder}/raw", "num_images=300")
         run_job("prepare", "source=derm1m", f"input={folder}/raw", f"output={folder}/corpus", "row_group_size=16",
                 "tracking.enabled=false")  # fmt: skip
-        arguments = (f"corpus={folder}/corpus", f"output={folder}/run", *TOY)
-        job = Job(*arguments)
-        try:
-            reached = job.run_to(CHECKPOINT_EVERY + STEPS_AFTER)[0]
-            victim = job.processes("RayTrainWorker")[-1]
-            victim.send_signal(signal.SIGKILL)
-            tell("a worker", job, reached, time.monotonic())
-            job.run_to(3 * CHECKPOINT_EVERY + STEPS_AFTER)
-            killed_at = time.monotonic()
-            reached = job.kill()
-            job = Job(*arguments)
-            tell("the driver and its Ray cluster", job, reached, killed_at)
-        finally:
-            job.kill()
+        arguments = (f"corpus={folder}/corpus", *TOY)
+        for victim in sys.argv[1:] or ("worker", "driver"):
+            (kill_worker if victim == "worker" else kill_driver)((f"output={folder}/{victim}", *arguments))
     return 0
+
+
+def kill_worker(arguments: tuple[str, ...]) -> None:
+    """One of two workers."""
+    job = Job(*arguments)
+    try:
+        reached, _ = job.run_to(CHECKPOINT_EVERY + STEPS_AFTER)
+        job.processes("RayTrainWorker")[-1].send_signal(signal.SIGKILL)
+        tell("a worker", job, reached, time.monotonic())
+    finally:
+        job.kill()
+
+
+def kill_driver(arguments: tuple[str, ...]) -> None:
+    """The job with its Ray cluster; then the same command."""
+    job = Job(*arguments)
+    job.run_to(CHECKPOINT_EVERY + STEPS_AFTER)
+    killed_at = time.monotonic()
+    reached = job.kill()
+    job = Job(*arguments)
+    try:
+        tell("the driver and its Ray cluster", job, reached, killed_at)
+    finally:
+        job.kill()
 
 
 def run_job(name: str, *arguments: str) -> None:

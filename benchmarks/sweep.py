@@ -1,0 +1,89 @@
+"""What Ray Tune costs: `python benchmarks/sweep.py [trials]`, trials of a sweep over the same trainings by hand.
+
+The same trainings (a tiny model on drawn images, the same CPUs a worker) run one after the other in one Ray cluster: as
+a sweep without early stopping, and by calls of `pretrain`. Both validate as often. Which side begins changes by round.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from dermray import cluster, entry
+from dermray.config import ClusterConfig, parse
+from dermray.corpus.manifest import Manifest
+from dermray.tuning.plan import plan_trials, share_cluster
+from dermray.tuning.settings import SweepConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tests.corpora import write_model, write_prepared_corpus
+
+NUM_TRIALS = 2
+NUM_ROUNDS = 2
+RECIPE = {
+    "train": {"epochs": 200, "global_batch_size": 16, "log_every_steps": 50, "max_failures": 0},
+    "optim": {"warmup_steps": 5},
+    "validation": {"max_samples": 24},
+}
+
+
+def main() -> int:
+    num_trials = int(sys.argv[1]) if sys.argv[1:] else NUM_TRIALS
+    with tempfile.TemporaryDirectory(prefix="dermray-bench-") as name:
+        folder = Path(name)
+        write_prepared_corpus(folder / "corpus", {"train": 64, "val": 24})
+        model = write_model(folder / "model")
+        (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": str(model), **RECIPE}))
+        cluster.connect(ClusterConfig())
+        ratios = []
+        for number in range(NUM_ROUNDS):
+            sides = {}
+            for side in ("sweep", "by hand") if number % 2 == 0 else ("by hand", "sweep"):
+                config = sweep_config(folder, f"{side} {number}", num_trials)
+                started = time.perf_counter()
+                as_sweep(config) if side == "sweep" else by_hand(config)
+                sides[side] = time.perf_counter() - started
+            ratios.append(sides["sweep"] / sides["by hand"])
+            figures = ", ".join(f"{side} {seconds:.1f} s" for side, seconds in sorted(sides.items()))
+            print(f"{num_trials} trials: {figures}, ratio {ratios[-1]:.2f}", flush=True)
+    print(f"sweep over by hand: {statistics.median(ratios):.2f} (median of {NUM_ROUNDS})")
+    return 0
+
+
+def sweep_config(folder: Path, output: str, num_trials: int) -> SweepConfig:
+    arguments = {
+        "recipe": folder / "recipe.yaml",
+        "corpus": folder / "corpus",
+        "output": folder / output,
+        "space.optim.lr": "{kind: loguniform, low: 1.0e-4, high: 1.0e-3}",
+        "num_trials": num_trials,
+        "num_validations": 2,
+        "scheduler.kind": "none",
+        "tracking.enabled": "false",
+    }
+    return parse(SweepConfig, [f"{key}={value}" for key, value in arguments.items()])
+
+
+def as_sweep(config: SweepConfig) -> None:
+    from dermray.tuning.sweep import checked, sweep
+
+    trials = checked(plan_trials(config, Manifest.load(config.corpus)))
+    sweep(config, trials, parent_id=None, say=lambda line: None)
+
+
+def by_hand(config: SweepConfig) -> None:
+    from dermray.train.pretrain import pretrain
+
+    trials = plan_trials(config, Manifest.load(config.corpus))
+    _, trials = share_cluster(config, trials, num_cpus=cluster.num_cpus(), num_gpus=cluster.num_gpus())
+    for trial in trials:
+        pretrain(trial.config, on_record=lambda record: None)
+
+
+if __name__ == "__main__":
+    sys.exit(entry.run_job(main))
