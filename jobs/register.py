@@ -24,6 +24,9 @@ class RegisterConfig(Config):
         description="alias that moves to this version when it is the best so far; null: none, jobs/promote.py decides",
     )
     metric: str = Field("zero_shot.accuracy", description="TASK.METRIC of the report that decides")
+    golden: bool = Field(
+        True, description="write golden.json into the model folder: vectors that serving must reproduce"
+    )
     run_name: str | None = Field(None, description="name of the run in MLflow; empty: from the model's name")
     tracking: TrackingConfig = TrackingConfig()
 
@@ -40,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     models.architecture(config.model)
     value, report = read_metric(config.report, config.metric)
+    if config.golden:
+        write_golden(config.model)
     name = config.run_name or f"register {config.name}"
     with tracking.run(config.tracking, kind="register", name=name, resolved=config) as current:
         done = tracking.register(
@@ -65,6 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.alias is not None:
         print(f"models:/{done.name}@{config.alias} {'now is' if done.promoted else 'stays better than'} this version")
     return 0
+
+
+def write_golden(model: str) -> None:
+    """Leave in the model folder what the model gives for a few inputs, here and now."""
+    from dermray.encoder import Encoder
+    from dermray.model_uri import folder_uri
+    from dermray.serving.gate import Golden
+
+    folder = folder_uri(model)
+    if folder is not None:
+        Golden.make(Encoder.load(model)).save(folder)
 
 
 def read_metric(report_uri: str, metric: str) -> tuple[float, dict[str, Any]]:

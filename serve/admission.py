@@ -1,11 +1,13 @@
-"""What every request passes before and after its route: size and time limits, headers, metrics, the last resort."""
+"""What every request passes before and after its route: token, size and time limits, headers, metrics, last resort.
+
+A client that goes away takes its request with it: the route is cancelled, and what waits for a batch is dropped.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
@@ -13,6 +15,8 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dermray.serving import ServedModel
+from serve.auth import Access
+from serve.catalogue import Catalogue
 from serve.errors import Refusal, respond, too_large
 from serve.metrics import Metrics
 from serve.settings import LimitsConfig
@@ -57,29 +61,59 @@ def model_headers(model: ServedModel) -> dict[str, str]:
 
 @dataclass(slots=True)
 class _Exchange:
-    """One request on its way: how much of it has come, and what has been answered."""
+    """One request on its way: how much of it has come, what has been answered, whether the client is still there."""
 
     limit_bytes: int
     receive: Receive
     send: Send
-    extra_headers: Iterable[tuple[bytes, bytes]]
+    catalogue: Catalogue
     received_bytes: int = 0
     status: int | None = None
+    client_gone: bool = False
     started_s: float = field(default_factory=time.perf_counter)
+    _handler: asyncio.Task[None] | None = None
+    _watcher: asyncio.Task[Message] | None = None
+
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
+        """Run the application as a task that a vanished client cancels."""
+        self._handler = asyncio.ensure_future(app(scope, self.receive_counted, self.send_with_headers))
+        try:
+            await self._handler
+        except asyncio.CancelledError:
+            if not self.client_gone:
+                self._handler.cancel()
+                raise
+        finally:
+            if self._watcher is not None:
+                self._watcher.cancel()
 
     async def receive_counted(self) -> Message:
+        if self._watcher is not None:
+            return await asyncio.shield(self._watcher)
         message = await self.receive()
         if message["type"] == "http.request":
             self.received_bytes += len(message.get("body", b""))
             if self.received_bytes > self.limit_bytes:
                 raise body_too_large(self.limit_bytes)
+            if not message.get("more_body", False):
+                self._watcher = asyncio.ensure_future(self.receive())
+                self._watcher.add_done_callback(self._cancel_if_gone)
         return message
+
+    def _cancel_if_gone(self, watcher: asyncio.Task[Message]) -> None:
+        if watcher.cancelled() or watcher.exception() is not None or watcher.result()["type"] != "http.disconnect":
+            return
+        if self._handler is not None and not self._handler.done() and self.status is None:
+            self.client_gone = True
+            self._handler.cancel()
 
     async def send_with_headers(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             present = {name.lower() for name, _ in message["headers"]}
-            added = [(name, value) for name, value in self.extra_headers if name not in present]
+            extra = SECURITY_HEADERS | model_headers(self.catalogue.default.model)
+            encoded = ((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in extra.items())
+            added = [(name, value) for name, value in encoded if name not in present]
             message = {**message, "headers": [*message["headers"], *added]}
         await self.send(message)
 
@@ -96,21 +130,21 @@ def body_too_large(limit_bytes: int) -> Refusal:
 class Admission:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, *, model: ServedModel, limits: LimitsConfig, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, *, catalogue: Catalogue, limits: LimitsConfig, access: Access, metrics: Metrics
+    ) -> None:
         self._app = app
+        self._catalogue = catalogue
         self._limits = limits
+        self._access = access
         self._metrics = metrics
-        self._headers = [
-            (name.lower().encode("latin-1"), value.encode("latin-1"))
-            for name, value in (SECURITY_HEADERS | model_headers(model)).items()
-        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; anything but HTTP passes through."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(self._limits.body_bytes, receive, send, self._headers)
+        exchange = _Exchange(self._limits.body_bytes, receive, send, self._catalogue)
         with self._metrics.in_progress.track_inprogress():
             await self._answer(scope, exchange)
         route = getattr(scope.get("route"), "path", "other")
@@ -122,9 +156,11 @@ class Admission:
 
     async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
         try:
-            self._check_announced_size(scope)
+            headers = Headers(scope=scope)
+            self._access.check(scope["path"], headers.get("authorization", ""))
+            self._check_announced_size(headers)
             async with asyncio.timeout(self._limits.request_timeout_s):
-                await self._app(scope, exchange.receive_counted, exchange.send_with_headers)
+                await exchange.run(self._app, scope)
         except Refusal as refusal:
             await self._refuse(scope, exchange, refusal)
         except TimeoutError:
@@ -135,8 +171,8 @@ class Admission:
             message = "the server failed on this request; its log says why"
             await self._refuse(scope, exchange, Refusal(500, message, code="internal_error"))
 
-    def _check_announced_size(self, scope: Scope) -> None:
-        announced = Headers(scope=scope).get("content-length", "")
+    def _check_announced_size(self, headers: Headers) -> None:
+        announced = headers.get("content-length", "")
         if announced.isdecimal() and int(announced) > self._limits.body_bytes:
             raise body_too_large(self._limits.body_bytes)
 

@@ -1,7 +1,8 @@
 """What the routes need of a model, whoever provides it: the protocol, its questions and its answers.
 
-The provider in production is a handle on encoder replicas (`serve.replica.ReplicaBackend`); contract tests use one
-that needs no weights. Nothing here knows of HTTP, Ray or torch.
+Providers are an engine in this process (`serve.engine.Engine`) and a handle on encoder replicas
+(`serve.replica.ReplicaBackend`); contract tests use one that needs no weights. Nothing here knows of HTTP, Ray or
+torch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dermray.serving import RankedClass, ServedModel
+from dermray.serving import ConceptScore, RankedClass, ServedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,15 @@ class Classified:
     rejection: Rejection | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Annotated:
+    """The concepts of one image, surest first; or why the image was rejected."""
+
+    concepts: tuple[ConceptScore, ...]
+    timing: Timing
+    rejection: Rejection | None = None
+
+
 class Backend(Protocol):
     """A served model. Every method may raise `serve.errors.Refusal` (429, 503) when it cannot answer now."""
 
@@ -69,6 +79,9 @@ class Backend(Protocol):
 
         Without templates the published ones are used.
         """
+
+    async def annotate(self, image: bytes, concepts: Sequence[str]) -> Annotated:
+        """Presence of concepts, all of which have published terms, in one encoded image."""
 
     async def probe(self) -> None:
         """Return when the model has just answered a question of our own; raise otherwise."""

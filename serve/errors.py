@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -26,9 +26,20 @@ class Refusal(HTTPException):
 
     def __init__(self, status: int, message: str, *, code: str, param: str | None = None, retry: bool = False) -> None:
         headers = {"Retry-After": str(RETRY_AFTER_S)} if retry else None
+        if status == 401:
+            headers = {"WWW-Authenticate": "Bearer"}
         super().__init__(status_code=status, detail=message, headers=headers)
         self.code = code
         self.param = param
+        self.retry = retry
+
+    def __reduce__(self) -> tuple[Callable[..., Refusal], tuple[int, str, str, str | None, bool]]:
+        # An encoder's refusal travels from its replica to the gateway.
+        return _refusal, (self.status_code, str(self.detail), self.code, self.param, self.retry)
+
+
+def _refusal(status: int, message: str, code: str, param: str | None, retry: bool) -> Refusal:
+    return Refusal(status, message, code=code, param=param, retry=retry)
 
 
 def too_large(what: str, limit: str) -> Refusal:
@@ -52,6 +63,8 @@ def error_body(status: int, message: str, code: str, param: str | None = None) -
     """`{"error": {message, type, param, code}}`."""
     if status == 429:
         kind = "rate_limit_error"
+    elif status in (401, 403):
+        kind = "authentication_error"
     elif status >= 500:
         kind = "server_error"
     else:

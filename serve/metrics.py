@@ -5,7 +5,9 @@ Stages inside an encoder replica travel with each answer (`backend.Timing`), so 
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from dermray.serving import ServedModel
 from serve.backend import Timing
@@ -15,9 +17,9 @@ _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """One registry for one application, labelled with the model's version."""
+    """One registry for one application; what a model computed is labelled with its name and version."""
 
-    def __init__(self, model: ServedModel) -> None:
+    def __init__(self) -> None:
         self._registry = CollectorRegistry()
         registry = self._registry
         self.in_progress = Gauge("dermray_requests_in_progress", "Requests being answered now.", registry=registry)
@@ -32,28 +34,26 @@ class Metrics:
         self._failures = Counter(
             "dermray_request_failures", "Refused requests by error code.", ("route", "code"), registry=registry
         )
-        self._items = Counter("dermray_items", "Embedded images and texts.", ("modality",), registry=registry)
+        self._items = Counter("dermray_items", "Embedded images and texts.", ("model", "modality"), registry=registry)
         self._stages = Histogram(
             "dermray_stage_duration_seconds",
             "Time inside an encoder replica by stage.",
-            ("stage",),
+            ("model", "stage"),
             buckets=_LATENCY_BUCKETS_S,
             registry=registry,
         )
         self._batch_size = Histogram(
             "dermray_batch_size",
             "Size of the batch that an item rode in.",
+            ("model",),
             buckets=_BATCH_BUCKETS,
             registry=registry,
         )
-        Info("dermray_model", "The served model.", registry=registry).info(
-            {
-                "name": model.name,
-                "version": model.version or "",
-                "alias": model.alias or "",
-                "digest": model.digest,
-                "preprocessing_digest": model.preprocessing_digest,
-            }
+        self._models = Gauge(
+            "dermray_model_info",
+            "1 for each version that answers now.",
+            ("name", "version", "alias", "digest", "preprocessing_digest"),
+            registry=registry,
         )
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
@@ -65,15 +65,20 @@ class Metrics:
         """Count one refusal by its code."""
         self._failures.labels(route, code).inc()
 
-    def observe_items(self, num_images: int, num_texts: int, timing: Timing) -> None:
+    def observe_items(self, model: ServedModel, num_images: int, num_texts: int, timing: Timing) -> None:
         """Count what one request embedded, and where its time went."""
-        self._items.labels("image").inc(num_images)
-        self._items.labels("text").inc(num_texts)
-        for stage in ("decode", "queue", "forward"):
-            self._stages.labels(stage).observe(getattr(timing, f"{stage}_s"))
+        label = f"{model.name}/{model.version}" if model.version else model.name
+        self._items.labels(label, "image").inc(num_images)
+        self._items.labels(label, "text").inc(num_texts)
+        for stage in ("decode", "queue", "forward", "classifier"):
+            self._stages.labels(label, stage).observe(getattr(timing, f"{stage}_s"))
         for size in timing.batch_sizes:
-            self._batch_size.observe(size)
+            self._batch_size.labels(label).observe(size)
 
-    def render(self) -> bytes:
+    def render(self, models: Iterable[ServedModel]) -> bytes:
         """The text that Prometheus scrapes."""
+        self._models.clear()
+        for model in models:
+            identity = (model.name, model.version or "", model.alias or "", model.digest, model.preprocessing_digest)
+            self._models.labels(*identity).set(1)
         return generate_latest(self._registry)

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dermray.corpus.ontology import Ontology, display_names
+from dermray.errors import ConfigError
+from dermray.evaluate import benchmarks
+from dermray.serving import concept_names
 from serve.errors import Refusal, too_large
 from serve.schemas import ClassifyRequest, EmbeddingsRequest
 from serve.settings import LimitsConfig
@@ -98,20 +101,56 @@ def is_unicode(text: str) -> bool:
 def choose_labels(
     request: ClassifyRequest, own_classes: Sequence[str], ontology: Ontology | None, limits: LimitsConfig
 ) -> tuple[str, ...]:
-    """The classes to rank: those given, the leaves below an ontology node, or the model's own.
+    """The classes to rank: those given, a benchmark's, the leaves below an ontology node, or the model's own.
 
     Raises:
-        Refusal: 400 when there are none, too many, a blank or a repeated one, or an unknown node.
+        Refusal: 400 when there are none, too many, a blank or a repeated one, an unknown node or benchmark.
     """
-    if request.labels is not None and request.ontology is not None:
-        raise Refusal(400, "send labels or ontology, not both", code="conflict", param="ontology")
+    given = [name for name in ("labels", "benchmark", "ontology") if getattr(request, name) is not None]
+    if len(given) > 1:
+        raise Refusal(400, f"send {' or '.join(given)}, not both", code="conflict", param=given[1])
     if request.labels is not None:
         return _check_labels(request.labels, limits)
+    if request.benchmark is not None:
+        return _benchmark(request.benchmark).classes
     if request.ontology is not None:
         return _leaves_below(request.ontology, ontology, limits)
     if not own_classes:
         raise Refusal(400, "this model has no class list of its own: send labels", code="no_labels", param="labels")
     return tuple(own_classes)
+
+
+def choose_templates(request: ClassifyRequest, limits: LimitsConfig) -> tuple[str, ...] | None:
+    """The prompt templates of a request, else its benchmark's; None leaves the choice to the model.
+
+    Raises:
+        Refusal: 400.
+    """
+    if request.templates is None and request.benchmark is not None:
+        return _benchmark(request.benchmark).templates or None
+    return check_templates(request.templates, limits)
+
+
+def choose_concepts(given: Sequence[str] | None) -> tuple[str, ...]:
+    """The concepts to score, in the published spelling; all that have terms when none are given.
+
+    Raises:
+        Refusal: 400 for an unknown, repeated or missing one.
+    """
+    known = concept_names()
+    if given is None:
+        return known
+    names = [name.strip().lower().replace("_", " ") for name in given]
+    if not names:
+        raise Refusal(400, "concepts: send at least one concept", code="empty_input", param="concepts")
+    for index, name in enumerate(names):
+        param = f"concepts.{index}"
+        if name not in known:
+            message = f"{param}: {name[:80]!r} has no published terms; there are: {', '.join(known)}"
+            raise Refusal(400, message.encode("utf-8", "replace").decode(), code="unknown_concept", param=param)
+        if name in names[:index]:
+            raise Refusal(400, f"{param}: {name!r} is listed twice", code="duplicate_label", param=param)
+    return tuple(names)
 
 
 def check_templates(given: Sequence[str] | None, limits: LimitsConfig) -> tuple[str, ...] | None:
@@ -168,6 +207,19 @@ def _leaves_below(text: str, ontology: Ontology | None, limits: LimitsConfig) ->
     below = [name for name in (node, *ontology.descendants(node)) if name in leaves]
     _check_count(len(below), "ontology", limits)
     return display_names(below)
+
+
+def _benchmark(name: str) -> benchmarks.Benchmark:
+    try:
+        found = benchmarks.load(name).benchmarks
+    except ConfigError:
+        found = ()
+    if len(found) != 1 or not found[0].classes:
+        known = [one for one in benchmarks.names() if "/" in one and benchmarks.load(one).benchmarks[0].classes]
+        message = f"benchmark: {name[:80]!r} has no class list here; there are: {', '.join(known)}"
+        message = message.encode("utf-8", "replace").decode()
+        raise Refusal(400, message, code="unknown_benchmark", param="benchmark")
+    return found[0]
 
 
 def _check_count(count: int, param: str, limits: LimitsConfig) -> None:

@@ -48,25 +48,62 @@ class EmbeddingsRequest(Request):
     user: str | None = Field(None, description="accepted for compatibility, neither used nor kept")
 
 
-class ClassifyRequest(Request):
+class ImageRequest(Request):
+    """A request about one image; by multipart the file takes the place of the data URI."""
+
+    image: str = Field(description="the image as a data URI: data:image/jpeg;base64,…")
+    model: str | None = Field(None, description="a name from /v1/models; empty: the default model")
+
+
+class ClassifyRequest(ImageRequest):
     """One image and the classes to rank for it."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
                 {"image": EXAMPLE_IMAGE, "labels": ["melanoma", "melanocytic nevus", "basal cell carcinoma"]},
-                {"image": EXAMPLE_IMAGE},
+                {"image": EXAMPLE_IMAGE, "benchmark": "derm1m/ham10000"},
             ]
         }
     )
 
-    image: str = Field(description="the image as a data URI: data:image/jpeg;base64,…")
-    model: str | None = Field(None, description="a name from /v1/models; empty: the model served here")
     labels: list[str] | None = Field(None, description="classes to rank; empty: the model's own list")
+    benchmark: str | None = Field(
+        None, description="rank the classes of this published benchmark, by its prompts if it has any"
+    )
     ontology: str | None = Field(
         None, description="rank the leaves below this node of the served ontology, instead of labels"
     )
     templates: list[str] | None = Field(None, description="prompts with {} for the class; empty: the published eight")
+
+
+class ConceptsRequest(ImageRequest):
+    """One image and the clinical concepts to look for in it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"image": EXAMPLE_IMAGE, "concepts": ["plaque", "scale", "erythema"]}]}
+    )
+
+    concepts: list[str] | None = Field(None, description="concepts with published terms; empty: all of them")
+
+
+class SearchRequest(Request):
+    """A text or an image, and what to find near it in the index."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"query": "psoriasis on the elbow", "k": 5},
+                {"image": EXAMPLE_IMAGE, "target": "text"},
+            ]
+        }
+    )
+
+    query: str | None = Field(None, description="a text; or send image")
+    image: str | None = Field(None, description="an image as a data URI; or send query")
+    target: Literal["image", "text"] = Field("image", description="find images, or captions")
+    k: int = Field(10, ge=1, le=100, description="how many")
+    model: str | None = Field(None, description="a name from /v1/models; it must be the model that made the index")
 
 
 class ModelIdentity(BaseModel):
@@ -114,14 +151,60 @@ class RankedLabel(BaseModel):
     path: list[str] | None = Field(None, description="the class in the served ontology, from below the root")
 
 
+class RolledUpNode(BaseModel):
+    """A node above ranked classes, with the sum of their probabilities."""
+
+    node: str
+    level: int = Field(description="1 right under the root")
+    path: list[str]
+    probability: Annotated[float, Field(ge=0, le=1)]
+
+
 class ClassifyResponse(BaseModel):
-    """Classes, most probable first."""
+    """Classes, most probable first, and the same rolled up the disease tree."""
 
     object: Literal["classification"] = "classification"
     ranking: list[RankedLabel]
+    hierarchy: list[RolledUpNode] = Field(description="upper levels first; empty when no ontology knows the classes")
     model: str
     model_info: ModelIdentity
     logit_scale: float
+
+
+class ConceptPresence(BaseModel):
+    """One concept."""
+
+    concept: str
+    score: Annotated[float, Field(ge=0, le=1, description="presence, by the published prompts and temperature")]
+
+
+class ConceptsResponse(BaseModel):
+    """Concepts, surest first. Each stands alone: scores do not sum to 1."""
+
+    object: Literal["concepts"] = "concepts"
+    concepts: list[ConceptPresence]
+    model: str
+    model_info: ModelIdentity
+
+
+class SearchHit(BaseModel):
+    """One neighbour."""
+
+    sample_id: str
+    score: float = Field(description="cosine with the query")
+    caption: str | None = Field(description="the image's caption, or the text that was found")
+    labels: list[str]
+    thumbnail: str | None = Field(description="a small JPEG as a data URI, where the index keeps them")
+
+
+class SearchResponse(BaseModel):
+    """Neighbours, nearest first."""
+
+    object: Literal["list"] = "list"
+    data: list[SearchHit]
+    index: str = Field(description="digest of the index")
+    model: str
+    model_info: ModelIdentity
 
 
 class ModelCard(BaseModel):
@@ -138,6 +221,7 @@ class ModelCard(BaseModel):
     logit_scale: float
     classes: list[str] = Field(description="ranked when a request names none; may be empty")
     model_info: ModelIdentity
+    can_search: bool = Field(description="an index made by this model is loaded")
 
 
 class ModelsResponse(BaseModel):
@@ -145,6 +229,23 @@ class ModelsResponse(BaseModel):
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+class RolloutCheck(BaseModel):
+    """One thing that a version had to show."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+class RolloutResponse(BaseModel):
+    """What a look at the alias, or a roll-back, led to."""
+
+    event: Literal["unchanged", "followed", "refused", "rolled_back"]
+    version: str | None = Field(description="the version that answers now")
+    previous: str | None = Field(description="the version that a roll-back returns to")
+    checks: list[RolloutCheck]
 
 
 class Health(BaseModel):
@@ -157,7 +258,7 @@ class ErrorDetail(BaseModel):
     """What went wrong, for a person (`message`) and for a program (`code`)."""
 
     message: str
-    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    type: Literal["invalid_request_error", "authentication_error", "rate_limit_error", "server_error"]
     param: str | None
     code: str
 

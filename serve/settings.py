@@ -27,13 +27,31 @@ class LimitsConfig(Config):
     request_timeout_s: float = Field(60.0, gt=0, description="time one request may take, in seconds (504)")
 
 
+class AuthConfig(Config):
+    """Where the tokens are; the tokens themselves are never keys, so that no config or log holds one."""
+
+    token_file: str | None = Field(
+        None, description="file with a bearer token a line; $DERMRAY_SERVE_TOKENS holds more, separated by commas"
+    )
+    admin_token_file: str | None = Field(
+        None, description="the same for tokens that may change what is served; also $DERMRAY_SERVE_ADMIN_TOKENS"
+    )
+
+
+class RolloutConfig(Config):
+    """How a new version behind `models:/NAME@ALIAS` is taken up."""
+
+    poll_s: float = Field(30.0, ge=0, description="seconds between two looks at the alias; 0: on request only")
+
+
 class ServeConfig(Config):
-    """The served model, the encoders' replicas and batches, and the limits of a request."""
+    """The served models, the encoders' replicas and batches, and the limits of a request."""
 
     model: str = Field(
         description="model folder (path or URI), local-dir:PATH, models:/NAME@ALIAS, models:/NAME/VERSION, "
         "or an open_clip architecture"
     )
+    models: tuple[str, ...] = Field((), description="further models, in the same spelling; requests name them")
     name: str | None = Field(None, description="name to serve it under; empty: the registry's or the folder's")
     device: str | None = Field(None, description="cpu, cuda, …; empty: a GPU where there is one")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the forward pass")
@@ -41,14 +59,22 @@ class ServeConfig(Config):
         None, description="classes to rank when a request names none; empty: the model's own list"
     )
     ontology: str | None = Field(None, description="ontology.json; empty: the model folder's own, if any")
+    compile: bool = Field(False, description="torch.compile for the image tower; slow to start")
+    index: str | None = Field(None, description="folder of jobs/index.py, for /v1/search")
     max_batch_size: int = Field(32, ge=1, description="most images (or texts) of one forward pass")
     batch_wait_ms: float = Field(5.0, ge=0, description="how long a batch waits to fill, in milliseconds")
     num_replicas: int = Field(1, ge=1, description="encoder replicas")
+    max_replicas: int | None = Field(
+        None, ge=1, description="replicas added while requests queue, up to this many; empty: always num_replicas"
+    )
+    single_process: bool = Field(False, description="encoders inside the HTTP replicas: one hop fewer")
     num_cpus: float = Field(1.0, gt=0, description="CPUs of one encoder replica")
     num_gpus: float = Field(0.0, ge=0, description="GPUs of one encoder replica")
     decode_threads: int = Field(2, ge=1, description="threads that decode images in one encoder replica")
     classifier_cache: int = Field(64, ge=1, description="text classifiers that one replica keeps")
     limits: LimitsConfig = LimitsConfig()
+    auth: AuthConfig = AuthConfig()
+    rollout: RolloutConfig = RolloutConfig()
     tracking: TrackingConfig = TrackingConfig()
 
 

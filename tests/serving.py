@@ -6,19 +6,32 @@ import base64
 import contextlib
 import hashlib
 import io
+import os
+import signal
 import socket
 import struct
+import threading
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
+import uvicorn
+from fastapi import FastAPI
 from PIL import Image
 
-from dermray import images
+from dermray import images, storage
 from dermray.errors import ImageError
-from dermray.serving import ServedModel, rank
-from serve.backend import Classified, Embedded, Rejection, Timing
+from dermray.index.embeddings import Embeddings, Maker, Part, images_table, part_file, texts_table, to_parquet
+from dermray.index.vectors import VectorIndex, build
+from dermray.serving import ConceptScore, ServedModel, locate, rank
+from serve.backend import Annotated, Classified, Embedded, Rejection, Timing
+from serve.catalogue import Catalogue, Served, Slot
+from serve.routes import create_app
+from serve.settings import LimitsConfig, ServeConfig
 
 CLASSES = ("melanoma", "melanocytic nevus", "psoriasis", "acne vulgaris", "vitiligo")
 
@@ -51,19 +64,29 @@ def bomb_png(width: int = 20_000, height: int = 20_000) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
+def animated_gif() -> bytes:
+    """A GIF of two frames."""
+    frames = [Image.new("RGB", (32, 24), colour) for colour in ("salmon", "brown")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
 def data_uri(data: bytes, media_type: str = "image/jpeg") -> str:
     """The data URI of an image."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 
-def save_tiny_model(folder: Path, classes: Sequence[str] = CLASSES) -> Path:
-    """A model folder with random weights, seconds to load."""
+def save_tiny_model(folder: Path, classes: Sequence[str] = CLASSES, *, seed: int = 0, damaged: bool = False) -> Path:
+    """A model folder with random weights, seconds to load; `damaged`: some are NaN."""
     import torch
 
     from dermray import models
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model, _, _ = models.create("dermray_tiny")
+    if damaged:
+        next(model.visual.parameters()).data.fill_(float("nan"))
     cfg = models.architecture("dermray_tiny")
     models.save(model, str(folder), model_cfg=cfg, provenance={"classes": list(classes)})
     return folder
@@ -108,6 +131,13 @@ class DummyBackend:
         weights = self._vectors([label.encode() for label in labels])
         return Classified(tuple(rank(embedded.images[0], weights, labels, 100.0)), embedded.timing)
 
+    async def annotate(self, image: bytes, concepts: Sequence[str]) -> Annotated:
+        """The same score for every concept."""
+        embedded = await self.embed([image], [])
+        if embedded.rejections:
+            return Annotated((), embedded.timing, embedded.rejections[0])
+        return Annotated(tuple(ConceptScore(name, 0.5) for name in concepts), embedded.timing)
+
     async def probe(self) -> None:
         """Fails when it was told to."""
         if self.failure is not None:
@@ -127,11 +157,56 @@ def _rejection(index: int, data: bytes) -> Rejection | None:
     return None
 
 
+def encoder_pids(deployment: str = "encoder") -> list[int]:
+    """Processes of a deployment's replicas on this machine."""
+    name = f"ServeReplica:dermray-test:{deployment}"
+    return [one.pid for one in psutil.process_iter(["cmdline"]) if name in " ".join(one.info["cmdline"] or ())]
+
+
+def kill_encoder() -> int:
+    """SIGKILL one encoder replica, the oldest; returns its process id, 0 when there is none."""
+    pids = sorted(encoder_pids())
+    for pid in pids[:1]:
+        os.kill(pid, signal.SIGKILL)
+    return pids[0] if pids else 0
+
+
 def free_port() -> int:
     """A port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def local_app(folders: Sequence[Path], *, index: Path | None = None, **keys: Any) -> FastAPI:
+    """The whole application over real engines in this process, without Ray."""
+    from serve.engine import Engine
+    from serve.replica import LocalBackend
+    from serve.rollout import load_ontology
+
+    slots = []
+    for folder in folders:
+        source = locate(str(folder))
+        engine = Engine(source, ServeConfig(model=str(folder), device="cpu", **keys))
+        slots.append(Slot(Served(LocalBackend(engine), load_ontology(source), source)))
+    loaded = VectorIndex.load(str(index)) if index is not None else None
+    return create_app(Catalogue(slots), LimitsConfig(), index=loaded)
+
+
+@contextlib.contextmanager
+def listening(app: FastAPI) -> Iterator[str]:
+    """The application on a port of loopback; yields its base URL and stops it."""
+    server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_level="critical"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive(), "the server did not come up"
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.config.port}"
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 @contextlib.contextmanager
@@ -148,3 +223,48 @@ def running(**arguments: object) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         serve.shutdown()
+
+
+def save_embeddings(folder: Path, *, num_parts: int = 1, rows: int = 40, dim: int = 8) -> np.ndarray:
+    """Embeddings of the dummy model over random unit vectors, as jobs/embed.py leaves them; returns the vectors."""
+    maker = Maker(name="dummy", embedding_dim=dim, model_digest="d" * 64, preprocessing_digest="e" * 64)
+    vectors = np.random.default_rng(0).normal(size=(num_parts * rows, dim)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    thumbnails = [b"jpeg %d" % number for number in range(len(vectors))]
+    write_embeddings(folder, maker, vectors, thumbnails, rows=rows)
+    return vectors
+
+
+def save_index(folder: Path, model: Path, num_images: int = 24) -> Path:
+    """An index of photographs by a model, as jobs/embed.py and jobs/index.py make it."""
+    from dermray.encoder import Encoder
+
+    encoder = Encoder.load(str(model), device="cpu")
+    photographs = [photograph(seed) for seed in range(num_images)]
+    info = encoder.info
+    maker = Maker(
+        name=info.name,
+        embedding_dim=info.embedding_dim,
+        model_digest=info.model_digest,
+        preprocessing_digest=info.preprocessing_digest,
+    )
+    write_embeddings(folder / "embeddings", maker, encoder.encode_images(photographs), photographs, rows=num_images)
+    build(str(folder / "embeddings"), str(folder / "index"))
+    return folder / "index"
+
+
+def write_embeddings(
+    folder: Path, maker: Maker, vectors: np.ndarray, thumbnails: Sequence[bytes], *, rows: int
+) -> None:
+    """A folder of embeddings in parts of `rows`; every row has a caption and a label."""
+    parts = []
+    for number, start in enumerate(range(0, len(vectors), rows)):
+        name, span = f"part-{number:05d}", range(start, start + rows)
+        ids, captions = [f"sample-{i}" for i in span], [f"caption {i}" for i in span]
+        own = vectors[start : start + rows]
+        images = images_table(ids, own, captions, [["psoriasis"]] * rows, thumbnails[start : start + rows])
+        for kind, table in (("images", images), ("texts", texts_table(ids, captions, own))):
+            storage.write_bytes(part_file(str(folder), kind, name), to_parquet(table, row_group_size=64))
+        parts.append(Part(name=name, num_images=rows, num_texts=rows, failures={}))
+    manifest = Embeddings(maker=maker, corpus_uri="corpus", corpus_digest="c", content={}, parts=tuple(parts))
+    storage.write_text(storage.join(str(folder), "embeddings.json"), manifest.model_dump_json())

@@ -72,6 +72,7 @@ class Encoder:
         model_digest: str | None = None,
         device: str | None = None,
         precision: Precision = "fp32",
+        compiled: bool = False,
     ) -> None:
         """Wrap a loaded model; use `Encoder.load` to get one from a folder or a name.
 
@@ -83,6 +84,7 @@ class Encoder:
             model_digest: SHA-256 of its weights file; without it the tensors are hashed.
             device: `cpu`, `cuda`, `cuda:1`; empty: a GPU if there is one.
             precision: `bf16` runs the towers under autocast; vectors are float32 all the same.
+            compiled: hand the image tower to torch.compile; the first pass of each batch size class is slow then.
 
         Raises:
             ModelError: an unknown precision.
@@ -92,6 +94,8 @@ class Encoder:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         digest = model_digest or _state_digest(model)
         self._model = model.to(self.device).eval()
+        if compiled:
+            self._model.visual.compile(dynamic=True)  # type: ignore[union-attr]
         self._transform = image_transform
         self._tokenizer = tokenizer
         self._precision = precision
@@ -111,7 +115,14 @@ class Encoder:
         )
 
     @classmethod
-    def load(cls, uri: str | PathLike[str], *, device: str | None = None, precision: Precision = "fp32") -> Encoder:
+    def load(
+        cls,
+        uri: str | PathLike[str],
+        *,
+        device: str | None = None,
+        precision: Precision = "fp32",
+        compiled: bool = False,
+    ) -> Encoder:
         """Load a model folder (path, URI or `local-dir:`), or a model by its open_clip name.
 
         Raises:
@@ -122,13 +133,22 @@ class Encoder:
         weights = models.folder.weights_of(folder)
         if weights is None:
             model, transform, tokenizer = models.create(name)
-            return cls(model, transform, tokenizer, name=name, device=device, precision=precision)
+            return cls(model, transform, tokenizer, name=name, device=device, precision=precision, compiled=compiled)
         # A remote folder comes down once for both the weights and their digest.
         with storage.local_folder(folder) as path:
             model, transform, tokenizer = models.create(str(path))
             digest = _file_digest(str(path / weights))
         label = storage.name_of(folder)
-        return cls(model, transform, tokenizer, name=label, model_digest=digest, device=device, precision=precision)
+        return cls(
+            model,
+            transform,
+            tokenizer,
+            name=label,
+            model_digest=digest,
+            device=device,
+            precision=precision,
+            compiled=compiled,
+        )
 
     def preprocess(self, data: bytes) -> np.ndarray:
         """Encoded image to the model's input, float32 `[3, S, S]`.

@@ -78,3 +78,17 @@ class EndpointError(DermRayError):
 
 class TrackingError(DermRayError):
     """The MLflow registry or tracking store refused something that the run depends on."""
+
+
+class VectorIndexError(DermRayError):
+    """Embeddings or an index are missing, damaged, or made by another model."""
+
+
+class ServiceError(DermRayError):
+    """A served model refused a request or is out of reach. `status` is HTTP's, 0 without an answer."""
+
+    def __init__(self, message: str, *, status: int = 0, code: str = "unreachable", param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import re
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +21,7 @@ from dermray.encoder import Encoder
 from dermray.evaluate.zero_shot import TEMPLATES, build_classifier
 from serve.app import build, find_model
 from serve.settings import ServeArgumentError, ServeConfig
-from tests.serving import CLASSES, bomb_png, data_uri, photograph, running, save_tiny_model
+from tests.serving import CLASSES, bomb_png, data_uri, kill_encoder, photograph, running, save_tiny_model
 
 pytestmark = pytest.mark.ray
 MAX_BATCH_SIZE = 8
@@ -61,7 +63,7 @@ def assert_same_direction(vectors: np.ndarray, expected: np.ndarray) -> None:
 def batch_sizes(client: httpx.Client) -> tuple[float, float]:
     """Sum and count of the batch-size histogram."""
     text = client.get("/metrics").text
-    values = [re.search(rf"^dermray_batch_size_{kind} (\S+)$", text, re.M) for kind in ("sum", "count")]
+    values = [re.search(rf"^dermray_batch_size_{kind}{{.*}} (\S+)$", text, re.M) for kind in ("sum", "count")]
     total, count = (float(match.group(1)) if match else 0.0 for match in values)
     return total, count
 
@@ -178,6 +180,44 @@ def test_a_bad_image_does_not_fail_its_neighbours(client, url, encoder):
     with ThreadPoolExecutor(24) as pool:
         statuses = [answer.status_code for answer in pool.map(ask, mixed)]
     assert statuses == [200, 400] * 12
+
+
+def test_a_text_of_100_000_characters_is_refused_and_a_pixel_has_a_vector(client):
+    answer = client.post("/v1/embeddings", json={"input": "x" * 100_000})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "text_too_long")
+    assert embed(client, data_uri(photograph(size=(1, 1), kind="PNG"))).shape == (1, 128)
+
+
+def test_half_sent_and_slow_bodies_hold_up_nobody(client, url):
+    """A body that stops half-way, and one that trickles: others are answered meanwhile, and neither leaves a 500."""
+    port = int(url.rpartition(":")[2])
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 30\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port)) as gone, socket.create_connection(("127.0.0.1", port)) as slow:
+        gone.sendall(head + b'{"input": ')
+        slow.sendall(head + b'{"input": ')
+        assert embed(client, "in the meantime").shape == (1, 128)
+        gone.close()
+        for byte in b'"a text, slowly"   }':
+            slow.sendall(bytes([byte]))
+        slow.settimeout(60)
+        assert slow.recv(4096).startswith(b"HTTP/1.1 200")
+    assert embed(client, "afterwards").shape == (1, 128)
+    assert 'status="500"' not in client.get("/metrics").text
+
+
+def test_readiness_turns_red_with_the_model_and_green_again(client, url):
+    """Kills the only encoder replica; Serve starts another one."""
+    kill_encoder()
+    statuses = [client.get("/readyz").status_code]
+    deadline = time.monotonic() + 60
+    while statuses[-1] != 200 and time.monotonic() < deadline:
+        time.sleep(0.05)
+        statuses.append(client.get("/readyz").status_code)
+    assert statuses[-1] == 200
+    assert 503 in statuses
+    assert set(statuses) <= {200, 503}
+    assert client.get("/healthz").status_code == 200
+    assert embed(client, "again").shape == (1, 128)
 
 
 def test_a_body_over_twenty_megabytes_is_413(client):

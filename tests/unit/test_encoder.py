@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dermray import models
 from dermray.encoder import Encoder
 from dermray.errors import ImageError, ModelError
 from tests.corpora import RGB, jpeg, write_model
@@ -121,3 +122,16 @@ def test_bad_names_are_model_errors(folder, tmp_path):
         Encoder.load(str(folder), precision="fp16")
     with pytest.raises(ModelError):
         Encoder.load(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("name", ["dermray_tiny", "panderm_tiny_bert"])
+def test_short_texts_run_short_and_give_the_vectors_of_the_full_length(name):
+    model, transform, tokenizer = models.create(name)
+    encoder = Encoder(model, transform, tokenizer, name=name, device="cpu")
+    texts = ["acne", "a skin image of melanoma", "plaque with silvery scale " * 40, ""]
+    with torch.inference_mode():
+        full = torch.nn.functional.normalize(model.eval().encode_text(tokenizer(texts)), dim=-1).numpy()
+    together = encoder.encode_texts(texts)
+    alone = np.concatenate([encoder.encode_texts([text]) for text in texts])
+    np.testing.assert_allclose(together, full, atol=1e-5)
+    np.testing.assert_allclose(alone, full, atol=1e-5)

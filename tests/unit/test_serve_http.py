@@ -7,6 +7,7 @@ import base64
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,10 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dermray.corpus.ontology import Ontology
+from dermray.evaluate import benchmarks
+from dermray.index import VectorIndex
+from dermray.index.vectors import build
+from dermray.serving import concept_names
+from serve.catalogue import Catalogue, Served, Slot
 from serve.errors import Refusal, unavailable
 from serve.routes import create_app
 from serve.settings import LimitsConfig
-from tests.serving import CLASSES, DummyBackend, bomb_png, data_uri, photograph
+from tests.serving import CLASSES, DummyBackend, bomb_png, data_uri, photograph, save_embeddings
 
 ONTOLOGY = Ontology.from_json(
     {
@@ -36,7 +42,7 @@ ONTOLOGY = Ontology.from_json(
 def client_of(
     backend: DummyBackend | None = None, limits: LimitsConfig | None = None, ontology: Ontology | None = ONTOLOGY
 ) -> TestClient:
-    return TestClient(create_app(backend or DummyBackend(), limits or LimitsConfig(), ontology))
+    return TestClient(create_app(Catalogue.of(backend or DummyBackend(), ontology), limits or LimitsConfig()))
 
 
 @pytest.fixture
@@ -225,6 +231,108 @@ def test_classify_refusals(client, change, status, code):
     assert code is None or error["code"] == code
 
 
+@pytest.mark.parametrize(
+    ("change", "code", "param"),
+    [
+        ({"benchmark": "derm1m/nothing"}, "unknown_benchmark", "benchmark"),
+        ({"benchmark": "derm1m"}, "unknown_benchmark", "benchmark"),
+        ({"benchmark": "derm1m/ham10000", "labels": ["a"]}, "conflict", "benchmark"),
+    ],
+)
+def test_benchmarks_without_a_class_list_are_refused(client, change, code, param):
+    error = error_of(client.post("/v1/classify", json={"image": data_uri(photograph())} | change))
+    assert (error["code"], error["param"]) == (code, param)
+
+
+def test_classify_by_a_published_benchmark():
+    suite = benchmarks.load("derm1m/ham10000").benchmarks[0]
+    with client_of(backend := DummyBackend()) as client:
+        body = {"image": data_uri(photograph()), "benchmark": "derm1m/ham10000"}
+        ranking = client.post("/v1/classify", json=body).json()["ranking"]
+        assert {one["label"] for one in ranking} == set(suite.classes)
+        assert backend.asked_templates == (suite.templates or None)
+        form = client.post("/v1/classify", files={"image": photograph()}, data={"benchmark": "derm1m/ham10000"})
+        assert form.json()["ranking"] == ranking
+
+
+def test_a_ranking_is_rolled_up_the_tree(client):
+    labels = ["melanoma", "psoriasis", "acne vulgaris", "wart"]
+    answer = client.post("/v1/classify", json={"image": data_uri(photograph()), "labels": labels}).json()
+    probability = {one["label"]: one["probability"] for one in answer["ranking"]}
+    nodes = {one["node"]: one for one in answer["hierarchy"]}
+    assert set(nodes) == {"inflammatory", "proliferations"}
+    expected = probability["psoriasis"] + probability["acne vulgaris"]
+    assert nodes["inflammatory"]["probability"] == pytest.approx(expected)
+    assert nodes["proliferations"]["probability"] == pytest.approx(probability["melanoma"])
+    assert nodes["inflammatory"]["path"] == ["inflammatory"]
+
+
+def test_concepts_by_json_and_by_form(client):
+    everything = client.post("/v1/concepts", json={"image": data_uri(photograph())}).json()["concepts"]
+    assert {one["concept"] for one in everything} == set(concept_names())
+    body = {"image": data_uri(photograph()), "concepts": ["Plaque", "pigment_network"]}
+    answer = client.post("/v1/concepts", json=body)
+    assert answer.status_code == 200, answer.text
+    assert [one["concept"] for one in answer.json()["concepts"]] == ["plaque", "pigment network"]
+    assert answer.headers["X-DermRay-Model-Digest"] == answer.json()["model_info"]["digest"]
+    form = client.post("/v1/concepts", files={"image": photograph()}, data={"concepts": "plaque\npigment network"})
+    assert form.json()["concepts"] == answer.json()["concepts"]
+    for concepts, code in (([], "empty_input"), (["wings"], "unknown_concept"), (["plaque"] * 2, "duplicate_label")):
+        error = error_of(client.post("/v1/concepts", json=body | {"concepts": concepts}))
+        assert error["code"] == code
+    assert error_of(client.post("/v1/concepts", json=body | {"image": data_uri(b"no")}))["code"] == "not_an_image"
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory) -> VectorIndex:
+    folder = tmp_path_factory.mktemp("index")
+    save_embeddings(folder / "embeddings")
+    build(str(folder / "embeddings"), str(folder / "index"))
+    return VectorIndex.load(str(folder / "index"))
+
+
+def test_search_by_text_and_by_image(index):
+    app = create_app(Catalogue.of(DummyBackend(), ONTOLOGY), LimitsConfig(), index=index)
+    with TestClient(app) as client:
+        assert client.get("/v1/models").json()["data"][0]["can_search"] is True
+        for query in ({"query": "psoriasis"}, {"image": data_uri(photograph())}):
+            answer = client.post("/v1/search", json=query | {"k": 3})
+            assert answer.status_code == 200, answer.text
+            hits = answer.json()["data"]
+            assert len(hits) == 3
+            assert [one["score"] for one in hits] == sorted((one["score"] for one in hits), reverse=True)
+            assert hits[0]["thumbnail"].startswith("data:image/jpeg;base64,")
+            captions = client.post("/v1/search", json=query | {"target": "text", "k": 1}).json()["data"]
+            assert captions[0]["caption"].startswith("caption ")
+            assert captions[0]["thumbnail"] is None
+        for body, status in (({}, 400), ({"query": "a", "image": "b"}, 400), ({"query": " "}, 400), ({"k": 0}, 422)):
+            assert client.post("/v1/search", json=body).status_code == status
+
+
+def test_search_is_refused_without_an_index_or_with_another_models(index):
+    with client_of() as client:
+        assert error_of(client.post("/v1/search", json={"query": "a"}))["code"] == "no_index"
+        assert client.get("/v1/models").json()["data"][0]["can_search"] is False
+    other = DummyBackend()
+    other.model = replace(other.model, digest="f" * 64)
+    with TestClient(create_app(Catalogue.of(other), LimitsConfig(), index=index)) as client:
+        answer = client.post("/v1/search", json={"query": "a"})
+        assert (answer.status_code, error_of(answer)["code"]) == (409, "index_of_another_model")
+
+
+def test_several_models_answer_by_name():
+    second = DummyBackend()
+    second.model = replace(second.model, name="second", version="7", digest="f" * 64)
+    catalogue = Catalogue([Slot(Served(DummyBackend(), ONTOLOGY)), Slot(Served(second))])
+    with TestClient(create_app(catalogue, LimitsConfig())) as client:
+        assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["dummy", "second"]
+        for asked, name in ((None, "dummy"), ("dummy", "dummy"), ("second", "second"), ("second/7", "second")):
+            answer = client.post("/v1/embeddings", json={"input": "a", "model": asked})
+            assert answer.json()["model_info"]["name"] == name
+            assert answer.headers["X-DermRay-Model"] == name
+        assert client.post("/v1/embeddings", json={"input": "a", "model": "third"}).status_code == 404
+
+
 def test_classify_multipart_refusals(client):
     labels = {"labels": "a\nb"}
     bad = client.post("/v1/classify", files={"image": ("a.jpg", b"hello", "image/jpeg")}, data=labels)
@@ -358,10 +466,10 @@ def test_metrics_count_requests_items_failures_and_stages(client):
         'dermray_requests_total{route="/v1/embeddings",status="400"} 1.0',
         'dermray_request_failures_total{code="not_an_image",route="/v1/embeddings"} 1.0',
         'dermray_requests_total{route="other",status="404"} 1.0',
-        'dermray_items_total{modality="text"} 2.0',
-        'dermray_items_total{modality="image"} 1.0',
-        "dermray_batch_size_count 3.0",
-        'dermray_stage_duration_seconds_count{stage="forward"} 2.0',
+        'dermray_items_total{modality="text",model="dummy/3"} 2.0',
+        'dermray_items_total{modality="image",model="dummy/3"} 1.0',
+        'dermray_batch_size_count{model="dummy/3"} 3.0',
+        'dermray_stage_duration_seconds_count{model="dummy/3",stage="forward"} 2.0',
     ):
         assert line in text
 

@@ -214,5 +214,12 @@ def test_the_deploy_config_is_one_that_ray_serve_and_the_builder_accept():
     assert content["http_options"]["host"] == "127.0.0.1"
     config = parse_arguments(application.args)
     assert config.model == "models:/dermray@champion"
+    # KubeRay gets the same application; only the address differs, and there it needs tokens.
+    service = yaml.safe_load((Path(__file__).parents[2] / "infra" / "rayservice.yaml").read_text())["spec"]
+    deployed = yaml.safe_load(service["serveConfigV2"])
+    assert deployed["http_options"].pop("host") == "0.0.0.0"
+    assert deployed == content | {"http_options": {k: v for k, v in content["http_options"].items() if k != "host"}}
+    containers = service["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert {"DERMRAY_SERVE_TOKENS", "RAY_AUTH_MODE"} <= {one["name"] for one in containers[0]["env"]}
     # Serve's own deadline must not cut off the one that answers in our error shape.
     assert content["http_options"]["request_timeout_s"] > config.limits.request_timeout_s

@@ -1,4 +1,4 @@
-"""The web page in a real headless Chromium against a real Serve application.
+"""The web page in a real headless Chromium against the real application over a real model; Ray is not needed here.
 
 `DERMRAY_SCREENSHOTS=FOLDER` keeps the pictures that the tests take.
 """
@@ -14,27 +14,38 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from tests.serving import CLASSES, photograph, running, save_tiny_model
+from serve.auth import Access, _digest
+from serve.catalogue import Catalogue
+from serve.routes import create_app
+from serve.settings import LimitsConfig
+from tests.serving import CLASSES, DummyBackend, listening, local_app, photograph, save_index, save_tiny_model
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.skipif(
-        not (CHROMIUM and CHROMEDRIVER), reason="needs a browser: install Debian's chromium and chromium-driver"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and CHROMEDRIVER), reason="needs a browser: install Debian's chromium and chromium-driver"
+)
 WAIT_S = 20
+TOKEN = "a-token-of-16-characters"
 DESKTOP = (1180, 860)
 PHONE = (390, 844)
 
 
 @pytest.fixture(scope="module")
-def url(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = save_tiny_model(tmp_path_factory.mktemp("page") / "tiny")
-    with running(model=str(folder), device="cpu") as url:
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("page")
+    model, second = save_tiny_model(folder / "tiny"), save_tiny_model(folder / "second", CLASSES[:3], seed=1)
+    with listening(local_app([model, second], index=save_index(folder, model))) as url:
+        yield url
+
+
+@pytest.fixture
+def guarded() -> Iterator[str]:
+    """The application over a backend without weights, behind a token."""
+    access = Access((_digest(TOKEN),))
+    with listening(create_app(Catalogue.of(DummyBackend()), LimitsConfig(), access=access)) as url:
         yield url
 
 
@@ -115,7 +126,7 @@ class Page:
 
 
 def test_the_page_names_the_model_its_classes_and_its_purpose(page, keep):
-    assert page.one("model-name").text == "tiny"
+    assert Select(page.one("picker")).first_selected_option.text == "tiny"
     assert page.chips() == list(CLASSES)
     assert "not a diagnosis" in page.driver.find_element(By.CLASS_NAME, "notice").text
     page.until(lambda: page.one("health").get_attribute("class") == "dot ready")
@@ -141,6 +152,56 @@ def test_an_upload_is_ranked(page, keep, tmp_path):
     assert not page.one("error").is_displayed()
     assert page.complaints() == []
     keep("serve_page_result")
+
+
+def test_concepts_and_neighbours_stand_beside_the_ranking(page, tmp_path):
+    page.upload(tmp_path / "lesion.jpg", photograph(5))
+    page.until(lambda: page.ranking() and page.idle())
+    chips = page.driver.find_elements(By.CSS_SELECTOR, "#concept-list li")
+    assert len(chips) == 12
+    scores = [float(chip.find_element(By.TAG_NAME, "b").text.removesuffix(" %")) for chip in chips]
+    assert scores == sorted(scores, reverse=True)
+    hits = page.driver.find_elements(By.CSS_SELECTOR, "#neighbour-list li")
+    assert len(hits) == 8
+    # The photograph itself is in the index.
+    assert (hits[0].get_attribute("title"), hits[0].find_element(By.CLASS_NAME, "value").text) == ("caption 5", "1.00")
+    loaded = "return [...document.querySelectorAll('#neighbour-list img')].every((one) => one.naturalWidth > 0)"
+    page.until(lambda: page.driver.execute_script(loaded))
+    assert page.complaints() == []
+
+
+def test_words_find_images_by_keyboard(page, keep):
+    page.one("query").send_keys("silvery scale on an elbow", Keys.ENTER)
+    page.until(lambda: len(page.driver.find_elements(By.CSS_SELECTOR, "#found li")) == 12)
+    assert page.one("search-status").text == "12 images nearest to “silvery scale on an elbow”, by cosine"
+    page.driver.execute_script("arguments[0].scrollIntoView()", page.one("search"))
+    keep("serve_page_search")
+    assert page.complaints() == []
+
+
+def test_another_model_brings_its_classes_and_ranks_again(page, tmp_path):
+    page.upload(tmp_path / "lesion.jpg", photograph(1))
+    page.until(lambda: page.ranking() and page.idle())
+    Select(page.one("picker")).select_by_visible_text("second")
+    page.until(lambda: "Answered by second" in page.one("foot").text and page.idle())
+    assert page.chips() == list(CLASSES[:3])
+    assert set(page.ranking()) == set(CLASSES[:3])
+    # The index was made by the first one.
+    assert not page.one("search").is_displayed()
+    assert not page.one("neighbours").is_displayed()
+
+
+def test_a_service_with_tokens_asks_for_one(driver, guarded):
+    driver.get(guarded)
+    wait = WebDriverWait(driver, WAIT_S)
+    dialog, token = driver.find_element(By.ID, "token-dialog"), driver.find_element(By.ID, "token")
+    wait.until(lambda _: dialog.is_displayed())
+    token.send_keys("wrong", Keys.ENTER)
+    wait.until(lambda _: driver.find_element(By.ID, "token-refused").is_displayed())
+    token.send_keys(TOKEN, Keys.ENTER)
+    wait.until(lambda _: driver.find_element(By.ID, "model-name").text == "dummy v3 @champion")
+    assert not dialog.is_displayed()
+    assert driver.execute_script("return localStorage.length") == 0
 
 
 def test_a_bad_file_is_explained_and_the_next_one_works(page, keep, tmp_path):

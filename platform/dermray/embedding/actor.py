@@ -43,7 +43,7 @@ class EncodeActor:
             num_rows = self._encode(self._encoder, item)
             num_images, num_texts = (0, num_rows) if "texts" in item else (num_rows, 0)
         except DermRayError as failure:
-            error = json.dumps({"kind": type(failure).__name__, "message": str(failure)})
+            error = described(failure)
         return {
             "num_images": np.array([num_images]),
             "num_texts": np.array([num_texts]),
@@ -64,7 +64,12 @@ class EncodeActor:
         return len(vectors)
 
 
+def described(error: DermRayError) -> str:
+    """An error of ours as the text of a row, for `error_of`."""
+    return json.dumps({"kind": type(error).__name__, "message": str(error)})
+
+
 def error_of(text: str) -> DermRayError:
-    """The error that an actor's row tells of."""
+    """The error that a row tells of."""
     document = json.loads(text)
     return getattr(errors, document["kind"])(document["message"])

@@ -34,6 +34,8 @@ TEXTS_PER_PART = 512
 MAX_PART_BYTES = 1 << 30
 _METADATA_KEY = b"dermray"
 _THREADS = 16
+# As PyTorch's normalize has it.
+_SMALLEST_LENGTH = 1e-12
 
 Say = Callable[[str], None]
 
@@ -148,6 +150,12 @@ def key_of(text: str) -> str:
 def digest(document: Any) -> str:
     """SHA-256 (hex) of a document's canonical JSON."""
     return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def unit_length(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors `[N, D]` in length 1, and the length of each before, `[N]`; zeros stay zeros."""
+    lengths = np.linalg.norm(vectors, axis=1)
+    return vectors / np.maximum(lengths, _SMALLEST_LENGTH)[:, None], lengths
 
 
 def write(part: Part, vectors: np.ndarray, words: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from dermray import storage
 from dermray.corpus import shards
+from dermray.corpus.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,18 @@ class ImageFiles:
 
 
 Images = RowGroup | ImageFiles
+
+
+def row_groups(corpus: str, split: Manifest, max_samples: int | None = None) -> Iterator[RowGroup]:
+    """The row groups of one split's manifest in the prepared corpus at `corpus`, of no more than the first samples."""
+    left = split.num_samples if max_samples is None else min(max_samples, split.num_samples)
+    position = 0
+    for (path, number), size in zip(split.row_group_locations(), split.row_group_sizes(), strict=True):
+        num_rows = min(int(size), left - position)
+        if num_rows == 0:
+            return
+        yield RowGroup(storage.join(corpus, path), number, position, num_rows)
+        position += num_rows
 
 
 def to_document(images: Images) -> dict[str, Any]:

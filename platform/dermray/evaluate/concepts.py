@@ -9,12 +9,8 @@ lower case; the published code pairs them by position.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -23,39 +19,17 @@ import torch
 from dermray.errors import EvaluationError
 from dermray.evaluate import groups, metrics
 from dermray.evaluate.bootstrap import Distribution, Metric, Seed, resample_weights
+from dermray.evaluate.concept_terms import Prompts
 from dermray.evaluate.features import Features
 from dermray.evaluate.predictions import ConceptPredictions
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.tasks import Context, TaskResult
 
-TERMS_NAME = "concept_terms.json"
 # The published temperature: logits are cosines times exp(4.5944).
 TEMPERATURE = 1.0 / math.exp(4.5944)
 GOOD_AUROC = 0.7
 _BLOCK_SCORES = 1 << 24
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """The published words: templates (`{}` is a term), a reference sentence each, and the terms of each concept."""
-
-    templates: tuple[str, ...]
-    references: tuple[str, ...]
-    terms: dict[str, tuple[str, ...]]
-
-    @classmethod
-    @lru_cache(maxsize=1)
-    def load(cls) -> Prompts:
-        """Read the data file that comes with the package."""
-        text = resources.files("dermray.evaluate").joinpath(TERMS_NAME).read_text(encoding="utf-8")
-        document = json.loads(text)
-        terms = {concept: tuple(words) for concept, words in document["terms"].items()}
-        return cls(tuple(document["templates"]), tuple(document["references"]), terms)
-
-    def targets(self, concept: str) -> list[str]:
-        """Every template with every term of a concept, template by template."""
-        return [template.replace("{}", term) for template in self.templates for term in self.terms[concept]]
 
 
 def presence_scores(image_features: Any, target: Any, reference: Any, temperature: float = TEMPERATURE) -> Any:

@@ -16,13 +16,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dermray.embedding.pipeline import obtain
-from dermray.embedding.store import Say, Store, Vectors, default_uri
+from dermray.embedding.store import Say, Store, Vectors, default_uri, unit_length
 from dermray.encoder import EncoderInfo, Precision
 from dermray.errors import EvaluationError
 from dermray.evaluate.samples import Samples
-
-# As PyTorch's normalize has it.
-SMALLEST_LENGTH = 1e-12
 
 
 @dataclass(frozen=True)
@@ -131,9 +128,9 @@ def compute(
 def _images(parts: Sequence[Vectors], dim: int) -> dict[str, np.ndarray]:
     """Unit vectors, lengths and reasons of all images, in the order of the parts."""
     vectors = np.concatenate([np.zeros((0, dim), dtype=np.float32), *(part.values for part in parts)])
-    lengths = np.linalg.norm(vectors, axis=1)
+    units, lengths = unit_length(vectors)
     return {
-        "images": vectors / np.maximum(lengths, SMALLEST_LENGTH)[:, None],
+        "images": units,
         "lengths": lengths,
         "reasons": np.concatenate([np.zeros(0, dtype=object), *(part.words for part in parts)]),
     }

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from dermray.embedding.store import unit_length
 from dermray.errors import EvaluationError
 from dermray.evaluate.classified import describe
-from dermray.evaluate.features import SMALLEST_LENGTH
 from dermray.evaluate.probing import Labelled
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
@@ -57,12 +57,12 @@ class KNearest:
     def run(self, context: Context) -> TaskResult:
         """Score every sample that has a label and an image."""
         config, data = context.config, Labelled.of(context)
-        train_features = _unit(data.train_features)
+        train_features = unit_length(data.train_features)[0]
 
         def predict(images: np.ndarray, lengths: np.ndarray) -> np.ndarray:
             return vote(images, train_features, data.train_labels, data.num_classes, k=config.neighbours)
 
-        probabilities = predict(_unit(data.features), np.ones(len(data.labels)))
+        probabilities = predict(unit_length(data.features)[0], np.ones(len(data.labels)))
         predictions = data.predictions(probabilities)
         return TaskResult(
             metrics=data.score(probabilities, bootstrap=config.bootstrap, seed=config.seed),
@@ -74,7 +74,3 @@ class KNearest:
             | describe(context, data.classes, data.kept, predictions, predict),
             predictions=predictions,
         )
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
-    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), SMALLEST_LENGTH)

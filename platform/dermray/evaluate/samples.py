@@ -5,7 +5,6 @@ Images are read where they are encoded (`dermray.embedding`); the few that a rep
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from dermray import storage
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import Ontology
-from dermray.embedding.units import Images, RowGroup, read_file, read_row_group
+from dermray.embedding.units import Images, RowGroup, read_file, read_row_group, row_groups
 from dermray.evaluate import groups
 
 RAW_ASPECT = "raw"
@@ -56,9 +55,9 @@ class Samples:
         """
         uri = storage.normalise(uri)
         manifest = Manifest.load(uri)
-        row_groups = tuple(_row_groups(uri, manifest.select(split), max_samples))
+        images = tuple(row_groups(uri, manifest.select(split), max_samples))
         rows: list[dict[str, Any]] = []
-        for group in row_groups:
+        for group in images:
             rows.extend(read_row_group(group, _COLUMNS).to_pylist())
         labels = [list(row["labels"]) for row in rows]
         known = manifest.ontology_sha256 is not None
@@ -66,7 +65,7 @@ class Samples:
             uri=uri,
             split=split,
             corpus_digest=manifest.digest,
-            images=row_groups,
+            images=images,
             ids=[row["sample_id"] for row in rows],
             captions=[_raw_caption(row["captions"]) for row in rows],
             labels=labels,
@@ -107,17 +106,6 @@ class Samples:
                 read = {index: read_file(unit.uris[index - unit.position]) for index in members}
                 found.update({index: data for index, data in read.items() if data is not None})
         return found
-
-
-def _row_groups(uri: str, split: Manifest, max_samples: int | None) -> Iterator[RowGroup]:
-    left = split.num_samples if max_samples is None else min(max_samples, split.num_samples)
-    position = 0
-    for (path, number), size in zip(split.row_group_locations(), split.row_group_sizes(), strict=True):
-        num_rows = min(int(size), left - position)
-        if num_rows == 0:
-            return
-        yield RowGroup(storage.join(uri, path), number, position, num_rows)
-        position += num_rows
 
 
 def _raw_caption(captions: list[dict[str, str]]) -> str | None:

@@ -1,14 +1,22 @@
 """What serving needs besides HTTP: which model is served, and text classifiers that are built once."""
 
 from dermray.serving.classifier import ClassifierCache, RankedClass, rank
+from dermray.serving.concepts import ConceptScore, concept_names, encode_concepts, score_concepts
+from dermray.serving.hierarchy import RankedNode, roll_up
 from dermray.serving.model import ModelSource, ServedModel, locate, served_model
 
 __all__ = [
     "ClassifierCache",
+    "ConceptScore",
     "ModelSource",
     "RankedClass",
+    "RankedNode",
     "ServedModel",
+    "concept_names",
+    "encode_concepts",
     "locate",
     "rank",
+    "roll_up",
+    "score_concepts",
     "served_model",
 ]

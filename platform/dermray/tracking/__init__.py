@@ -6,18 +6,22 @@ SQLite and a local artifact folder by default (where `mlflow ui` looks too), any
 from dermray.tracking.delivery import Delivered, deliver_left_over
 from dermray.tracking.registry import (
     CHAMPION,
+    MODELS_PREFIX,
     Registration,
     ResolvedModel,
     model_facts,
+    move_alias,
     record_deployment,
     register,
     resolve_model,
+    version_at,
 )
 from dermray.tracking.runs import Run, flatten, provenance, run
 from dermray.tracking.store import client, tracking_uri
 
 __all__ = [
     "CHAMPION",
+    "MODELS_PREFIX",
     "Delivered",
     "Registration",
     "ResolvedModel",
@@ -26,10 +30,12 @@ __all__ = [
     "deliver_left_over",
     "flatten",
     "model_facts",
+    "move_alias",
     "provenance",
     "record_deployment",
     "register",
     "resolve_model",
     "run",
     "tracking_uri",
+    "version_at",
 ]

@@ -57,23 +57,36 @@ def resolve_model(uri: str, config: TrackingConfig | None = None) -> ResolvedMod
     """
     if not uri.startswith(MODELS_PREFIX):
         return ResolvedModel(uri, storage.name_of(uri.removeprefix("local-dir:")))
-    mlflow_client = client(config or TrackingConfig())
+    version = _version(uri, config or TrackingConfig())
+    alias = uri.partition("@")[2] or None
+    return ResolvedModel(
+        _folder(version), version.name, str(version.version), alias, version.run_id, version.tags or {}
+    )
+
+
+def version_at(uri: str, config: TrackingConfig) -> str:
+    """Which version `models:/NAME@ALIAS` points at; unlike `resolve_model` it fetches no files.
+
+    Raises:
+        TrackingError: no such model, version or alias.
+    """
+    return str(_version(uri, config).version)
+
+
+def _version(uri: str, config: TrackingConfig) -> ModelVersion:
+    mlflow_client = client(config)
     reference = uri.removeprefix(MODELS_PREFIX)
     name, at, alias = reference.partition("@")
     try:
         if at:
-            version = mlflow_client.get_model_version_by_alias(name, alias)
-        else:
-            name, _, number = reference.partition("/")
-            version = mlflow_client.get_model_version(name, number)
+            return mlflow_client.get_model_version_by_alias(name, alias)
+        name, _, number = reference.partition("/")
+        return mlflow_client.get_model_version(name, number)
     except MlflowException as error:
         raise TrackingError(
             f"the registry has no {uri}: {error.message.splitlines()[0]}; see `mlflow ui` for what there is, or "
             "register one with jobs/register.py"
         ) from None
-    return ResolvedModel(
-        _folder(version), name, str(version.version), alias or None, version.run_id, version.tags or {}
-    )
 
 
 def _folder(version: ModelVersion) -> str:
@@ -172,6 +185,19 @@ def record_deployment(config: TrackingConfig, settings: Config, model: ResolvedM
         named = {"model_name": model.name, "model_version": model.version, "model_alias": model.alias}
         current.set_tags({key: value for key, value in named.items() if value})
     return current.id
+
+
+def move_alias(uri: str, version: str, config: TrackingConfig) -> None:
+    """Let the alias of `models:/NAME@ALIAS` point at a version.
+
+    Raises:
+        TrackingError: the registry does not take it.
+    """
+    name, _, alias = uri.removeprefix(MODELS_PREFIX).partition("@")
+    try:
+        client(config).set_registered_model_alias(name, alias, version)
+    except MlflowException as error:
+        raise TrackingError(f"the registry did not move {uri} to version {version}: {error.message}") from None
 
 
 def holder_of(mlflow_client: MlflowClient, name: str, alias: str) -> ModelVersion | None:

@@ -147,7 +147,8 @@ def run(
     """A run that ends FINISHED, FAILED or KILLED with the block.
 
     Args:
-        kind: prepare, leakage, export, pretrain, evaluate, compare, sweep, trial, register, promote, collect_garbage.
+        kind: prepare, leakage, export, pretrain, evaluate, compare, sweep, trial, register, promote, deploy, rollout,
+            embed, index, collect_garbage.
         name: for humans.
         resolved: the config whose keys become parameters and whose YAML becomes an artifact.
         state_uri: a JSON file that remembers the run, so that a restarted job goes on in the same one.

@@ -1,5 +1,8 @@
 // The page: choose a photograph, send it, show the ranking. No framework, no outside resource.
 
+import { $, ask, contentOf, element, percent, sentence } from "./api.js";
+import { enableSearch, showConcepts, showNeighbours } from "./findings.js";
+
 const NUM_SHOWN = 8;
 // For a model that has no class list of its own.
 const EXAMPLE_CONDITIONS = [
@@ -7,16 +10,6 @@ const EXAMPLE_CONDITIONS = [
   "seborrheic keratosis", "psoriasis", "atopic dermatitis", "acne vulgaris", "rosacea", "tinea corporis", "vitiligo",
 ];
 
-// What to say for the refusals that a person meets; anything else shows the server's own sentence.
-const EXPLANATIONS = {
-  not_an_image: "This file is not an image. Use a JPEG, PNG or WebP photograph.",
-  truncated: "This image is damaged or incomplete, so it cannot be read.",
-  zero_byte: "This file is empty.",
-  queue_full: "Many photographs are waiting just now. Try again in a moment.",
-  model_unavailable: "The model is not answering just now. Try again in a moment.",
-};
-
-const $ = (id) => document.getElementById(id);
 const state = {
   file: null,
   previewUrl: null,
@@ -28,33 +21,38 @@ const state = {
   request: null,
 };
 
-function element(tag, className, text) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
-
 // ---- the model ----
 
-async function loadModel() {
+async function loadModels() {
+  let models;
   try {
-    const answer = await fetch("v1/models");
-    if (!answer.ok) throw new Error(`status ${answer.status}`);
-    state.model = (await answer.json()).data[0];
+    models = (await contentOf(await ask("v1/models"))).data;
   } catch {
     $("model-name").textContent = "not reachable";
     $("health").className = "dot down";
     return;
   }
-  const info = state.model.model_info;
+  const picker = $("picker");
+  picker.replaceChildren(...models.map((model, at) => new Option(spell(model.model_info), at)));
+  picker.hidden = models.length < 2;
+  $("model-name").hidden = models.length > 1;
+  picker.onchange = () => useModel(models[picker.value]);
+  useModel(models[0]);
+  checkReady();
+}
+
+function useModel(model) {
+  const rerank = state.model !== null && state.file !== null;
+  const info = model.model_info;
+  state.model = model;
   $("model-name").textContent = spell(info);
   $("model").title = `weights ${info.digest}`;
   $("lineage").textContent =
     `${spell(info)} · weights ${info.digest.slice(0, 12)} · preprocessing ${info.preprocessing_digest.slice(0, 12)}`;
-  state.own = state.model.classes;
+  state.own = model.classes;
   setConditions(state.own.length ? state.own : EXAMPLE_CONDITIONS, { edited: false });
-  checkReady();
+  enableSearch(model.can_search, () => state.model.id);
+  if (rerank) rank();
 }
 
 function spell(info) {
@@ -140,23 +138,28 @@ async function rank() {
   const form = new FormData();
   form.append("image", state.file);
   form.append("labels", JSON.stringify(state.conditions));
+  form.append("model", state.model.id);
   busy(true);
   const started = performance.now();
+  for (const id of ["concepts", "neighbours"]) $(id).hidden = true;
   try {
-    const answer = await fetch("v1/classify", { method: "POST", body: form, signal: request.signal });
-    const content = await answer.json();
-    if (!answer.ok) throw new Error(EXPLANATIONS[content.error.code] ?? content.error.message);
-    showRanking(content, performance.now() - started, answer.headers.get("Server-Timing"));
+    const answer = await ask("v1/classify", { method: "POST", body: form, signal: request.signal });
+    showRanking(await contentOf(answer), performance.now() - started, answer.headers.get("Server-Timing"));
   } catch (error) {
     if (error.name === "AbortError") return;
-    showError(error instanceof TypeError ? "The server could not be reached, or the file is too large for it." : sentence(error.message));
+    showError(sentence(error));
+    if (state.request === request) busy(false);
+    return;
   }
+  await beside(request);
   if (state.request === request) busy(false);
 }
 
-function sentence(message) {
-  const text = message.replace(/^image: /, "");
-  return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+// What is shown beside the ranking: when one of it fails, the ranking stands all the same.
+async function beside(request) {
+  const tasks = [showConcepts(state.file, state.model.id, request.signal)];
+  if (state.model.can_search) tasks.push(showNeighbours(state.file, state.model.id, request.signal));
+  await Promise.allSettled(tasks);
 }
 
 function busy(on) {
@@ -169,7 +172,7 @@ function showError(message) {
   state.ranking = [];
   $("error").textContent = message;
   $("error").hidden = false;
-  for (const id of ["ranking", "more", "foot", "empty"]) $(id).hidden = true;
+  for (const id of ["ranking", "groups", "more", "foot", "empty"]) $(id).hidden = true;
   $("elapsed").textContent = "";
   $("status").textContent = "";
 }
@@ -187,9 +190,21 @@ function showRanking(content, elapsedMs, timing) {
   $("foot").textContent =
     `Answered by ${spell(content.model_info)}. Probabilities sum to 100 % over the ${content.ranking.length} candidates, so they depend on the list.`;
   $("foot").hidden = false;
+  drawGroups(content.hierarchy);
   drawRanking();
   const top = content.ranking[0];
   $("status").textContent = `Most probable of ${content.ranking.length}: ${top.label}, ${percent(top.probability)}.`;
+}
+
+// The top level of the disease tree, where it parts the candidates at all.
+function drawGroups(hierarchy) {
+  const groups = hierarchy.filter((node) => node.level === 1);
+  $("groups").hidden = groups.length < 2;
+  $("groups").replaceChildren(...groups.map((node) => {
+    const item = element("li", "", node.node.split(",")[0]);
+    item.append(element("b", "", percent(node.probability)));
+    return item;
+  }));
 }
 
 function drawRanking() {
@@ -213,11 +228,6 @@ function row(ranked) {
   item.append(track);
   requestAnimationFrame(() => (fill.style.width = `${100 * ranked.probability}%`));
   return item;
-}
-
-function percent(probability) {
-  if (probability > 0 && probability < 0.001) return "< 0.1 %";
-  return `${(100 * probability).toFixed(1)} %`;
 }
 
 // ---- events ----
@@ -257,4 +267,4 @@ for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
   });
 }
 
-loadModel();
+loadModels();

@@ -1,0 +1,240 @@
+"""The endpoints that ask a model, over any `Backend`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
+
+from dermray.corpus.ontology import Ontology
+from dermray.index import Hit, VectorIndex
+from dermray.serving import ServedModel, roll_up
+from serve import payload, uploads
+from serve.admission import model_headers
+from serve.backend import Rejection, Timing
+from serve.catalogue import Catalogue, Served
+from serve.errors import Refusal
+from serve.metrics import Metrics
+from serve.page import Page
+from serve.rollout import Rollout
+from serve.schemas import (
+    ClassifyRequest,
+    ClassifyResponse,
+    ConceptsRequest,
+    ConceptsResponse,
+    EmbeddingsRequest,
+    EmbeddingsResponse,
+    ErrorResponse,
+    ModelIdentity,
+    SearchRequest,
+    SearchResponse,
+)
+from serve.settings import LimitsConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the endpoints share."""
+
+    catalogue: Catalogue
+    limits: LimitsConfig
+    metrics: Metrics
+    page: Page
+    index: VectorIndex | None = None
+    rollouts: dict[str, Rollout] = field(default_factory=dict)
+
+
+async def _service(request: Request) -> Service:
+    return request.app.state.service
+
+
+ServiceDep = Annotated[Service, Depends(_service)]
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": description}
+    for status, description in {
+        400: "unusable image, empty or overlong text, no or bad class list, wrong dimension",
+        401: "no or an unknown token",
+        404: "no such model here",
+        413: "body or list of inputs too large",
+        415: "neither JSON nor a form",
+        422: "the body does not fit its schema; the message names the field",
+        429: "the queue is full; try again after Retry-After seconds",
+        503: "the model cannot answer now; try again after Retry-After seconds",
+        504: "no answer within the time limit",
+    }.items()
+}
+router = APIRouter(prefix="/v1", responses=ERRORS, tags=["inference"])
+
+
+@router.post("/embeddings", response_model=EmbeddingsResponse, summary="Texts and images to unit vectors")
+async def embeddings(body: EmbeddingsRequest, service: ServiceDep) -> Response:
+    """OpenAI-compatible. One unusable image refuses its whole request, naming the input; others are not affected."""
+    started_s = time.perf_counter()
+    served = service.catalogue.find(body.model)
+    model = served.model
+    if body.dimensions is not None and body.dimensions != model.embedding_dim:
+        message = f"dimensions: this model makes vectors of {model.embedding_dim}, not {body.dimensions}"
+        raise Refusal(400, message, code="unsupported_dimensions", param="dimensions")
+    inputs = payload.split_inputs(body, service.limits)
+    embedded = await served.backend.embed(inputs.images, inputs.texts)
+    if embedded.rejections:
+        raise _rejected(embedded.rejections[0], body, inputs.order)
+    service.metrics.observe_items(model, len(inputs.images), len(inputs.texts), embedded.timing)
+    vectors = [embedded.images[at] if is_image else embedded.texts[at] for is_image, at in inputs.order]
+    num_tokens = len(inputs.texts) * model.context_length
+    content = {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": index, "embedding": payload.encode_vector(vector, body.encoding_format)}
+            for index, vector in enumerate(vectors)
+        ],
+        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+        "normalized": True,
+    }
+    return _answer(content, model, embedded.timing, started_s)
+
+
+@router.post(
+    "/classify",
+    response_model=ClassifyResponse,
+    summary="Rank classes for one image",
+    openapi_extra=uploads.body_schema(ClassifyRequest),
+)
+async def classify(request: Request, service: ServiceDep) -> Response:
+    """Zero-shot: the classes are texts. JSON with a data URI, or multipart with a file."""
+    started_s = time.perf_counter()
+    body, image = await uploads.read(request, ClassifyRequest, service.limits)
+    served = service.catalogue.find(body.model)
+    labels = payload.choose_labels(body, served.model.classes, served.ontology, service.limits)
+    templates = payload.choose_templates(body, service.limits)
+    classified = await served.backend.classify(image, labels, templates)
+    if classified.rejection is not None:
+        raise _unusable(classified.rejection, "image")
+    service.metrics.observe_items(served.model, 1, 0, classified.timing)
+    tree = served.ontology
+    content = {
+        "object": "classification",
+        "ranking": [{**asdict(one), "path": _path(tree, one.label)} for one in classified.ranking],
+        "hierarchy": [asdict(node) for node in roll_up(classified.ranking, tree)] if tree is not None else [],
+        "logit_scale": served.model.logit_scale,
+    }
+    return _answer(content, served.model, classified.timing, started_s)
+
+
+@router.post(
+    "/concepts",
+    response_model=ConceptsResponse,
+    summary="How sure is each clinical concept present in one image?",
+    openapi_extra=uploads.body_schema(ConceptsRequest),
+)
+async def concepts(request: Request, service: ServiceDep) -> Response:
+    """The published terms and formula of concept annotation (MONET). JSON with a data URI, or multipart."""
+    started_s = time.perf_counter()
+    body, image = await uploads.read(request, ConceptsRequest, service.limits)
+    served = service.catalogue.find(body.model)
+    annotated = await served.backend.annotate(image, payload.choose_concepts(body.concepts))
+    if annotated.rejection is not None:
+        raise _unusable(annotated.rejection, "image")
+    service.metrics.observe_items(served.model, 1, 0, annotated.timing)
+    content = {"object": "concepts", "concepts": [asdict(one) for one in annotated.concepts]}
+    return _answer(content, served.model, annotated.timing, started_s)
+
+
+@router.post(
+    "/search",
+    response_model=SearchResponse,
+    responses={409: {"model": ErrorResponse, "description": "the index was made by another model"}},
+    summary="What in the index is nearest to a text or an image?",
+)
+async def search(body: SearchRequest, service: ServiceDep) -> Response:
+    """Text to images, image to images, and either to captions, over the loaded index."""
+    started_s = time.perf_counter()
+    served = service.catalogue.find(body.model)
+    index = _usable_index(service.index, served, body.target)
+    if (body.query is None) == (body.image is None):
+        raise Refusal(400, "send query or image, one of them", code="conflict", param="query")
+    images = [payload.decode_data_uri(body.image, "image")] if body.image is not None else []
+    texts = [body.query] if body.query is not None else []
+    for text in texts:
+        payload.check_text(text, "query", service.limits)
+    embedded = await served.backend.embed(images, texts)
+    if embedded.rejections:
+        raise _unusable(embedded.rejections[0], "image")
+    service.metrics.observe_items(served.model, len(images), len(texts), embedded.timing)
+    vector = (embedded.images if images else embedded.texts)[0]
+    hits = await asyncio.to_thread(index.search, vector, body.k, body.target)
+    content = {"object": "list", "data": [_hit(one) for one in hits], "index": index.digest}
+    return _answer(content, served.model, embedded.timing, started_s)
+
+
+def identity(model: ServedModel) -> ModelIdentity:
+    """Which model answers, as every answer says it."""
+    return ModelIdentity(
+        name=model.name,
+        version=model.version,
+        alias=model.alias,
+        digest=model.digest,
+        preprocessing_digest=model.preprocessing_digest,
+    )
+
+
+def _usable_index(index: VectorIndex | None, served: Served, target: str) -> VectorIndex:
+    if index is None:
+        raise Refusal(400, "no index is loaded here: start the service with index=FOLDER", code="no_index")
+    model = served.model
+    if not index.fits(model.digest, model.preprocessing_digest):
+        message = (
+            f"the index was made by a model of weights {index.model_digest[:12]}, not by {model.name} "
+            f"({model.digest[:12]}): run jobs/embed.py and jobs/index.py with this model"
+        )
+        raise Refusal(409, message, code="index_of_another_model")
+    if target == "text" and not index.num_texts:
+        raise Refusal(400, "this index holds no captions", code="no_index", param="target")
+    return index
+
+
+def _hit(hit: Hit) -> dict[str, Any]:
+    thumbnail = None
+    if hit.thumbnail is not None:
+        thumbnail = "data:image/jpeg;base64," + base64.b64encode(hit.thumbnail).decode("ascii")
+    return {
+        "sample_id": hit.sample_id,
+        "score": hit.score,
+        "caption": hit.caption,
+        "labels": list(hit.labels),
+        "thumbnail": thumbnail,
+    }
+
+
+def _rejected(rejection: Rejection, body: EmbeddingsRequest, order: Sequence[tuple[bool, int]]) -> Refusal:
+    position = order.index((True, rejection.index))
+    return _unusable(rejection, "input" if isinstance(body.input, str) else f"input.{position}")
+
+
+def _unusable(rejection: Rejection, param: str) -> Refusal:
+    return Refusal(400, f"{param}: {rejection.message}", code=rejection.reason, param=param)
+
+
+def _path(ontology: Ontology | None, label: str) -> list[str] | None:
+    node = ontology.resolve(label) if ontology is not None else None
+    return ontology.path(node) if ontology is not None and node is not None else None
+
+
+def _answer(content: dict[str, Any], model: ServedModel, timing: Timing, started_s: float) -> JSONResponse:
+    """An answer with the identity of its model, and its stages as `Server-Timing`."""
+    stages = {
+        "decode": timing.decode_s,
+        "queue": timing.queue_s,
+        "forward": timing.forward_s,
+        "classifier": timing.classifier_s,
+        "total": time.perf_counter() - started_s,
+    }
+    header = ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in stages.items())
+    body = content | {"model": model.name, "model_info": identity(model).model_dump()}
+    return JSONResponse(body, headers={"Server-Timing": header, **model_headers(model)})

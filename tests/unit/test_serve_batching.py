@@ -1,0 +1,169 @@
+"""Dynamic batches, and a client that goes away: in a plain event loop, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from serve.batching import Batcher
+from serve.catalogue import Catalogue
+from serve.routes import create_app
+from serve.settings import LimitsConfig
+from tests.serving import DummyBackend
+
+
+class Recorder:
+    """A computation that doubles, remembers its batches, and can be held up."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.go = threading.Event()
+        self.go.set()
+
+    def __call__(self, items: list[int]) -> list[int]:
+        self.go.wait(20)
+        self.batches.append(items)
+        if -1 in items:
+            raise ValueError("minus one")
+        return [2 * item for item in items]
+
+
+def run(body, **sizes):
+    recorder = Recorder()
+
+    async def main():
+        with ThreadPoolExecutor(1) as executor:
+            batcher = Batcher(recorder, executor, **({"max_size": 4, "max_wait_s": 30.0} | sizes))
+            try:
+                return await body(batcher, recorder)
+            finally:
+                recorder.go.set()
+
+    return asyncio.run(main()), recorder.batches
+
+
+def test_a_full_batch_leaves_at_once_and_keeps_its_order():
+    async def body(batcher, recorder):
+        return await asyncio.gather(*(batcher.submit(number) for number in range(8)))
+
+    ridden, batches = run(body)
+    assert [one.result for one in ridden] == [2 * number for number in range(8)]
+    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert {one.batch_size for one in ridden} == {4}
+
+
+def test_a_batch_that_does_not_fill_leaves_when_it_is_old():
+    async def body(batcher, recorder):
+        return await asyncio.gather(batcher.submit(1), batcher.submit(2))
+
+    ridden, batches = run(body, max_wait_s=0.01)
+    assert batches == [[1, 2]]
+    assert ridden[0].queue_s >= 0.009
+
+
+def test_what_arrives_during_a_batch_shares_the_next():
+    async def body(batcher, recorder):
+        recorder.go.clear()
+        first = asyncio.create_task(batcher.submit(0))
+        while batcher.num_waiting or not batcher._task:
+            await asyncio.sleep(0)
+        rest = [asyncio.create_task(batcher.submit(number)) for number in (1, 2, 3)]
+        await asyncio.sleep(0)
+        recorder.go.set()
+        await asyncio.gather(first, *rest)
+
+    _, batches = run(body, max_wait_s=0.0)
+    assert batches == [[0], [1, 2, 3]]
+
+
+def test_a_failure_reaches_its_own_batch_alone():
+    async def body(batcher, recorder):
+        answers = await asyncio.gather(*(batcher.submit(n) for n in (1, -1, 2, 3)), return_exceptions=True)
+        after = await asyncio.gather(*(batcher.submit(n) for n in (4, 5, 6, 7)))
+        return answers, after
+
+    (answers, after), _ = run(body)
+    assert all(isinstance(one, ValueError) for one in answers)
+    assert [one.result for one in after] == [8, 10, 12, 14]
+
+
+def test_an_item_whose_caller_is_gone_is_dropped_before_its_batch():
+    async def body(batcher, recorder):
+        recorder.go.clear()
+        busy = asyncio.create_task(batcher.submit(0))
+        while batcher.num_waiting or not batcher._task:
+            await asyncio.sleep(0)
+        gone, stays = asyncio.create_task(batcher.submit(1)), asyncio.create_task(batcher.submit(2))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        recorder.go.set()
+        await asyncio.gather(busy, stays)
+
+    _, batches = run(body, max_wait_s=0.0)
+    assert batches == [[0], [2]]
+
+
+def test_a_body_that_never_ends_is_504():
+    app = create_app(Catalogue.of(DummyBackend()), LimitsConfig(request_timeout_s=0.05))
+    sent = []
+
+    async def receive():
+        await asyncio.get_running_loop().create_future()
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(asyncio.wait_for(app(post_scope(), receive, send), 20))
+    assert sent[0]["status"] == 504
+
+
+def post_scope():
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": headers, "query_string": b""}
+    return scope | {"http_version": "1.1", "scheme": "http", "root_path": "", "raw_path": b"/v1/embeddings"}
+
+
+@pytest.mark.parametrize("leaves", ["during the body", "during the forward pass"])
+def test_a_client_that_leaves_takes_its_request_along(leaves):
+    """The request's own work is cancelled, nothing is sent, and it is counted as 499."""
+    started, cancelled = asyncio.Event(), []
+
+    class Slow(DummyBackend):
+        async def embed(self, images, texts):
+            started.set()
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                cancelled.append(True)
+                raise
+
+    app = create_app(Catalogue.of(Slow()), LimitsConfig())
+    sent = []
+
+    async def main():
+        messages = [{"type": "http.request", "body": b'{"input": "a"}', "more_body": leaves == "during the body"}]
+
+        async def receive():
+            if messages:
+                return messages.pop()
+            if leaves == "during the forward pass":
+                await started.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+
+        await asyncio.wait_for(app(post_scope(), receive, send), 20)
+
+    asyncio.run(main())
+    assert cancelled == ([True] if leaves == "during the forward pass" else [])
+    assert [one for one in sent if one.get("status") == 200] == []
+    text = app.state.service.metrics.render([]).decode()
+    assert 'status="200"' not in text
+    if leaves == "during the forward pass":
+        assert sent == []
+        assert 'dermray_requests_total{route="/v1/embeddings",status="499"} 1.0' in text

@@ -1,0 +1,29 @@
+"""Every endpoint fuzzed from its own OpenAPI document (schemathesis): no 500, and answers as the document says."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from serve.catalogue import Catalogue
+from serve.routes import create_app
+from serve.settings import LimitsConfig
+from tests.serving import DummyBackend
+
+schemathesis = pytest.importorskip("schemathesis")
+from schemathesis.checks import CHECKS  # noqa: E402
+
+schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(Catalogue.of(DummyBackend()), LimitsConfig()))
+CHOSEN = [
+    check
+    for check in CHECKS.get_all()
+    if check.__name__
+    in {"not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance"}
+]
+
+
+@schema.parametrize()
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_no_request_breaks_the_service(case):
+    assert len(CHOSEN) == 4
+    case.call_and_validate(checks=CHOSEN)

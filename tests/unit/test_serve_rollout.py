@@ -1,0 +1,185 @@
+"""Following an alias: the gate, the change, the way back, over a registry and a fleet without MLflow or weights."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from dermray import models
+from dermray.encoder import Encoder
+from dermray.errors import ModelError, TrackingError
+from dermray.serving import ModelSource
+from dermray.serving.gate import GOLDEN_NAME, Check, Golden, examine
+from serve.app import build
+from serve.catalogue import Catalogue, Served, Slot
+from serve.errors import Refusal
+from serve.registry import MlflowRegistry
+from serve.rollout import Rollout
+from serve.settings import parse_arguments
+from tests.serving import DummyBackend, save_tiny_model
+
+URI = "models:/dummy@champion"
+
+
+class FakeRegistry:
+    def __init__(self) -> None:
+        self.version = "3"
+        self.records: list[tuple[str, str | None, str | None]] = []
+        self.away = False
+        self.fetched = 0
+
+    def version_at(self, uri):
+        if self.away:
+            raise TrackingError("the registry is away")
+        return self.version
+
+    def resolve(self, uri, name=None):
+        self.fetched += 1
+        return source_of(self.version)
+
+    def point(self, uri, version):
+        assert uri == URI
+        self.version = version
+
+    def record(self, event, before, after, checks):
+        self.records.append((event, before, after))
+
+
+class FakeFleet:
+    def __init__(self) -> None:
+        self.fails: set[str] = set()
+        self.examined: list[str] = []
+
+    async def start(self, source):
+        backend = DummyBackend()
+        backend.model = replace(backend.model, version=source.version)
+        return backend
+
+    async def examine(self, source):
+        self.examined.append(source.version)
+        return [Check("smoke", source.version not in self.fails, "…")]
+
+
+def source_of(version: str) -> ModelSource:
+    return ModelSource(uri=f"/models/{version}", name="dummy", version=version, alias="champion")
+
+
+@pytest.fixture
+def parts():
+    registry, fleet = FakeRegistry(), FakeFleet()
+    slot = Slot(Served(DummyBackend(), None, source_of("3")))
+    return registry, fleet, slot, Rollout(slot, fleet, registry, URI)
+
+
+def test_an_alias_that_stays_changes_nothing(parts):
+    registry, fleet, _slot, rollout = parts
+    assert asyncio.run(rollout.look()).event == "unchanged"
+    assert fleet.examined == registry.records == []
+
+
+def test_a_version_that_passes_is_followed_and_can_be_left_again(parts):
+    registry, _fleet, slot, rollout = parts
+    catalogue, before = Catalogue([slot]), slot.current
+    registry.version = "4"
+    outcome = asyncio.run(rollout.look())
+    assert (outcome.event, outcome.version, outcome.previous) == ("followed", "4", "3")
+    assert catalogue.find("dummy@champion").model.version == "4"
+    # What a request holds is the version it began with.
+    assert before.model.version == "3"
+    back = asyncio.run(rollout.roll_back())
+    assert (back.event, back.version, registry.version) == ("rolled_back", "3", "3")
+    assert asyncio.run(rollout.look()).event == "unchanged"
+    assert registry.records == [("followed", "3", "4"), ("rolled_back", "4", "3")]
+
+
+def test_a_version_that_fails_is_refused_once_and_tried_again_on_request(parts):
+    registry, fleet, slot, rollout = parts
+    registry.version, fleet.fails = "4", {"4"}
+    assert asyncio.run(rollout.look()).event == "refused"
+    assert asyncio.run(rollout.look()).event == "unchanged"
+    assert slot.current.model.version == "3"
+    # A look at a version that is known fetches none of its files.
+    assert (fleet.examined, registry.fetched) == (["4"], 1)
+    fleet.fails = set()
+    assert asyncio.run(rollout.look(again=True)).event == "followed"
+    assert registry.records == [("refused", "3", "4"), ("followed", "3", "4")]
+
+
+def test_there_is_no_way_back_before_the_first_change(parts):
+    with pytest.raises(Refusal) as caught:
+        asyncio.run(parts[3].roll_back())
+    assert caught.value.status_code == 409
+
+
+def test_a_registry_that_is_away_costs_a_look_not_the_service(parts):
+    registry, _fleet, slot, rollout = parts
+    registry.away = True
+
+    async def main():
+        polling = asyncio.create_task(rollout.poll(0.001))
+        while not registry.away:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.02)
+        registry.away, registry.version = False, "4"
+        while slot.current.model.version != "4":
+            await asyncio.sleep(0.001)
+        polling.cancel()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_what_goes_up_and_where_aliases_point_is_told_to_mlflow(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client.create_registered_model("tiny")
+    for number in (1, 2):
+        client.create_model_version("tiny", source=str(save_tiny_model(tmp_path / str(number), seed=number)))
+    client.set_registered_model_alias("tiny", "champion", "2")
+    arguments = {"model": "models:/tiny@champion", "tracking.uri": uri}
+    build(arguments)
+    (run,) = client.search_runs(["1"], "tags.`dermray.kind` = 'deploy'")
+    assert run.info.run_name == "deploy tiny version 2"
+    assert run.data.tags["model_alias"] == "champion"
+    registry = MlflowRegistry(parse_arguments(arguments))
+    registry.point("models:/tiny@champion", "1")
+    assert registry.version_at("models:/tiny@champion") == "1"
+    with pytest.raises(TrackingError, match="did not move"):
+        registry.point("models:/tiny@champion", "9")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = save_tiny_model(tmp_path_factory.mktemp("gate") / "tiny")
+    return folder, Encoder.load(str(folder), device="cpu")
+
+
+def test_golden_embeddings_come_back_as_they_were_written(encoder):
+    folder, model = encoder
+    assert Golden.load(str(folder)) is None
+    Golden.make(model).save(str(folder))
+    golden = Golden.load(str(folder))
+    checks = examine(model, golden)
+    assert [(one.name, one.passed) for one in checks] == [("smoke", True), ("repeats", True), ("golden", True)]
+    assert "1.000000" in checks[2].detail
+    (folder / GOLDEN_NAME).write_text('{"texts": []}')
+    with pytest.raises(ModelError, match="damaged"):
+        Golden.load(str(folder))
+
+
+def test_the_gate_sees_moved_weights_and_nan(encoder):
+    _, model = encoder
+    golden = Golden.make(model)
+    moved = replace(golden, image_vectors=np.roll(golden.image_vectors, 1, axis=1))
+    assert [one.passed for one in examine(model, moved)] == [True, True, False]
+    # Vectors of another preprocessing are no measure.
+    other = examine(model, replace(moved, preprocessing_digest="other"))[2]
+    assert other.passed
+    assert "not compared" in other.detail
+    broken, transform, tokenizer = models.create("dermray_tiny")
+    next(broken.visual.parameters()).data.fill_(float("nan"))
+    damaged = Encoder(broken, transform, tokenizer, name="nan", device="cpu")
+    assert not examine(damaged, None)[0].passed
