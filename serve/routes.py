@@ -31,7 +31,7 @@ from serve.rollout import Outcome, Rollout
 from serve.schemas import ErrorResponse, Health, ModelCard, ModelsResponse, RolloutCheck, RolloutResponse
 from serve.settings import LimitsConfig
 
-PROBE_TIMEOUT_S = 10.0
+PROBE_TIMEOUT_S = 3.0
 DESCRIPTION = (
     "Embeddings, zero-shot classification, concepts and search for dermatology photographs. For research; not a "
     "medical device and not a diagnosis. Images are data URIs or multipart files: links are never fetched, and nothing "

@@ -121,13 +121,14 @@ def test_s3_in_and_out_equals_local(local: Path, s3: FaultyProxy, client: str, g
 @pytest.mark.slow
 @pytest.mark.ray
 def test_leakage_between_corpora_on_s3(local: Path, s3: FaultyProxy) -> None:
-    """Slow: a driver starts. A corpus leaks into itself, sample by sample, though the store fails now and then."""
-    corpus, output = f"s3://{BUCKET}/leaking", f"s3://{BUCKET}/leakage"
-    storage.copy_tree(str(local / "out"), corpus)
+    """Slow: a driver starts. A corpus leaks into its copy, sample by sample, though the store fails now and then."""
+    corpus, copied, output = (f"s3://{BUCKET}/{name}" for name in ("leaking", "evaluated", "leakage"))
+    for uri in (corpus, copied):
+        storage.copy_tree(str(local / "out"), uri)
     s3.reset()
     for fault in (503, SHORT_BODY):
         s3.inject(fault, 1, method="GET", key="leaking/data/train")
-    arguments = [f"corpus={corpus}", f"against=[{corpus}#train]", f"output={output}"]
+    arguments = [f"corpus={corpus}", f"against=[{copied}#train]", f"output={output}"]
     done = remote_job(s3, "pyarrow", "leakage", *arguments, "tracking.enabled=false")
     assert done.returncode == 0, done.stderr
     assert s3.fired == 2

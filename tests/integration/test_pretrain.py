@@ -121,7 +121,7 @@ def test_a_lost_summary_is_written_again_without_a_step(root: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        (["num_workers=3"], PlanError, "3 workers cannot share 8 streams evenly; .* admit 1, 2, 4, 8 workers"),
+        (["num_workers=3"], PlanError, "3 workers cannot share 10 streams evenly; .* admit 1, 2, 4, 8 workers"),
         (["train.global_batch_size=96"], PlanError, "80 samples, fewer than one global batch of 96"),
         (["data.split=nosuch"], CorpusError, "no split 'nosuch'; it has: train"),
         (["validation.every_steps=4", "validation.split=nosuch"], CorpusError, "no split 'nosuch'"),
