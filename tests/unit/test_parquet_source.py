@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
@@ -222,6 +222,7 @@ def damaged(flip: Callable[[bytearray], None]) -> bytes:
 
 @examples(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(4, 160), value=st.integers(0, 255), width=st.integers(1, 12))
+@example(place=13, value=2, width=2)
 def test_damaged_pages_end_in_one_clear_error_or_in_other_bytes(
     tmp_path: Path, place: int, value: int, width: int
 ) -> None:

@@ -187,7 +187,8 @@ class _DamageError(Exception):
 def _number(fields: Any, number: int) -> int:
     """A size, a count or a kind that must be there."""
     value = fields.get(number) if isinstance(fields, dict) else None
-    if not isinstance(value, int) or value < 0:
+    # Damage also makes truth values of numbers, and those are of type int to Python.
+    if type(value) is not int or value < 0:
         raise _DamageError("a page's header is not one")
     return value
 
