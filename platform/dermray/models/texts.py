@@ -69,7 +69,7 @@ def accept_short(model: nn.Module) -> None:
 
     Parameters, their names and the figures for whole texts stay.
     """
-    short = {CLIP: ShortTextCLIP, CustomTextCLIP: ShortTextTwoTowers}
+    short: dict[type[nn.Module], type[nn.Module]] = {CLIP: ShortTextCLIP, CustomTextCLIP: ShortTextTwoTowers}
     model.__class__ = short.get(type(model), type(model))
     text = getattr(model, "text", None)
     if type(text) is TextTransformer:
