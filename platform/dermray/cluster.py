@@ -20,6 +20,10 @@ _OWN_CLUSTER_ENV = {
 }
 
 
+# A resource of an own cluster: the cores behind its logical CPUs.
+_CORES = "cores"
+
+
 def connect(config: ClusterConfig) -> None:
     """Join the configured cluster, or start one on this machine. Does nothing when already connected."""
     for key, value in _OWN_CLUSTER_ENV.items():
@@ -33,8 +37,10 @@ def connect(config: ClusterConfig) -> None:
     if address:
         ray.init(address=address, **options)
     else:
-        num_cpus = config.num_cpus or 2 * (os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
+        cores = os.cpu_count() or 1
+        num_cpus = config.num_cpus or 2 * cores
+        own = {_CORES: float(min(cores, num_cpus))}
+        ray.init(address="local", num_cpus=num_cpus, resources=own, include_dashboard=False, **options)
     # Stages print progress of their own; Ray Data's bars, and its notes on them, would bury it.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     logging.getLogger("ray.data._internal.execution").setLevel(logging.WARNING)
@@ -46,6 +52,17 @@ def connect(config: ClusterConfig) -> None:
 def num_cpus() -> float:
     """Logical CPUs of the connected cluster."""
     return float(ray.cluster_resources().get("CPU", 0.0))
+
+
+def cpus_of_cores(cores: float) -> float:
+    """Logical CPUs to reserve for work that keeps so many cores busy; never more than the connected cluster has.
+
+    They are the same on a cluster that was joined. An own cluster counts a core as several CPUs, since most tasks wait
+    for input; those that only compute would push each other off the cores and out of their caches.
+    """
+    resources = ray.cluster_resources()
+    cpus = resources.get("CPU", 0.0)
+    return float(min(cores * cpus / resources.get(_CORES, cpus), cpus)) if cpus else cores
 
 
 def num_gpus() -> float:

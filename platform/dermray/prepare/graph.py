@@ -39,8 +39,10 @@ def make_shards(
         StorageError: the input or the output fails for good.
     """
     num_images = sum(len(set(spec.rows["image"].to_pylist())) for spec in specs)
+    # Small shards last: then no core waits for long on the last of another.
+    largest_first = sorted(specs, key=lambda spec: -spec.rows.num_rows)
     with Progress(num_shards=len(specs), num_images=num_images) as progress:
-        for made in _run(config, _make_shard, specs, ray.put(maker), needs_files):
+        for made in _run(config, _make_shard, largest_first, ray.put(maker), needs_files):
             progress.add(made.record.num_images)
             yield made
 
@@ -65,11 +67,12 @@ def _run(
 ) -> Iterator[Made]:
     """What each item comes to; what is still at work when the caller goes away is cancelled."""
     title = work.__name__.strip("_")
-    task = ray.remote(work).options(name=title, num_cpus=config.cpus_per_task, max_retries=MAX_RETRIES)
+    cpus = cluster.cpus_of_cores(config.cpus_per_task)
+    task = ray.remote(work).options(name=title, num_cpus=cpus, max_retries=MAX_RETRIES)
     running: dict[ray.ObjectRef, str] = {}
     try:
         for item in items:
-            while len(running) >= _window(config):
+            while len(running) >= _window(config, cpus):
                 yield _next(running)
             running[task.remote(item, *arguments)] = item.name
         while running:
@@ -79,9 +82,9 @@ def _run(
             ray.cancel(reference)
 
 
-def _window(config: PrepareConfig) -> int:
+def _window(config: PrepareConfig, cpus_per_task: float) -> int:
     """Tasks to be under way, asked anew each time: a cluster may grow, and does so for tasks that wait."""
-    return config.max_tasks or max(1, int(HANDED_OUT * cluster.num_cpus() / config.cpus_per_task))
+    return config.max_tasks or max(1, int(HANDED_OUT * cluster.num_cpus() / cpus_per_task))
 
 
 def _next(running: dict[ray.ObjectRef, str]) -> Made:

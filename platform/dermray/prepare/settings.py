@@ -75,7 +75,7 @@ class PrepareConfig(Config):
 
     rows_per_shard: int = Field(512, ge=1, description="samples of a Parquet file, and of a Ray task")
     row_group_size: int = Field(128, ge=1, description="samples of a Parquet row group: what training reads at once")
-    cpus_per_task: float = Field(1.0, gt=0, description="logical CPUs that a task reserves")
+    cpus_per_task: float = Field(1.0, gt=0, description="cores that a task reserves")
     max_tasks: int | None = Field(None, ge=1, description="tasks at the same time; empty: as many as fit the cluster")
     num_fetch_threads: int = Field(8, ge=1, le=256, description="reads at the same time in a task")
 
