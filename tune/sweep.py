@@ -30,7 +30,7 @@ def run(config: SweepConfig) -> int:
     from dermray.tuning.sweep import checked, sweep
 
     manifest = Manifest.load(config.corpus)
-    trials = checked(plan_trials(config, manifest))
+    trials = checked(config, plan_trials(config, manifest))
     cluster.connect(config.cluster)
     name = config.run_name or f"sweep {storage.name_of(config.recipe)} {storage.name_of(config.output)}"
     state_uri = storage.join(config.output, "mlflow.json")

@@ -8,8 +8,11 @@ import yaml
 from dermray.config import parse
 from dermray.errors import ConfigError, DermRayError, PlanError
 from dermray.train.settings import PretrainConfig
+from dermray.tuning import queues
 from dermray.tuning.plan import plan_trials, share_cluster
+from dermray.tuning.queues import Queue
 from dermray.tuning.records import Point, Status, TrialRecord, best_of, leaderboard, ranked
+from dermray.tuning.trial import NAME
 from tests.conftest import ROOT
 from tests.sweeps import MANIFEST, OBJECTIVE, sweep_config
 
@@ -132,3 +135,47 @@ def test_a_record_survives_and_a_repeated_validation_replaces_the_earlier(tmp_pa
     other = plan_trials(sweep_config(tmp_path, "seed=1"), MANIFEST)[0]
     with pytest.raises(DermRayError, match="a trial of another sweep"):
         TrialRecord.load(other)
+
+
+class Notebook:
+    """Keeps the records of trials that were handed out."""
+
+    def __init__(self):
+        self.records = {}
+
+    def begin(self, trial, record=None):
+        self.records[trial.name] = record or TrialRecord.load(trial)
+        self.records[trial.name].save(trial)
+
+
+def handed_out(queue):
+    suggested = queue.suggest("tune")
+    return suggested if isinstance(suggested, str) else suggested[NAME]
+
+
+def test_no_trial_starts_once_the_samples_are_used_up_but_one_that_was_begun_goes_on(tmp_path):
+    config = sweep_config(tmp_path, "max_samples=2000")
+    trials, book = plan_trials(config, MANIFEST), Notebook()
+    queue = Queue(config, trials, MANIFEST, book)
+    for number, samples in ((0, 1200), (1, 799)):
+        assert handed_out(queue) == f"trial-00{number}"
+        book.records[f"trial-00{number}"].add(Point(1, 10, samples, {OBJECTIVE: 0.1}))
+    assert handed_out(queue) == "trial-002", "1,999 are less than 2,000"
+    book.records["trial-002"].add(Point(1, 10, 1, {OBJECTIVE: 0.1}))
+    assert handed_out(queue) == Queue.FINISHED
+    for name, one in book.records.items():
+        one.save(next(trial for trial in trials if trial.name == name))
+    again = Queue(config, trials, MANIFEST, Notebook())
+    assert [handed_out(again) for _ in range(4)] == ["trial-000", "trial-001", "trial-002", Queue.FINISHED]
+
+
+def test_no_trial_starts_once_the_hours_are_over(tmp_path, monkeypatch):
+    config = sweep_config(tmp_path, "max_hours=0.5")
+    now = 1000.0
+    monkeypatch.setattr(queues.time, "monotonic", lambda: now)
+    queue = Queue(config, plan_trials(config, MANIFEST), MANIFEST, Notebook())
+    assert handed_out(queue) == "trial-000"
+    now += 1799
+    assert handed_out(queue) == "trial-001"
+    now += 1
+    assert handed_out(queue) == Queue.FINISHED

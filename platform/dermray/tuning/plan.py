@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from dermray.train import toy
 from dermray.train.settings import PretrainConfig
 from dermray.tuning import space as spaces
 from dermray.tuning.settings import OWN_KEYS, SweepConfig
+from dermray.tuning.space import Choice, Parameter
 
 TRIALS = "trials"
 # The trial's own process only waits for its workers.
@@ -34,6 +35,7 @@ class Trial:
         recipe: the pretraining that it stands for, without what the sweep adds.
         config: the pretraining that runs.
         num_steps: optimiser steps of the whole training.
+        pause_at: the step at which its process shall pause; empty: it trains to its end.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Trial:
     recipe: PretrainConfig
     config: PretrainConfig
     num_steps: int
+    pause_at: int | None = None
 
     @property
     def uri(self) -> str:
@@ -83,7 +86,17 @@ def plan_trials(config: SweepConfig, manifest: Manifest) -> list[Trial]:
         if config.search == "grid"
         else spaces.sample(space, num_trials=config.num_trials, seed=config.seed)
     )
+    if config.scheduler.kind == "pbt":
+        for params in _ends(space, points[0]):
+            _recipe(config, params)
     return [_plan(config, f"trial-{number:03d}", params, manifest) for number, params in enumerate(points)]
+
+
+def _ends(space: Mapping[str, Parameter], point: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Points with one key at an end of its range or at one of its choices, where a perturbed trial may come to."""
+    for key, parameter in space.items():
+        for value in parameter.values if isinstance(parameter, Choice) else (parameter.low, parameter.high):
+            yield {**point, key: value}
 
 
 def with_params(config: SweepConfig, trial: Trial, params: dict[str, Any], manifest: Manifest) -> Trial:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dermray import storage
 from dermray.reporting import sweep_page
+from dermray.train import worker
 from dermray.tuning import importance, records
 from dermray.tuning.plan import Trial
 from dermray.tuning.records import Status, TrialRecord
@@ -77,11 +78,7 @@ def publish(
         value=value,
         trials=trials,
     )
-    header = (
-        f"# {best.name}, the best of {len(found)} trials: {config.objective} {value:.4f} ({best.label()})\n"
-        "#   python jobs/pretrain.py --config THIS_FILE corpus=URI output=URI\n"
-    )
-    storage.write_text(result.best_uri, header + best.recipe_yaml())
+    storage.write_text(result.best_uri, _header(config, result, best_record) + best.recipe_yaml())
     document = {
         "objective": config.objective,
         "mode": config.mode,
@@ -101,6 +98,18 @@ def publish(
     return result
 
 
+def _header(config: SweepConfig, result: SweepResult, record: TrialRecord) -> str:
+    lines = [
+        f"# {record.name}, the best of {len(result.records)} trials: {config.objective} {result.value:.4f} "
+        f"({result.best.label()})",
+        "#   python jobs/pretrain.py --config THIS_FILE corpus=URI output=URI",
+    ]
+    if config.scheduler.kind == "pbt":
+        lines.append("# These are its last settings. The population came to its weights by changing them on the way:")
+        lines.append(f"# the model itself is {storage.join(result.best.uri, worker.MODEL_FOLDER)}")
+    return "\n".join(lines) + "\n"
+
+
 def _scales(config: SweepConfig) -> dict[str, bool]:
     """Parameters of the space, and whether each is spread over orders of magnitude."""
     return {key: isinstance(parameter, LogUniform) for key, parameter in config.space.items()}
@@ -115,6 +124,8 @@ def _describe(trial: Trial, record: TrialRecord, objective: str) -> dict[str, An
         "name": trial.name,
         "status": str(record.status),
         "params": trial.params,
+        "drawn": record.params,
+        "exploits": [asdict(exploit) for exploit in record.exploits],
         objective: record.value(objective),
         "samples_trained": record.samples_trained,
         "samples_in_full": trial.samples_at(trial.num_steps),

@@ -15,12 +15,33 @@ from dermray.tuning.space import Parameter
 OWN_KEYS = ("corpus", "output", "run_name", "cluster", "tracking", "validation.every_steps")
 
 
-class SchedulerConfig(Config):
-    """Asynchronous successive halving (Li et al., MLSys 2020), in units of validations."""
+# What population-based training may change between two steps of a training: it changes neither which samples come in
+# which order, nor the shape of anything in a checkpoint, nor the number of steps.
+CHANGEABLE_KEYS = (
+    *("optim.lr", "optim.weight_decay", "optim.beta1", "optim.beta2", "optim.eps", "train.grad_clip_norm"),
+    *("data.captions", "data.crop_scale", "data.horizontal_flip", "data.color_jitter", "data.color_jitter_prob"),
+    *("data.grayscale_prob", "loss.mask_duplicates"),
+)
 
-    kind: Literal["asha", "none"] = Field("asha", description="none: every trial runs to its end")
-    grace_period: int = Field(1, ge=1, description="no trial is stopped before so many validations")
-    reduction_factor: float = Field(3, gt=1, description="at each rung one in so many trials goes on")
+
+class SchedulerConfig(Config):
+    """What is done with trials at their validations: asynchronous successive halving (Li et al., MLSys 2020) or
+    population-based training (Jaderberg et al., 2017).
+    """
+
+    kind: Literal["asha", "pbt", "none"] = Field(
+        "asha",
+        description="asha: poor trials are stopped; pbt: they go on from a better one's checkpoint; none: neither",
+    )
+    grace_period: int = Field(1, ge=1, description="asha: no trial is stopped before so many validations")
+    reduction_factor: float = Field(3, gt=1, description="asha: at each rung one in so many trials goes on")
+    perturbation_interval: int = Field(1, ge=1, description="pbt: validations from one exploit to the next")
+    quantile_fraction: float = Field(
+        0.25, gt=0, le=0.5, description="pbt: this share of the trials, the worst, goes on from as many of the best"
+    )
+    resample_probability: float = Field(
+        0.25, ge=0, le=1, description="pbt: a key of a trial that does is drawn anew instead of moved by a fifth"
+    )
 
 
 class SweepConfig(Config):
@@ -75,7 +96,31 @@ class SweepConfig(Config):
         if taken:
             raise ValueError(f"{', '.join(taken)}: the sweep sets this itself; take it out of space and overrides")
         self._check_space()
+        if self.scheduler.kind == "pbt":
+            self._check_population()
         return self
+
+    def _check_population(self) -> None:
+        for key in self.space:
+            if not any(key == changeable or key.startswith(f"{changeable}.") for changeable in CHANGEABLE_KEYS):
+                raise ValueError(
+                    f"space.{key}: population-based training cannot change it while a trial trains; it can change "
+                    f"{', '.join(CHANGEABLE_KEYS)}"
+                )
+        if self.search == "tpe":
+            raise ValueError("search: population-based training begins with random or grid trials, not with tpe")
+        if self.max_samples is not None or self.max_hours is not None:
+            raise ValueError(
+                "max_samples, max_hours: population-based training runs all its trials to their end; lower num_trials "
+                "or train less"
+            )
+        if (len(spaces.grid(self.ordered_space)) if self.search == "grid" else self.num_trials) < 2:
+            raise ValueError("num_trials: population-based training needs at least 2")
+        if self.scheduler.perturbation_interval >= self.num_validations:
+            raise ValueError(
+                f"scheduler.perturbation_interval: nothing is left to train after {self.num_validations} validations "
+                "(num_validations)"
+            )
 
     def _check_space(self) -> None:
         space = self.ordered_space
