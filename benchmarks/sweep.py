@@ -29,7 +29,7 @@ from tests.corpora import write_model, write_prepared_corpus
 NUM_TRIALS = 3
 NUM_ROUNDS = 2
 RECIPE = {
-    "train": {"epochs": 200, "global_batch_size": 16, "log_every_steps": 50, "max_failures": 0},
+    "train": {"epochs": 150, "global_batch_size": 16, "log_every_steps": 50, "max_failures": 0},
     "optim": {"warmup_steps": 5},
     "validation": {"max_samples": 24},
 }
@@ -85,7 +85,7 @@ def as_sweep(config: SweepConfig) -> None:
     from dermray.tuning.sweep import checked, sweep
 
     trials = checked(config, plan_trials(config, Manifest.load(config.corpus)))
-    sweep(config, trials, parent_id=None, say=lambda line: None)
+    sweep(config, trials, parent_key=None, say=lambda line: None)
 
 
 def by_hand(config: SweepConfig) -> None:

@@ -29,6 +29,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(600)]
 DEADLINE_S = 240
 POOR, GOOD = "trial-000", "trial-001"
 LEARNING_RATES = {POOR: 1.0e-7, GOOD: 3.0e-3}
+# A fifth less than the donor's.
+PERTURBED = 2.4e-3
 PAUSE, NUM_STEPS = 80, 160
 # By then the driver has heard of the first steps after the pause.
 KILLED_AFTER = PAUSE + 40
@@ -102,10 +104,10 @@ def test_a_killed_population_goes_on_from_the_donors_checkpoint(ray_cluster: Non
     assert {trial["status"] for trial in trials.values()} == {"finished"}
     assert trials[POOR]["exploits"] == [exploit]
     assert trials[POOR]["drawn"] == {"optim.lr": LEARNING_RATES[POOR]}
-    assert trials[POOR]["config"]["optim"]["lr"] == exploit["params"]["optim.lr"] == 0.8 * LEARNING_RATES[GOOD]
+    assert trials[POOR]["config"]["optim"]["lr"] == exploit["params"]["optim.lr"] == PERTURBED
     provenance = json.loads((poor / "model" / "dermray.json").read_text())
     assert provenance["exploits"] == [exploit]
-    assert "exploits" in (out / "sweep.html").read_text()
+    assert exploit["sha256"][:12] in (out / "sweep.html").read_text()
 
     client = MlflowClient(store)
     runs = client.search_runs([client.get_experiment_by_name("dermray").experiment_id])

@@ -22,7 +22,7 @@ from dermray.tuning.records import Point, Status, TrialRecord
 from dermray.tuning.settings import SweepConfig
 from dermray.tuning.trial import NAME
 from tests.conftest import ROOT
-from tests.sweeps import MANIFEST, OBJECTIVE
+from tests.sweeps import MANIFEST, OBJECTIVE, Notebook
 
 SPACE = {
     "optim.lr": space.LogUniform(kind="loguniform", low=1e-4, high=1e-2),
@@ -112,19 +112,6 @@ def test_both_ends_of_a_range_must_be_what_pretrain_takes(tmp_path):
     flip = space.Uniform(kind="uniform", low=0.0, high=7.0)
     with pytest.raises(ConfigError, match=r"data\.horizontal_flip"):
         plan_trials(config.model_copy(update={"space": {**config.space, "data.horizontal_flip": flip}}), MANIFEST)
-
-
-class Notebook:
-    """Keeps what is handed out."""
-
-    def __init__(self) -> None:
-        self.records: dict[str, TrialRecord] = {}
-        self.trials: dict[str, Trial] = {}
-
-    def begin(self, trial: Trial, record: TrialRecord | None = None) -> None:
-        assert record is not None
-        self.records[trial.name], self.trials[trial.name] = record, trial
-        record.save(trial)
 
 
 def weights(value: float) -> dict:

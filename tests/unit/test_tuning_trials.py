@@ -14,7 +14,7 @@ from dermray.tuning.queues import Queue
 from dermray.tuning.records import Point, Status, TrialRecord, best_of, leaderboard, ranked
 from dermray.tuning.trial import NAME
 from tests.conftest import ROOT
-from tests.sweeps import MANIFEST, OBJECTIVE, sweep_config
+from tests.sweeps import MANIFEST, OBJECTIVE, Notebook, sweep_config
 
 
 def record(name, status, *values):
@@ -135,17 +135,6 @@ def test_a_record_survives_and_a_repeated_validation_replaces_the_earlier(tmp_pa
     other = plan_trials(sweep_config(tmp_path, "seed=1"), MANIFEST)[0]
     with pytest.raises(DermRayError, match="a trial of another sweep"):
         TrialRecord.load(other)
-
-
-class Notebook:
-    """Keeps the records of trials that were handed out."""
-
-    def __init__(self):
-        self.records = {}
-
-    def begin(self, trial, record=None):
-        self.records[trial.name] = record or TrialRecord.load(trial)
-        self.records[trial.name].save(trial)
 
 
 def handed_out(queue):

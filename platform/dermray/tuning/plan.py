@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from dermray import storage
-from dermray.config import parse
+from dermray.config import ConfigT, parse
 from dermray.corpus.manifest import Manifest
 from dermray.errors import ConfigError, DermRayError, PlanError
 from dermray.ingest.plan import EpochPlan
@@ -62,7 +62,7 @@ class Trial:
 
     def label(self) -> str:
         """What was drawn, for humans."""
-        return " ".join(f"{key}={_show(value)}" for key, value in self.params.items())
+        return label(self.params)
 
     def recipe_yaml(self) -> str:
         """The trial as a recipe that `jobs/pretrain.py --config` accepts; corpus and output are left to the caller."""
@@ -80,16 +80,23 @@ def plan_trials(config: SweepConfig, manifest: Manifest) -> list[Trial]:
         ConfigError: the recipe, an override or a drawn value is not what pretraining takes; names the key.
         PlanError: a batch size or number of workers does not fit the corpus; names the trial.
     """
-    space = config.ordered_space
-    points = (
-        spaces.grid(space)
-        if config.search == "grid"
-        else spaces.sample(space, num_trials=config.num_trials, seed=config.seed)
-    )
+    space, points = config.ordered_space, planned_points(config)
     if config.scheduler.kind == "pbt":
         for params in _ends(space, points[0]):
             _recipe(config, params)
-    return [_plan(config, f"trial-{number:03d}", params, manifest) for number, params in enumerate(points)]
+    return [_plan(config, trial_name(number), params, manifest) for number, params in enumerate(points)]
+
+
+def trial_name(number: int) -> str:
+    """`trial-000`, …"""
+    return f"trial-{number:03d}"
+
+
+def planned_points(config: SweepConfig) -> list[dict[str, Any]]:
+    """Every point of a grid, or a random draw."""
+    if config.search == "grid":
+        return spaces.grid(config.ordered_space)
+    return spaces.sample(config.ordered_space, num_trials=config.num_trials, seed=config.seed)
 
 
 def _ends(space: Mapping[str, Parameter], point: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -123,11 +130,20 @@ def _plan(config: SweepConfig, name: str, params: dict[str, Any], manifest: Mani
 def _recipe(config: SweepConfig, params: Mapping[str, Any]) -> PretrainConfig:
     """The recipe with overrides and drawn values, by the same road as the command line of `jobs/pretrain.py`."""
     keys = {**config.overrides, **params, "corpus": config.corpus, "output": config.output}
-    arguments = [f"{key}={_show(value)}" for key, value in keys.items()]
+    return toy.shrunk(parsed(PretrainConfig, config, keys))
+
+
+def parsed(config_class: type[ConfigT], config: SweepConfig, keys: Mapping[str, Any]) -> ConfigT:
+    """The sweep's recipe with other values for some keys.
+
+    Raises:
+        ConfigError: names recipe and key.
+    """
+    recipe = [] if config.recipe is None else ["--config", config.recipe]
     try:
-        return toy.shrunk(parse(PretrainConfig, ["--config", config.recipe, *arguments]))
+        return parse(config_class, [*recipe, *(f"{key}={show(value)}" for key, value in keys.items())])
     except ConfigError as error:
-        raise ConfigError(f"recipe {config.recipe} with overrides and space: {error}") from None
+        raise ConfigError(f"recipe {config.recipe or ''} with overrides and space: {error}") from None
 
 
 def _runnable(config: SweepConfig, name: str, recipe: PretrainConfig, num_steps: int) -> PretrainConfig:
@@ -201,5 +217,11 @@ def _cpus_of(config: PretrainConfig) -> float:
     return TRIAL_CPUS + config.most_workers * (config.cpus_per_worker + config.data.cpus_per_task)
 
 
-def _show(value: Any) -> str:
+def label(params: Mapping[str, Any]) -> str:
+    """What was drawn, for humans."""
+    return " ".join(f"{key}={show(value)}" for key, value in params.items())
+
+
+def show(value: Any) -> str:
+    """A value as the command line takes it."""
     return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).strip().removesuffix("...").strip()

@@ -10,8 +10,7 @@ from dermray import storage
 from dermray.reporting import sweep_page
 from dermray.train import worker
 from dermray.tuning import importance, records
-from dermray.tuning.plan import Trial
-from dermray.tuning.records import Status, TrialRecord
+from dermray.tuning.records import AnyTrial, Status, TrialRecord
 from dermray.tuning.settings import SweepConfig
 from dermray.tuning.space import LogUniform
 
@@ -32,14 +31,14 @@ class SweepResult:
         page_uri: the report.
     """
 
-    best: Trial
+    best: AnyTrial
     records: list[TrialRecord]
     leaderboard: str
     best_uri: str
     trials_uri: str
     page_uri: str
     value: float
-    trials: Mapping[str, Trial]
+    trials: Mapping[str, AnyTrial]
 
     def metrics(self) -> dict[str, float]:
         """Figures of the whole sweep; `samples_share` is of what the trials that were begun would have cost in full."""
@@ -48,11 +47,13 @@ class SweepResult:
             counts[f"trials_{record.status}"] += 1
         full = sum(trial.samples_at(trial.num_steps) for trial in self.trials.values())
         trained = sum(record.samples_trained for record in self.records)
-        return {"best_objective": self.value, "samples_trained": trained, "samples_share": trained / full, **counts}
+        # Evaluations train on none.
+        cost = {"samples_trained": trained, "samples_share": trained / full} if full else {}
+        return {"best_objective": self.value, **cost, **counts}
 
 
 def publish(
-    config: SweepConfig, trials: Mapping[str, Trial], found: Sequence[TrialRecord], *, seconds: float
+    config: SweepConfig, trials: Mapping[str, AnyTrial], found: Sequence[TrialRecord], *, seconds: float
 ) -> SweepResult:
     """Write `best.yaml`, `trials.json` and `sweep.html` into the sweep's output.
 
@@ -102,7 +103,7 @@ def _header(config: SweepConfig, result: SweepResult, record: TrialRecord) -> st
     lines = [
         f"# {record.name}, the best of {len(result.records)} trials: {config.objective} {result.value:.4f} "
         f"({result.best.label()})",
-        "#   python jobs/pretrain.py --config THIS_FILE corpus=URI output=URI",
+        f"#   python jobs/{config.job}.py --config THIS_FILE corpus=URI output=URI",
     ]
     if config.scheduler.kind == "pbt":
         lines.append("# These are its last settings. The population came to its weights by changing them on the way:")
@@ -116,10 +117,10 @@ def _scales(config: SweepConfig) -> dict[str, bool]:
 
 
 def _recipe_of(config: SweepConfig) -> str:
-    return storage.name_of(config.recipe).removesuffix(".yaml")
+    return storage.name_of(config.recipe).removesuffix(".yaml") if config.recipe else f"jobs/{config.job}.py"
 
 
-def _describe(trial: Trial, record: TrialRecord, objective: str) -> dict[str, Any]:
+def _describe(trial: AnyTrial, record: TrialRecord, objective: str) -> dict[str, Any]:
     return {
         "name": trial.name,
         "status": str(record.status),

@@ -11,13 +11,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from scipy.stats import t
 
 from dermray import storage
+from dermray.config import Config
 from dermray.errors import DermRayError
-from dermray.tuning.plan import Trial
 
 RECORD_NAME = "trial.json"
 SEED_KEY = "seed"
@@ -35,6 +35,39 @@ class Status(StrEnum):
     def is_final(self) -> bool:
         """True when the same command again has nothing to train; a failed trial is tried again."""
         return self in (Status.FINISHED, Status.STOPPED)
+
+
+class AnyTrial(Protocol):
+    """What a sweep asks of its trials, be they trainings or evaluations."""
+
+    @property
+    def name(self) -> str:
+        """`trial-000`, …"""
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Config key → value."""
+
+    @property
+    def config(self) -> Config:
+        """What runs."""
+
+    @property
+    def uri(self) -> str:
+        """The trial's own folder."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole trial."""
+
+    def samples_at(self, step: int) -> int:
+        """Training samples seen after `step` steps."""
+
+    def label(self) -> str:
+        """What was drawn, for humans."""
+
+    def recipe_yaml(self) -> str:
+        """The trial as a file that its job's `--config` takes."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +123,7 @@ class TrialRecord:
     exploits: list[Exploit] = field(default_factory=list)
 
     @classmethod
-    def load(cls, trial: Trial) -> TrialRecord:
+    def load(cls, trial: AnyTrial) -> TrialRecord:
         """The record in the trial's folder, or a fresh one.
 
         Raises:
@@ -124,7 +157,7 @@ class TrialRecord:
         except FileNotFoundError:
             return None
 
-    def save(self, trial: Trial) -> None:
+    def save(self, trial: AnyTrial) -> None:
         """Publish the record in the trial's folder."""
         storage.write_json(storage.join(trial.uri, RECORD_NAME), asdict(self))
 

@@ -13,6 +13,8 @@ from dermray.tuning.space import Parameter
 
 # Set by the sweep itself, trial by trial.
 OWN_KEYS = ("corpus", "output", "run_name", "cluster", "tracking", "validation.every_steps")
+# Of evaluations; benchmarks bring their test splits, by which nothing must be chosen.
+OWN_KEYS_OF_EVALUATIONS = ("corpus", "output", "run_name", "cluster", "tracking", "benchmark", "data")
 
 
 # What population-based training may change between two steps of a training: it changes neither which samples come in
@@ -47,7 +49,12 @@ class SchedulerConfig(Config):
 class SweepConfig(Config):
     """Everything `tune/sweep.py` can be told."""
 
-    recipe: str = Field(description="YAML file of the pretraining recipe that the trials vary")
+    job: Literal["pretrain", "evaluate"] = Field(
+        "pretrain", description="what a trial is: a pretraining, or an evaluation of one model on a validation split"
+    )
+    recipe: str | None = Field(
+        None, description="YAML file that the trials vary; pretrain needs one, evaluate can do with overrides"
+    )
     corpus: str = Field(description="URI of a prepared corpus")
     output: str = Field(description="URI for the trials and the best recipe; the same URI again resumes")
     space: dict[str, Parameter] = Field(
@@ -92,13 +99,27 @@ class SweepConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> SweepConfig:
-        taken = [key for key in OWN_KEYS if key in self.space or _holds(self.overrides, key)]
+        own = OWN_KEYS if self.job == "pretrain" else OWN_KEYS_OF_EVALUATIONS
+        taken = [key for key in own if key in self.space or _holds(self.overrides, key)]
         if taken:
             raise ValueError(f"{', '.join(taken)}: the sweep sets this itself; take it out of space and overrides")
         self._check_space()
+        if self.job == "evaluate":
+            self._check_evaluations()
+        elif self.recipe is None:
+            raise ValueError("recipe: a sweep of pretrainings needs one, such as jobs/configs/demo.yaml")
         if self.scheduler.kind == "pbt":
             self._check_population()
         return self
+
+    def _check_evaluations(self) -> None:
+        if "/" not in self.objective:
+            raise ValueError(
+                f"objective: {self.objective} is no score of an evaluation; give TASK/SCORE as its report has it, such "
+                "as linear_probe/100pct_balanced_accuracy"
+            )
+        if self.scheduler.kind == "pbt" or self.max_samples is not None:
+            raise ValueError("scheduler.kind, max_samples: evaluations train nothing")
 
     def _check_population(self) -> None:
         for key in self.space:

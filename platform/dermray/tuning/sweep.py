@@ -67,13 +67,13 @@ def checked(config: SweepConfig, trials: list[Trial]) -> list[Trial]:
 
 
 def sweep(
-    config: SweepConfig, trials: list[Trial], *, parent_id: str | None, say: Callable[[str], None]
+    config: SweepConfig, trials: list[Trial], *, parent_key: str | None, say: Callable[[str], None]
 ) -> SweepResult:
     """Run all trials to their end or their stop; needs a connected Ray cluster.
 
     Args:
         trials: from `checked`, with the tracking that their processes shall use.
-        parent_id: MLflow run in which theirs are nested.
+        parent_key: key of the MLflow run in which theirs are nested.
         say: gets a line for each validation and each end of a trial.
 
     Raises:
@@ -86,11 +86,11 @@ def sweep(
     ledger = Ledger(config, mailbox, say, num_trials=len(trials))
     searcher = Generations if config.scheduler.kind == "pbt" else Queue
     queue = searcher(config, trials, Manifest.load(config.corpus), ledger)
-    _fit(config, TrialContext(mailbox, parent_id), ledger, queue, at_once)
+    _fit(config, TrialContext(mailbox, parent_key), ledger, queue, at_once)
     if any(record.status is Status.UNFINISHED for record in ledger.records.values()):
         raise DermRayError("the sweep was interrupted; the same command goes on with it")
     for name, record in ledger.records.items():
-        close_run(ledger.trials[name], record, parent_id)
+        close_run(ledger.trials[name], record, parent_key)
     return publish(config, ledger.trials, list(ledger.records.values()), seconds=time.monotonic() - started)
 
 
@@ -266,7 +266,7 @@ def _trial_name(trial: TuneTrial) -> str:
     return name if leg is None else f"{name}-{leg}"
 
 
-def close_run(trial: Trial, record: TrialRecord, parent_id: str | None) -> None:
+def close_run(trial: Trial, record: TrialRecord, parent_key: str | None) -> None:
     """End the MLflow run of a trial, whose own process could not if it was stopped or lost.
 
     A stopped trial's run ends FINISHED with a tag that says who stopped it.
@@ -276,7 +276,7 @@ def close_run(trial: Trial, record: TrialRecord, parent_id: str | None) -> None:
         tags["dermray.stopped_by"] = f"ASHA after validation {len(record.curve)}"
     if record.status is Status.FAILED:
         tags["dermray.error"] = record.error
-    with contextlib.suppress(_TrialFailedError), tracked(trial, parent_id, works=False) as current:
+    with contextlib.suppress(_TrialFailedError), tracked(trial, parent_key, works=False) as current:
         current.set_tags(tags)
         if record.status is Status.FAILED:
             raise _TrialFailedError

@@ -36,11 +36,11 @@ class TrialContext:
 
     Attributes:
         mailbox: a `Mailbox` actor, which knows the trials.
-        parent_id: the sweep's MLflow run.
+        parent_key: key of the sweep's MLflow run.
     """
 
     mailbox: ActorHandle
-    parent_id: str | None
+    parent_key: str | None
 
 
 @ray.remote(num_cpus=0)
@@ -130,7 +130,7 @@ def _train(trial: Trial, record: TrialRecord, context: TrialContext) -> None:
     from dermray.train.pretrain import pretrain
 
     cluster.connect(trial.config.cluster)
-    with tracked(trial, context.parent_id) as current:
+    with tracked(trial, context.parent_key) as current:
 
         def on_record(record: StepRecord) -> None:
             current.log_metrics(record.metrics, step=record.step)
@@ -170,7 +170,7 @@ def _say_exploits(current: tracking.Run, record: TrialRecord) -> None:
     current.set_tags(origin)
 
 
-def tracked(trial: Trial, parent_id: str | None, *, works: bool = True) -> AbstractContextManager[tracking.Run]:
+def tracked(trial: Trial, parent_key: str | None, *, works: bool = True) -> AbstractContextManager[tracking.Run]:
     """The trial's MLflow run, nested in the sweep's: begun, or taken up where another process left it.
 
     Args:
@@ -182,6 +182,6 @@ def tracked(trial: Trial, parent_id: str | None, *, works: bool = True) -> Abstr
         name=trial.name,
         resolved=trial.config,
         state_uri=storage.join(trial.uri, "mlflow.json"),
-        parent_id=parent_id,
+        parent_key=parent_key,
         works=works,
     )
