@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import yaml
@@ -80,6 +81,7 @@ def test_cpus_are_shared_so_that_no_trial_waits_for_another(tmp_path):
     at_once, shared = share_cluster(config, trials, num_cpus=4, num_gpus=0)
     assert at_once == 3
     assert {trial.config.cpus_per_worker for trial in shared} == {0.667}
+    assert {trial.config.threads_per_worker for trial in shared} == {max(1, os.cpu_count() // 3)}
     config = sweep_config(tmp_path, "max_concurrent_trials=3", "overrides.cpus_per_worker=3")
     trials = plan_trials(config, MANIFEST)
     with pytest.raises(DermRayError, match=r"need 12\.03 CPUs, the cluster has 4; lower max_concurrent_trials"):

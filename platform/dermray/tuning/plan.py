@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -114,7 +115,8 @@ def with_params(config: SweepConfig, trial: Trial, params: dict[str, Any], manif
     """
     other = _plan(config, trial.name, params, manifest)
     data = other.config.data.model_copy(update={"cpus_per_task": trial.config.data.cpus_per_task})
-    stays = {"tracking": trial.config.tracking, "cpus_per_worker": trial.config.cpus_per_worker, "data": data}
+    kept = ("tracking", "cpus_per_worker", "threads_per_worker")
+    stays = {"data": data, **{key: getattr(trial.config, key) for key in kept}}
     return replace(other, config=other.config.model_copy(update=stays))
 
 
@@ -188,7 +190,7 @@ def share_cluster(
             f"{at_once} trials of {most_workers} workers need {at_once * most_workers} GPUs, the cluster has "
             f"{num_gpus:g}; lower max_concurrent_trials or overrides.num_workers"
         )
-    shared = [_with_cpus(trial, at_once, num_cpus, gpus) for trial in trials]
+    shared = [_with_threads(_with_cpus(trial, at_once, num_cpus, gpus), at_once) for trial in trials]
     needed = at_once * max(_cpus_of(trial.config) for trial in shared)
     if needed > num_cpus:
         raise DermRayError(
@@ -209,6 +211,14 @@ def _with_cpus(trial: Trial, at_once: int, num_cpus: float, gpus: bool) -> Trial
     task = min(trial.config.data.cpus_per_task, max(left, 0.001))
     data = trial.config.data.model_copy(update={"cpus_per_task": task})
     return replace(trial, config=trial.config.model_copy(update={"cpus_per_worker": cpus, "data": data}))
+
+
+def _with_threads(trial: Trial, at_once: int) -> Trial:
+    """More threads than cores wait for each other: two trials side by side would be slower than one after the other."""
+    if at_once == 1 or trial.config.threads_per_worker is not None:
+        return trial
+    threads = max(1, (os.cpu_count() or 1) // (at_once * trial.config.most_workers))
+    return replace(trial, config=trial.config.model_copy(update={"threads_per_worker": threads}))
 
 
 def _cpus_of(config: PretrainConfig) -> float:
