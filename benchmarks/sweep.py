@@ -26,10 +26,10 @@ from dermray.tuning.settings import SweepConfig
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tests.corpora import write_model, write_prepared_corpus
 
-NUM_TRIALS = 3
+NUM_TRIALS = 2
 NUM_ROUNDS = 2
 RECIPE = {
-    "train": {"epochs": 150, "global_batch_size": 16, "log_every_steps": 50, "max_failures": 0},
+    "train": {"epochs": 200, "global_batch_size": 16, "log_every_steps": 50, "max_failures": 0},
     "optim": {"warmup_steps": 5},
     "validation": {"max_samples": 24},
 }
