@@ -185,6 +185,27 @@ def test_generations_copy_the_donors_checkpoint_and_go_on_after_a_kill_anywhere(
     assert math.isclose(TrialRecord.load(trials[3]).value(OBJECTIVE), 0.3)
 
 
+def test_a_score_that_was_lost_with_the_sweep_is_that_of_the_checkpoint(tmp_path):
+    config = population_config(tmp_path, "num_trials=2")
+    trials = plan_trials(config, MANIFEST)
+    (pause, _) = population.pauses(config, trials[0])
+    for trial, score in zip(trials, (0.9, 0.2), strict=True):
+        checkpoint.save(
+            trial.uri,
+            pause,
+            {"step": pause, **weights(score)},
+            trajectory=trial.config.trajectory(),
+            corpus_digest=MANIFEST.digest,
+            retention=checkpoint.Retention(2),
+            scores={OBJECTIVE: score},
+        )
+    notebook = Notebook()
+    assert Generations(config, trials, MANIFEST, notebook).suggest("a")[NAME] == "trial-000"
+    (exploit,) = population.load(config, 1)
+    assert (exploit.name, exploit.score, exploit.donor, exploit.donor_score) == ("trial-001", 0.2, "trial-000", 0.9)
+    assert TrialRecord.load(trials[1]).value_at(1, OBJECTIVE) == 0.2
+
+
 def test_a_donor_that_is_not_what_was_meant_is_not_copied(tmp_path):
     config = population_config(tmp_path)
     good, poor = plan_trials(config, MANIFEST)[:2]

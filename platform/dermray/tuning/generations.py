@@ -18,7 +18,7 @@ from dermray.tuning import population
 from dermray.tuning.plan import Trial
 from dermray.tuning.population import Member
 from dermray.tuning.queues import Book, StatelessSearcher, moved
-from dermray.tuning.records import Exploit, Status, TrialRecord
+from dermray.tuning.records import Exploit, Point, Status, TrialRecord
 from dermray.tuning.settings import SweepConfig
 from dermray.tuning.trial import LEG, NAME
 
@@ -89,11 +89,15 @@ class Generations(StatelessSearcher):
         self._close(decided)
 
     def _member(self, name: str, step: int) -> Member:
-        info, trial = self._at(name, step), self._trials[name]
+        info, trial, record = self._at(name, step), self._trials[name], self._records[name]
         if info is None:
             return Member(name, trial.params, None)
-        score = self._records[name].value_at(trial.validation_of(step), self._config.objective)
-        return Member(name, trial.params, score, info.sha256)
+        validation = trial.validation_of(step)
+        if record.value_at(validation, self._config.objective) is None and self._config.objective in info.scores:
+            # The sweep was killed between the checkpoint and the news of it.
+            record.add(Point(validation, step, trial.samples_at(step), dict(info.scores)))
+            record.save(trial)
+        return Member(name, trial.params, record.value_at(validation, self._config.objective), info.sha256)
 
     def _close(self, decided: Sequence[Exploit]) -> None:
         """Carry out what was decided, as far as that is not done; no donor has gone on before all is."""
