@@ -1,15 +1,18 @@
-"""What Ray Tune costs: `python benchmarks/sweep.py [trials]`, trials of a sweep over the same trainings by hand.
+"""What Ray Tune costs: `python benchmarks/sweep.py`, the trials of a sweep over the same trainings by hand.
 
 The same trainings (a tiny model on drawn images, the same CPUs a worker) run one after the other in one Ray cluster: as
-a sweep without early stopping, and by calls of `pretrain`. Both validate as often. Which side begins changes by round.
+a sweep without early stopping, and by calls of `pretrain`. Both validate as often. Which side begins changes by round;
+`--round N` runs one of them alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -33,7 +36,17 @@ RECIPE = {
 
 
 def main() -> int:
-    num_trials = int(sys.argv[1]) if sys.argv[1:] else NUM_TRIALS
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--trials", type=int, default=NUM_TRIALS, help="trials of the sweep")
+    arguments.add_argument("--round", type=int, help="only this round, from 0; even ones begin with the sweep")
+    chosen = arguments.parse_args()
+    rounds = range(NUM_ROUNDS) if chosen.round is None else [chosen.round]
+    measure(chosen.trials, rounds)
+    return 0
+
+
+def measure(num_trials: int, rounds: Sequence[int]) -> None:
+    """Print the ratio of each round and their median."""
     with tempfile.TemporaryDirectory(prefix="dermray-bench-") as name:
         folder = Path(name)
         write_prepared_corpus(folder / "corpus", {"train": 64, "val": 24})
@@ -41,7 +54,7 @@ def main() -> int:
         (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": str(model), **RECIPE}))
         cluster.connect(ClusterConfig())
         ratios = []
-        for number in range(NUM_ROUNDS):
+        for number in rounds:
             sides = {}
             for side in ("sweep", "by hand") if number % 2 == 0 else ("by hand", "sweep"):
                 config = sweep_config(folder, f"{side} {number}", num_trials)
@@ -51,8 +64,7 @@ def main() -> int:
             ratios.append(sides["sweep"] / sides["by hand"])
             figures = ", ".join(f"{side} {seconds:.1f} s" for side, seconds in sorted(sides.items()))
             print(f"{num_trials} trials: {figures}, ratio {ratios[-1]:.2f}", flush=True)
-    print(f"sweep over by hand: {statistics.median(ratios):.2f} (median of {NUM_ROUNDS})")
-    return 0
+    print(f"sweep over by hand: {statistics.median(ratios):.2f} (median of {len(ratios)})")
 
 
 def sweep_config(folder: Path, output: str, num_trials: int) -> SweepConfig:
@@ -72,8 +84,8 @@ def sweep_config(folder: Path, output: str, num_trials: int) -> SweepConfig:
 def as_sweep(config: SweepConfig) -> None:
     from dermray.tuning.sweep import checked, sweep
 
-    trials = checked(plan_trials(config, Manifest.load(config.corpus)))
-    sweep(config, trials, parent_id=None, say=lambda line: None)
+    trials = checked(config, plan_trials(config, Manifest.load(config.corpus)))
+    sweep(config, trials, parent_key=None, say=lambda line: None)
 
 
 def by_hand(config: SweepConfig) -> None:

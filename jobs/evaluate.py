@@ -26,7 +26,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(config: EvaluateConfig) -> int:
     """Evaluate under an MLflow run, save the report, print the headline."""
     from dermray import cluster, tracking
-    from dermray.corpus.manifest import Manifest
     from dermray.evaluate import suite
     from dermray.evaluate.report import HTML_NAME, JSON_NAME
 
@@ -36,14 +35,9 @@ def run(config: EvaluateConfig) -> int:
     target = config.benchmark or storage.name_of(config.corpus or config.data or "")
     name = config.run_name or f"evaluate {model.name} on {target}"
     with tracking.run(config.tracking, kind="evaluate", name=name, resolved=config) as current:
-        if config.corpus is not None:
-            current.log_corpus(config.corpus, Manifest.load(config.corpus), context="evaluation")
         report = suite.evaluate(config, model_uri=model.folder_uri, say=_say)
         report.save(config.output)
-        evaluated = report.document["model"]
-        if evaluated is not None:
-            current.log_artifact("input", "model", evaluated["uri"], evaluated["model_digest"])
-        current.log_artifact("output", "report", config.output, storage.sha256(storage.join(config.output, JSON_NAME)))
+        tracking.log_evaluation(current, report.scored, report.document["model"], config.output, JSON_NAME)
         current.log_metrics(report.metrics())
         current.log_folder(config.output, "report")
     for line in report.headline():

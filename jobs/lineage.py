@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(graph.text())
         for finding in findings or ():
             print(finding.line())
+        if findings is not None:
+            print(f"verified: {verification.summary(findings)}")
     if config.output is not None:
         _write(config.output, graph, findings)
     return int(any(finding.is_bad for finding in findings or ()))

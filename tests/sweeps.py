@@ -6,6 +6,8 @@ from pathlib import Path
 
 from dermray.config import parse
 from dermray.corpus.manifest import Manifest, Shard
+from dermray.tuning.plan import Trial
+from dermray.tuning.records import TrialRecord
 from dermray.tuning.settings import SweepConfig
 from tests.conftest import ROOT
 
@@ -26,3 +28,17 @@ def sweep_config(folder: Path, *arguments: str) -> SweepConfig:
             *(f"corpus={folder / 'corpus'}", f"output={folder / 'sweep'}", *arguments),
         ],
     )
+
+
+class Notebook:
+    """Stands for the sweep's ledger: keeps what is handed out, and writes the records that a ledger would."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, TrialRecord] = {}
+        self.trials: dict[str, Trial] = {}
+
+    def begin(self, trial: Trial, record: TrialRecord | None = None) -> None:
+        """A trial is to start, or to go on."""
+        record = record or TrialRecord.load(trial)
+        self.records[trial.name], self.trials[trial.name] = record, trial
+        record.save(trial)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from dermray import cluster, entry, storage
-from dermray.config import TrackingConfig, load
-from dermray.tuning.plan import Trial, plan_trials
+from dermray.config import load
+from dermray.tuning.plan import plan_trials
 from dermray.tuning.settings import SweepConfig
+
+if TYPE_CHECKING:
+    from dermray.tuning.publishing import SweepResult
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,19 +31,25 @@ def run(config: SweepConfig) -> int:
     """Sweep under a parent MLflow run; every trial has a nested one."""
     from dermray import tracking
     from dermray.corpus.manifest import Manifest
+    from dermray.tuning import evaluations
     from dermray.tuning.sweep import checked, sweep
 
     manifest = Manifest.load(config.corpus)
-    trials = checked(plan_trials(config, manifest))
+    # Trials run in other folders, where a default of the current folder would be another store.
+    store = config.tracking.model_copy(update={"uri": tracking.tracking_uri(config.tracking)})
+    config = config.model_copy(update={"tracking": store})
+    begin: Callable[..., SweepResult]
+    if config.job == "evaluate":
+        begin = functools.partial(evaluations.sweep, config, evaluations.plan_evaluations(config))
+    else:
+        begin = functools.partial(sweep, config, checked(config, plan_trials(config, manifest)))
     cluster.connect(config.cluster)
-    name = config.run_name or f"sweep {storage.name_of(config.recipe)} {storage.name_of(config.output)}"
+    subject = storage.name_of(config.recipe) if config.recipe else config.job
+    name = config.run_name or f"sweep {subject} {storage.name_of(config.output)}"
     state_uri = storage.join(config.output, "mlflow.json")
     with tracking.run(config.tracking, kind="sweep", name=name, resolved=config, state_uri=state_uri) as current:
         current.log_corpus(config.corpus, manifest, context="training")
-        # Trials run in other folders, where a default of the current folder would be another store.
-        store = config.tracking.model_copy(update={"uri": tracking.tracking_uri(config.tracking)})
-        trials = [_tracked_in(trial, store) for trial in trials]
-        result = sweep(config, trials, parent_id=current.id, say=say)
+        result = begin(parent_key=current.key, say=say)
         current.log_metrics(result.metrics())
         current.log_artifact("output", "recipe", result.best_uri, storage.sha256(result.best_uri))
         current.set_tags({"best_trial": result.best.name})
@@ -57,10 +67,6 @@ def run(config: SweepConfig) -> int:
 def say(line: str) -> None:
     """Print a line at once. A function, and not a partial of `print`: Tune pickles it, and Ray replaces `print`."""
     print(line, flush=True)
-
-
-def _tracked_in(trial: Trial, store: TrackingConfig) -> Trial:
-    return replace(trial, config=trial.config.model_copy(update={"tracking": store}))
 
 
 if __name__ == "__main__":

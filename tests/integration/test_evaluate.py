@@ -7,13 +7,19 @@ import re
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 
-from dermray.errors import CorpusError, ModelError
+from dermray import storage
+from dermray.config import TrackingConfig, parse
+from dermray.errors import ConfigError, CorpusError, ModelError
 from dermray.evaluate import benchmarks, features, suite
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.tracking import lineage
 from jobs import evaluate as job
+from tests.conftest import ROOT
 from tests.corpora import jpeg, write_model, write_prepared_corpus
+from tune import sweep
 
 pytestmark = pytest.mark.ray
 
@@ -176,14 +182,60 @@ def test_own_table_in_one_command_learns_and_names(ray_cluster, inputs, tmp_path
     )
     for number, name in enumerate(names):
         (tmp_path / f"{number}.jpg").write_bytes(jpeg(colours[name], seed=number))
-    settings = ["bootstrap=20", "num_actors=1", "num_draws=2", "tracking.enabled=false", f"output={tmp_path / 'out'}"]
+    store = TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    settings = [
+        "bootstrap=20",
+        "num_actors=1",
+        "num_draws=2",
+        f"tracking.uri={store.uri}",
+        f"output={tmp_path / 'out'}",
+    ]
     assert job.main([f"model={inputs['model']}", f"data={tmp_path / 'own.csv'}", *settings]) == 0
+    chain = lineage.trace(str(tmp_path / "out"), store)
+    (table,) = [node for node in chain.nodes.values() if node.kind == "table"]
+    assert (table.uri, table.digest) == (str(tmp_path / "own.csv"), storage.sha256(tmp_path / "own.csv"))
     tasks = json.loads((tmp_path / "out" / "report.json").read_text())["tasks"]
     assert list(tasks) == ["zero_shot", "linear_probe", "knn", "few_shot"]
     # Even random towers tell black from pink.
     assert tasks["linear_probe"]["metrics"]["100pct_macro_auroc"]["value"] == 1.0
     assert tasks["knn"]["metrics"]["accuracy"]["value"] == 1.0
     assert tasks["few_shot"]["num_train_samples"] == 14
+
+
+def test_a_sweep_chooses_the_cost_of_the_probe_by_the_validation_split(ray_cluster, inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    arguments = [
+        *("--config", "tune/spaces/linear_probe.yaml", f"overrides.model={inputs['model']}"),
+        *(f"corpus={inputs['corpus']}", f"output={tmp_path / 'out'}", f"tracking.uri={store}"),
+        *("space.probe_cost={low: 1.0e-4, high: 100, steps: 3}", f"overrides.cache={tmp_path / 'cache'}"),
+        "overrides.num_actors=1",
+    ]
+    with pytest.raises(ConfigError, match="keep 'test' for what is chosen"):
+        sweep.main([*arguments, "overrides.split=test"])
+    assert sweep.main(arguments) == 0
+    document = json.loads((tmp_path / "out" / "trials.json").read_text())
+    score = document["objective"]
+    by_cost = {trial["params"]["probe_cost"]: trial[score] for trial in document["trials"]}
+    assert sorted(by_cost) == [1e-4, 0.1, 100.0]
+    for trial in document["trials"]:
+        report = json.loads((tmp_path / "out" / "trials" / trial["name"] / "report.json").read_text())
+        assert report["tasks"]["linear_probe"]["metrics"]["100pct_balanced_accuracy"]["value"] == trial[score]
+        assert report["corpus"]["split"] == "val"
+    # Under so heavy a penalty all weights are 0, and every sample gets the commonest class.
+    assert by_cost[1e-4] < max(by_cost.values()) == document["best_objective"]
+    client = MlflowClient(store)
+    runs = client.search_runs([client.get_experiment_by_name("dermray").experiment_id])
+    kinds = sorted(run.data.tags["dermray.kind"] for run in runs)
+    assert kinds == ["sweep", "trial", "trial", "trial"]
+    stamps = {file: file.stat().st_mtime_ns for file in tmp_path.glob("out/trials/*/report.json")}
+    assert sweep.main(arguments) == 0
+    assert {file: file.stat().st_mtime_ns for file in stamps} == stamps, "what was scored is not scored again"
+    best = parse(
+        EvaluateConfig,
+        ["--config", str(tmp_path / "out" / "best.yaml"), f"corpus={inputs['corpus']}", f"output={tmp_path / 'best'}"],
+    )
+    assert by_cost[best.probe_cost] == document["best_objective"]
 
 
 def test_missing_split_and_model_are_said_before_any_work(inputs, tmp_path):

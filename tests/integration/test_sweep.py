@@ -13,9 +13,15 @@ import ray
 import yaml
 from mlflow import MlflowClient
 
+from dermray import storage
 from dermray.config import parse
+from dermray.corpus.manifest import Manifest
 from dermray.errors import DermRayError
 from dermray.train.settings import PretrainConfig
+from dermray.tuning.plan import plan_trials
+from dermray.tuning.proposals import TPE_STARTUP_TRIALS, proposal
+from dermray.tuning.records import Point, Status, TrialRecord
+from dermray.tuning.settings import SweepConfig
 from tests.corpora import write_model, write_prepared_corpus
 from tune import sweep as job
 
@@ -152,3 +158,32 @@ def test_an_objective_that_is_not_reported_is_named(swept):
     _, command, _ = swept
     with pytest.raises(DermRayError, match=r"does not report 'validation_loss'; it reports .*validation_zero_shot"):
         job.main([*command, "num_trials=1", "objective=validation_loss", "tracking.enabled=false"])
+
+
+def test_tpe_proposes_from_what_was_there_and_the_budget_ends_the_sweep(swept):
+    folder, command, _ = swept
+    arguments = [
+        *(entry for entry in command if not entry.startswith(("space.", "output=", "num_validations="))),
+        *(f"output={folder / 'tpe'}", "space.optim.lr={kind: loguniform, low: 1.0e-4, high: 1.0e-2}"),
+        *("search=tpe", "num_trials=9", "num_validations=1", "overrides.train.epochs=2", "tracking.enabled=false"),
+        f"max_samples={TPE_STARTUP_TRIALS * 128 + 1}",
+    ]
+    config = parse(SweepConfig, arguments)
+    planned = plan_trials(config, Manifest.load(config.corpus))
+    # As an earlier process of the sweep has left them.
+    earlier = []
+    for trial in planned[:TPE_STARTUP_TRIALS]:
+        score = 1 - abs(trial.params["optim.lr"] - 1e-3)
+        point = Point(1, trial.num_steps, trial.samples_at(trial.num_steps), {OBJECTIVE: score})
+        earlier.append(TrialRecord(trial.name, trial.params, Status.FINISHED, [point]))
+        earlier[-1].save(trial)
+        storage.write_json(f"{trial.uri}/summary.json", {})
+    assert job.main(arguments) == 0
+    document = json.loads((folder / "tpe" / "trials.json").read_text())
+    trials = {trial["name"]: trial for trial in document["trials"]}
+    assert sorted(trials) == [f"trial-{n:03d}" for n in range(TPE_STARTUP_TRIALS + 1)], "then the samples were used up"
+    proposed = trials[f"trial-{TPE_STARTUP_TRIALS:03d}"]
+    assert proposed["params"] == proposal(config, TPE_STARTUP_TRIALS, earlier) != planned[TPE_STARTUP_TRIALS].params
+    assert proposed["status"] == "finished"
+    trained = json.loads((folder / "tpe" / "trials" / proposed["name"] / "model" / "dermray.json").read_text())
+    assert trained["recipe"]["optim"]["lr"] == proposed["params"]["optim.lr"]

@@ -108,3 +108,23 @@ def test_verification_names_what_was_changed_and_what_is_gone(
     page = (tmp_path / job.HTML_NAME).read_text()
     assert "<svg" in page
     assert shard.name in page
+
+
+def test_a_table_that_was_scored_is_part_of_the_chain_and_verified(
+    chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, digests = tmp_path / "own.csv", []
+    for name in ("report.json", "own.csv"):
+        (tmp_path / name).write_text(name)
+        digests.append(storage.sha256(tmp_path / name))
+    with tracking.run(chain.config, kind="evaluate", name="own table", resolved=ChainConfig()) as current:
+        current.log_artifact("input", "table", str(table), digests[1])
+        current.log_artifact("output", "report", str(tmp_path), digests[0])
+    arguments = [f"of={digests[0][:12]}", f"tracking.uri={chain.config.uri}", "--verify"]
+    assert job.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "table own.csv" in printed
+    assert printed.splitlines()[-1] == "verified: 2 same"
+    table.write_text("another")
+    assert job.main(arguments) == 1
+    assert "1 same, 1 changed" in capsys.readouterr().out

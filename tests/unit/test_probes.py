@@ -157,3 +157,20 @@ def test_mean_over_seeds_has_the_interval_of_students_t() -> None:
 
 def test_names_of_label_fractions() -> None:
     assert [prefix(fraction) for fraction in (0.01, 0.1, 0.125, 1.0)] == ["1pct", "10pct", "12.5pct", "100pct"]
+
+
+def test_a_larger_cost_weakens_the_penalty() -> None:
+    features, labels = clouds(1, 80, 3)
+    middle, weaker, stronger = (fit(features, labels, cost=cost) for cost in (100.0, 1000.0, 20.0))
+    assert 0 < stronger.weight.norm() < middle.weight.norm() < weaker.weight.norm()
+    # The objective of the docstring, at both optima: each beats the other on its own.
+    loss = torch.nn.functional.cross_entropy
+    for cost, fitted, other in ((1000.0, weaker, middle), (20.0, stronger, middle)):
+        penalty = 0.5 / (cost * features.shape[1] * 3 / 100)
+
+        def objective(probe, penalty=penalty):
+            logits = torch.from_numpy(features).double() @ probe.weight.T + probe.bias
+            return float(loss(logits, torch.from_numpy(labels)) + penalty * probe.weight.norm())
+
+        assert objective(fitted) < objective(other)
+        assert fitted.objective == pytest.approx(objective(fitted))

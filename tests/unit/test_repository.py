@@ -126,8 +126,8 @@ def test_only_tracking_imports_mlflow() -> None:
 
 
 def test_only_drivers_call_tracking() -> None:
-    # A trial is a driver of its own: it runs in a process of its own and starts its own training.
-    drivers = {"dermray.tuning.trial"}
+    # A trial is a driver of its own: it starts its own training or evaluation, under a run of its own.
+    drivers = {"dermray.tuning.trial", "dermray.tuning.evaluations"}
     callers = {name for name in modules() if any(i.startswith("dermray.tracking") for i in imports(name))}
     assert {name for name in callers if not name.startswith("dermray.tracking")} <= drivers
 

@@ -268,9 +268,25 @@ def test_the_corpus_is_an_input_of_the_run(config: TrackingConfig, client: Mlflo
 
 def test_a_nested_run_names_its_parent(config: TrackingConfig, client: MlflowClient) -> None:
     with tracking.run(config, kind="sweep", name="sweep", resolved=Settings()) as parent:
-        options = {"kind": "trial", "name": "trial", "resolved": Settings(), "parent_id": parent.id}
+        options = {"kind": "trial", "name": "trial", "resolved": Settings(), "parent_key": parent.key}
         with tracking.run(config, **options) as child:
             pass
+    assert client.get_run(child.id).data.tags["mlflow.parentRunId"] == parent.id
+
+
+def test_a_run_of_which_mlflow_heard_before_its_parent_is_nested_once_that_comes(
+    config: TrackingConfig, client: MlflowClient, tmp_path: Path
+) -> None:
+    options = {"kind": "trial", "name": "trial", "resolved": Settings(), "parent_key": "the-parent"}
+    with tracking.run(config, **options) as child:
+        pass
+    assert "mlflow.parentRunId" not in client.get_run(child.id).data.tags
+    # A sweep that began while MLflow was out of reach remembers its key alone.
+    (tmp_path / "mlflow.json").write_text(json.dumps({"run_key": "the-parent"}))
+    with tracking.run(
+        config, kind="sweep", name="sweep", resolved=Settings(), state_uri=str(tmp_path / "mlflow.json")
+    ) as parent:
+        pass
     assert client.get_run(child.id).data.tags["mlflow.parentRunId"] == parent.id
 
 

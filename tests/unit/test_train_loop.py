@@ -106,6 +106,7 @@ class Listener:
         trainer: loop.Trainer,
         validation: Any = lambda _: NO_SCORES,
         stop_requested: Callable[[], bool] = lambda: False,
+        until_step: int | None = None,
     ) -> bool:
         return loop.run(
             trainer,
@@ -114,6 +115,7 @@ class Listener:
             on_checkpoint=self.on_checkpoint,
             on_validation=validation,
             stop_requested=stop_requested,
+            until_step=until_step,
         )
 
 
@@ -312,6 +314,25 @@ def test_a_stopped_run_writes_a_checkpoint_and_goes_on_as_if_never_stopped(tmp_p
     resumed.restore(latest[1])
     assert Listener(tmp_path / "parts").run(resumed) is False
     assert_equal(whole.model.state_dict(), resumed.model.state_dict())
+
+
+def test_a_pause_validates_and_goes_on_with_other_settings_of_the_optimiser(tmp_path: Path) -> None:
+    config = configured(train={"checkpoint_every_steps": 100}, validation={"every_steps": 6})
+    first, listener = make_trainer(config), Listener(tmp_path)
+    assert listener.run(first, lambda _: {"validation_x": 1.0}, until_step=6) is True
+    assert (first.step, listener.checkpoints) == (6, [6])
+    (info,) = checkpoint.committed(str(tmp_path))
+    assert info.scores == {"validation_x": 1.0}
+    changed = configured(optim={"weight_decay": 0.7, "beta1": 0.5})
+    second = make_trainer(changed)
+    latest = checkpoint.load_latest(str(tmp_path), trajectory=changed.trajectory(), corpus_digest="c", force=True)
+    assert latest is not None
+    second.restore(latest[1])
+    assert Listener(tmp_path).run(second, until_step=6) is True, "it pauses there already"
+    assert [group["weight_decay"] for group in second.optimiser.param_groups] == [0.0, 0.7]
+    assert {group["betas"] for group in second.optimiser.param_groups} == {(0.5, 0.98)}
+    moments = second.optimiser.state_dict()["state"]
+    assert_equal(moments, first.optimiser.state_dict()["state"])
 
 
 def test_checkpoints_by_minutes_come_between_those_by_steps(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dermray import models
 from dermray.train import numerics
-from dermray.train.settings import TrainConfig
+from dermray.train.settings import PretrainConfig, TrainConfig
 
 TOWERS = {"dermray_tiny": (48, {4, 2}), "panderm_tiny_bert": (64, {4, 2})}
 
@@ -84,3 +84,14 @@ def test_channels_last_reaches_the_tower() -> None:
     )
     gradients(model, 48)
     assert seen == [True]
+
+
+def test_a_worker_computes_with_the_threads_it_is_given() -> None:
+    before = torch.get_num_threads()
+    try:
+        for asked in (1, 2):
+            config = PretrainConfig(corpus="c", output="o", threads_per_worker=asked)
+            numerics.settle(config, torch.device("cpu"))
+            assert torch.get_num_threads() == asked
+    finally:
+        torch.set_num_threads(before)

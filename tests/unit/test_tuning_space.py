@@ -95,6 +95,10 @@ def test_the_command_line_reaches_into_a_space_of_the_file(tmp_path):
         ({"space": {"output": {"kind": "choice", "values": ["a", "b"]}}, "num_trials": 2}, "output: the sweep sets"),
         ({"scheduler": {"reduction_factor": 1}}, "scheduler.reduction_factor"),
         ({"mode": "best"}, "mode"),
+        ({"recipe": None}, "recipe: a sweep of pretrainings needs one"),
+        ({"job": "evaluate"}, "objective: validation_zero_shot_accuracy is no score of an evaluation"),
+        ({"job": "evaluate", "objective": "a/b", "overrides": {"benchmark": "make"}}, "benchmark: the sweep sets this"),
+        ({"job": "evaluate", "objective": "a/b", "scheduler": {"kind": "pbt"}}, "evaluations train nothing"),
     ],
 )
 def test_bad_settings_are_refused_by_name(keys, message):

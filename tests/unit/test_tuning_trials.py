@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import yaml
@@ -8,10 +9,13 @@ import yaml
 from dermray.config import parse
 from dermray.errors import ConfigError, DermRayError, PlanError
 from dermray.train.settings import PretrainConfig
+from dermray.tuning import queues
 from dermray.tuning.plan import plan_trials, share_cluster
+from dermray.tuning.queues import Queue
 from dermray.tuning.records import Point, Status, TrialRecord, best_of, leaderboard, ranked
+from dermray.tuning.trial import NAME
 from tests.conftest import ROOT
-from tests.sweeps import MANIFEST, OBJECTIVE, sweep_config
+from tests.sweeps import MANIFEST, OBJECTIVE, Notebook, sweep_config
 
 
 def record(name, status, *values):
@@ -77,6 +81,7 @@ def test_cpus_are_shared_so_that_no_trial_waits_for_another(tmp_path):
     at_once, shared = share_cluster(config, trials, num_cpus=4, num_gpus=0)
     assert at_once == 3
     assert {trial.config.cpus_per_worker for trial in shared} == {0.667}
+    assert {trial.config.threads_per_worker for trial in shared} == {max(1, os.cpu_count() // 3)}
     config = sweep_config(tmp_path, "max_concurrent_trials=3", "overrides.cpus_per_worker=3")
     trials = plan_trials(config, MANIFEST)
     with pytest.raises(DermRayError, match=r"need 12\.03 CPUs, the cluster has 4; lower max_concurrent_trials"):
@@ -132,3 +137,36 @@ def test_a_record_survives_and_a_repeated_validation_replaces_the_earlier(tmp_pa
     other = plan_trials(sweep_config(tmp_path, "seed=1"), MANIFEST)[0]
     with pytest.raises(DermRayError, match="a trial of another sweep"):
         TrialRecord.load(other)
+
+
+def handed_out(queue):
+    suggested = queue.suggest("tune")
+    return suggested if isinstance(suggested, str) else suggested[NAME]
+
+
+def test_no_trial_starts_once_the_samples_are_used_up_but_one_that_was_begun_goes_on(tmp_path):
+    config = sweep_config(tmp_path, "max_samples=2000")
+    trials, book = plan_trials(config, MANIFEST), Notebook()
+    queue = Queue(config, trials, MANIFEST, book)
+    for number, samples in ((0, 1200), (1, 799)):
+        assert handed_out(queue) == f"trial-00{number}"
+        book.records[f"trial-00{number}"].add(Point(1, 10, samples, {OBJECTIVE: 0.1}))
+    assert handed_out(queue) == "trial-002", "1,999 are less than 2,000"
+    book.records["trial-002"].add(Point(1, 10, 1, {OBJECTIVE: 0.1}))
+    assert handed_out(queue) == Queue.FINISHED
+    for name, one in book.records.items():
+        one.save(next(trial for trial in trials if trial.name == name))
+    again = Queue(config, trials, MANIFEST, Notebook())
+    assert [handed_out(again) for _ in range(4)] == ["trial-000", "trial-001", "trial-002", Queue.FINISHED]
+
+
+def test_no_trial_starts_once_the_hours_are_over(tmp_path, monkeypatch):
+    config = sweep_config(tmp_path, "max_hours=0.5")
+    now = 1000.0
+    monkeypatch.setattr(queues.time, "monotonic", lambda: now)
+    queue = Queue(config, plan_trials(config, MANIFEST), MANIFEST, Notebook())
+    assert handed_out(queue) == "trial-000"
+    now += 1799
+    assert handed_out(queue) == "trial-001"
+    now += 1
+    assert handed_out(queue) == Queue.FINISHED

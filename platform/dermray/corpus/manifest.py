@@ -20,6 +20,11 @@ from dermray.errors import CorpusError
 MANIFEST_NAME = "manifest.json"
 
 
+def is_corpus(uri: str) -> bool:
+    """Whether a prepared corpus was committed at `uri`."""
+    return storage.exists(storage.join(uri, MANIFEST_NAME))
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 

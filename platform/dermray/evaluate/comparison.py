@@ -25,6 +25,7 @@ CIRCUMSTANCES = {
     "prompts": ("tasks", "zero_shot", "templates"),
     "preprocessing": ("model", "preprocessing_digest"),
     "precision": ("model", "precision"),
+    "cost of the linear probe": ("config", "probe_cost"),
     "code": ("code", "digest"),
 }
 

@@ -199,6 +199,7 @@ def _benchmark_of(document: Mapping[str, Any]) -> dict[str, Any]:
         "corpus digest": document["corpus"]["digest"],
         "split": document["corpus"]["split"],
         "list of templates": zero_shot.get("templates"),
+        "cost of the linear probe": document.get("config", {}).get("probe_cost", 1.0),
     }
 
 

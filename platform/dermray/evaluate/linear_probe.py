@@ -4,7 +4,8 @@ The vectors have the length that the tower gives them: the penalty on the weight
 
 `fit` and `label_fraction` are the published computations (`dermray.evaluate.logistic`). For a fraction below 1 the
 subset is drawn with several seeds, the first being the published one; the score is the mean over them, its interval the
-95 % interval of Student's t. With all labels there is one fit and a bootstrap interval over the test images.
+95 % interval of Student's t. With all labels there is one fit and a bootstrap interval over the test images. Scores are
+the published protocol's where `probe_cost` is 1.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class LinearProbe:
         runs = []
         for seed in range(num_seeds):
             rows = label_fraction(data.train_labels, fraction, seed=SUBSET_SEED + seed)
-            predict = data.fit(rows, seed=0)
+            predict = data.fit(rows, seed=0, cost=config.probe_cost)
             probabilities = predict(data.features)
             scores = data.score(probabilities, bootstrap=resamples, seed=config.seed)
             runs.append(_Run(scores, len(rows), predict, probabilities))

@@ -56,13 +56,14 @@ class Logistic:
         return probabilities.numpy().astype(np.asarray(features).dtype)
 
 
-def fit(features: Any, labels: Any, *, seed: int = 0) -> Logistic:
+def fit(features: Any, labels: Any, *, seed: int = 0, cost: float = 1.0) -> Logistic:
     """Fit the published linear probe.
 
     Args:
         features: `[N, D]`, numpy or torch, taken as they are.
         labels: `[N]` integers; every class 0..C-1 must be among them.
         seed: of the initial weights.
+        cost: in units of the published one; the larger, the weaker the penalty.
 
     Raises:
         EvaluationError: shapes that do not fit, features that are not finite, fewer than two classes, or a class
@@ -72,7 +73,7 @@ def fit(features: Any, labels: Any, *, seed: int = 0) -> Logistic:
     num_classes = _num_classes(inputs, targets)
     targets = targets.long()
     weight, bias = _initial(num_classes, inputs.shape[1], seed)
-    penalty = 0.5 / (inputs.shape[1] * num_classes / 100)
+    penalty = 0.5 / (cost * inputs.shape[1] * num_classes / 100)
     optimiser = torch.optim.LBFGS(
         [weight, bias],
         lr=1.0,

@@ -75,13 +75,13 @@ class Labelled:
         """Of both splits together."""
         return len(self.classes.labels)
 
-    def fit(self, rows: np.ndarray, *, seed: int) -> Callable[[np.ndarray], np.ndarray]:
+    def fit(self, rows: np.ndarray, *, seed: int, cost: float = 1.0) -> Callable[[np.ndarray], np.ndarray]:
         """A linear probe fitted on some training samples: from features `[N, D]` to probabilities, float64 `[N, C]`.
 
         A class that they lack gets the probability 0.
         """
         present, labels = np.unique(self.train_labels[rows], return_inverse=True)
-        fitted = logistic.fit(self.train_features[rows].astype(np.float64), labels, seed=seed)
+        fitted = logistic.fit(self.train_features[rows].astype(np.float64), labels, seed=seed, cost=cost)
 
         def predict(features: np.ndarray) -> np.ndarray:
             probabilities = np.zeros((len(features), self.num_classes))

@@ -62,6 +62,11 @@ class Report:
                     flat[f"{task}/{name.replace('@', '_at_')}_gap_{dimension}"] = gap["value"]
         return flat
 
+    @property
+    def scored(self) -> list[dict[str, Any]]:
+        """What was scored: `uri` and `digest` of the corpus, or of the table's file."""
+        return [self.document["corpus"]]
+
     def headline(self) -> list[str]:
         """A few lines for a terminal."""
         lines = []
@@ -97,6 +102,11 @@ class SuiteReport:
             for name, report in self.reports.items()
             for key, value in report.metrics().items()
         }
+
+    @property
+    def scored(self) -> list[dict[str, Any]]:
+        """What was scored, for each data set as `Report.scored`."""
+        return [one for report in self.reports.values() for one in report.scored]
 
     def headline(self) -> list[str]:
         """A few lines for a terminal: each data set that was scored, and each that was not."""

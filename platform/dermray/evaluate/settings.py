@@ -50,6 +50,11 @@ class EvaluateConfig(Config):
     label_fractions: tuple[float, ...] = Field(
         (0.01, 0.1, 1.0), min_length=1, description="shares of the training labels for linear_probe"
     )
+    probe_cost: float = Field(
+        1.0,
+        gt=0,
+        description="weakens the penalty of linear_probe: cost in units of the published one; choose it on val",
+    )
     shots: tuple[int, ...] = Field((1, 5, 10), min_length=1, description="training images a class for few_shot")
     num_draws: int = Field(5, ge=1, description="times that fewer labels are drawn, for linear_probe and few_shot")
     neighbours: int = Field(20, ge=1, description="training images that vote in knn")

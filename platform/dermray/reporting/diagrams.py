@@ -81,12 +81,17 @@ def _box(box: Box, x: float, y: float) -> str:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points `(x, y)` in order of x; one that `stopped` ends in a cross."""
+    """Points `(x, y)` in order of x; one that `stopped` ends in a cross.
+
+    Attributes:
+        marked: indices of points that carry a diamond.
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
     tone: str = ""
     stopped: bool = False
+    marked: Sequence[int] = ()
 
 
 def curves(lines: Sequence[Curve], *, title: str, x_title: str) -> Markup:
@@ -133,10 +138,15 @@ def _drawn(line: Curve, points: Sequence[tuple[float, float]]) -> str:
         else f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" style="fill:{colour}"/>'
     )
     weight = 2.2 if line.tone else 1.2
+    marks = "".join(_diamond(*points[index], colour) for index in line.marked)
     return (
         f"<g><title>{escape(line.name)}</title>"
-        f'<path d="{path}" style="fill:none;stroke:{colour};stroke-width:{weight}"/>{end}</g>'
+        f'<path d="{path}" style="fill:none;stroke:{colour};stroke-width:{weight}"/>{marks}{end}</g>'
     )
+
+
+def _diamond(x: float, y: float, colour: str) -> str:
+    return f'<path d="M{x:.1f} {y - 5:.1f}l5 5l-5 5l-5 -5z" style="fill:var(--card);stroke:{colour};stroke-width:1.6"/>'
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,13 @@ def render(document: Mapping[str, Any], parameters: Mapping[str, bool], recipe: 
         document=document,
         recipe=recipe,
         parameters=list(parameters),
-        full_samples=full,
-        saved=full - document["samples_trained"],
+        trains=full > 0,
+        saved=full - document.get("samples_trained", 0),
         coordinates=_coordinates(document, parameters),
-        curves=_curves(document),
+        curves=_curves(document) if full else None,
         importance=_importance(document["importance"]),
+        exploits=_exploits(document),
+        schedules=_schedules(document, list(parameters)),
         legend=diagrams.legend({"best": "good", "stopped early": "warn", "failed": "bad", "others": ""}),
     )
 
@@ -67,10 +69,51 @@ def _curves(document: Mapping[str, Any]) -> Markup:
             [(point["samples"], point[objective]) for point in trial["curve"]],
             _tone(document, trial),
             trial["status"] != "finished",
+            [
+                index
+                for index, point in enumerate(trial["curve"])
+                if any(exploit["step"] == point["step"] for exploit in trial["exploits"])
+            ],
         )
         for trial in document["trials"]
     ]
     return diagrams.curves(lines, title=objective, x_title="training samples seen")
+
+
+def _exploits(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every exploit of a population in its order, with what the trial trained with before."""
+    found = []
+    for trial in document["trials"]:
+        before = trial["drawn"]
+        for exploit in trial["exploits"]:
+            changes = [
+                f"{key}: {before.get(key, reporting.NO_VALUE)} → {value}" for key, value in exploit["params"].items()
+            ]
+            found.append({**exploit, "changes": "; ".join(changes)})
+            before = exploit["params"]
+    return sorted(found, key=lambda exploit: (exploit["generation"], exploit["name"]))
+
+
+def _schedules(document: Mapping[str, Any], parameters: list[str]) -> list[Markup]:
+    """For each numeric parameter that a population changed: its value in each trial over the samples seen."""
+    if not any(trial["exploits"] for trial in document["trials"]):
+        return []
+    found = []
+    for key in parameters:
+        lines = [_schedule(document, trial, key) for trial in document["trials"]]
+        if all(isinstance(value, int | float) for line in lines for _, value in line.points):
+            found.append(diagrams.curves(lines, title=key, x_title="training samples seen"))
+    return found
+
+
+def _schedule(document: Mapping[str, Any], trial: Mapping[str, Any], key: str) -> Curve:
+    per_step = trial["samples_in_full"] / trial["num_steps"]
+    points, value = [(0.0, trial["drawn"].get(key))], trial["drawn"].get(key)
+    for exploit in trial["exploits"]:
+        at = exploit["step"] * per_step
+        points += [(at, value), (at, value := exploit["params"].get(key))]
+    points.append((float(trial["samples_trained"]), value))
+    return Curve(trial["name"], points, _tone(document, trial))
 
 
 def _importance(found: Mapping[str, Any] | None) -> Markup | None:

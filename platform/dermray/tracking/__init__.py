@@ -4,6 +4,7 @@ SQLite and a local artifact folder by default (where `mlflow ui` looks too), any
 """
 
 from dermray.tracking.delivery import Delivered, deliver_left_over
+from dermray.tracking.evaluations import log_evaluation
 from dermray.tracking.registry import (
     CHAMPION,
     MODELS_PREFIX,
@@ -29,6 +30,7 @@ __all__ = [
     "client",
     "deliver_left_over",
     "flatten",
+    "log_evaluation",
     "model_facts",
     "move_alias",
     "provenance",

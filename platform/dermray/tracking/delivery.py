@@ -10,6 +10,7 @@ sending must be one that may be repeated:
 - A step that the run has already (a training that went back to its checkpoint) is left out: for each key only later
   steps are sent.
 - Tags, parameters, data sets and artifacts replace themselves.
+- A run names its parent by key. Whichever of the two comes second sets MLflow's own tag, which needs the id.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from dermray.tracking import store
 from dermray.tracking.spool import SYNC_INTERVAL_S, Record, Spool, header, left_over, spool_folder
 
 KEY_TAG = "dermray.run_key"
+PARENT_KEY_TAG = "dermray.parent_run_key"
+PARENT_TAG = "mlflow.parentRunId"
 METRICS_PER_CALL = 1000
 PARAMS_PER_CALL = 100
 READ_BYTES = 1 << 20
@@ -110,6 +113,8 @@ class Courier:
             if found is None:
                 raise OSError("MLflow does not find the run that it has just created")
         run_id = str(found.info.run_id)
+        if run_id != self.run_id:
+            self._nest(found, record)
         if revive and found.info.status != "RUNNING":
             self._client.update_run(run_id, status="RUNNING")
         # MLflow lets no parameter change: a resumed run keeps those it began with.
@@ -121,13 +126,25 @@ class Courier:
         self.run_id, self.experiment_id = run_id, str(found.info.experiment_id)
         self._last_steps = _last_steps(found)
 
+    def _nest(self, run: Any, record: Record) -> None:
+        """Set the parent of a run, and that of its children which have come before it."""
+        key = record["tags"].get(PARENT_KEY_TAG)
+        for parent in self._tagged(record, KEY_TAG, key) if key and PARENT_TAG not in run.data.tags else []:
+            self._client.set_tag(run.info.run_id, PARENT_TAG, parent.info.run_id)
+        for child in self._tagged(record, PARENT_KEY_TAG, record["key"]):
+            if PARENT_TAG not in child.data.tags:
+                self._client.set_tag(child.info.run_id, PARENT_TAG, run.info.run_id)
+
+    def _tagged(self, record: Record, tag: str, value: str) -> list[Any]:
+        experiment = self._client.get_experiment_by_name(record["experiment"])
+        if experiment is None:
+            return []
+        return list(self._client.search_runs([experiment.experiment_id], f"tags.`{tag}` = '{value}'"))
+
     def _find(self, record: Record) -> Any | None:
         if record.get("run_id"):
             return self._client.get_run(record["run_id"])
-        experiment = self._client.get_experiment_by_name(record["experiment"])
-        if experiment is None:
-            return None
-        found = self._client.search_runs([experiment.experiment_id], f"tags.`{KEY_TAG}` = '{record['key']}'")
+        found = self._tagged(record, KEY_TAG, record["key"])
         if not found:
             return None
         first, *others = sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))

@@ -27,7 +27,7 @@ from dermray.tracking.registry import MODELS_PREFIX, PROVENANCE_NAME
 from dermray.tracking.runs import LINEAGE_DIGEST_CHARS, LINEAGE_TAG
 from dermray.tracking.store import client, first_line
 
-KINDS = ("raw", "corpus", "model", "report", "recipe", "export")
+KINDS = ("raw", "corpus", "table", "model", "report", "recipe", "export")
 MAX_NODES = 2000
 _TAG = re.compile(r"dermray\.(input|output)\.([a-z]+)\.[0-9a-f]+")
 _HEX = re.compile(r"[0-9a-f]{12,64}")

@@ -22,7 +22,7 @@ from dermray.corpus import licences
 from dermray.corpus.manifest import Manifest
 from dermray.errors import StoppedError, TrackingError
 from dermray.tracking import facts, store
-from dermray.tracking.delivery import Delivery, deliver_left_over
+from dermray.tracking.delivery import PARENT_KEY_TAG, Delivery, deliver_left_over
 from dermray.tracking.spool import Record, Spool, spool_folder
 from dermray.tracking.system import SystemSampler
 
@@ -98,7 +98,7 @@ class Run:
         """Record what the run read or made, for lineage: the URI and digest of something that stays where it is.
 
         Args:
-            kind: corpus, model, report, recipe, export or raw.
+            kind: one of `dermray.tracking.lineage.KINDS`.
             digest: SHA-256 (hex), as `dermray.tracking.lineage` recomputes it for that kind.
         """
         tag = LINEAGE_TAG.format(direction=direction, kind=kind, digest=digest[:LINEAGE_DIGEST_CHARS])
@@ -141,7 +141,7 @@ def run(
     name: str,
     resolved: Any,
     state_uri: str | None = None,
-    parent_id: str | None = None,
+    parent_key: str | None = None,
     works: bool = True,
 ) -> Iterator[Run]:
     """A run that ends FINISHED, FAILED or KILLED with the block.
@@ -152,7 +152,7 @@ def run(
         name: for humans.
         resolved: the config whose keys become parameters and whose YAML becomes an artifact.
         state_uri: a JSON file that remembers the run, so that a restarted job goes on in the same one.
-        parent_id: makes it a nested run.
+        parent_key: `Run.key` of another, in which it is nested, also when MLflow hears of that one later.
         works: False in a process that only ends what another began: it says nothing of code and machine.
 
     Raises:
@@ -161,7 +161,7 @@ def run(
     if not config.enabled:
         yield Run()
         return
-    current, began_at = _begin(config, kind, name, resolved, state_uri, parent_id, works)
+    current, began_at = _begin(config, kind, name, resolved, state_uri, parent_key, works)
     sampler = None
     if config.system_metrics_interval_s and works:
         sampler = SystemSampler(
@@ -187,7 +187,7 @@ def _begin(
     name: str,
     resolved: Any,
     state_uri: str | None,
-    parent_id: str | None,
+    parent_key: str | None,
     works: bool,
 ) -> tuple[Run, float]:
     """The run and the Unix time at which its first process began it."""
@@ -195,7 +195,7 @@ def _begin(
     state = _usable_state(mlflow_client, state_uri)
     key = state.get("run_key") or uuid.uuid4().hex
     began_at = float(state.get("began_at") or time.time())
-    record = _beginning(config, kind, name, resolved, parent_id, key)
+    record = _beginning(config, kind, name, resolved, parent_key, key)
     if state:
         # The run keeps what it began with; what this attempt runs with stands beside it.
         attempt = time.strftime("attempts/%Y%m%d-%H%M%S", time.gmtime())
@@ -225,7 +225,7 @@ def _client(config: TrackingConfig) -> MlflowClient:
         ) from None
 
 
-def _beginning(config: TrackingConfig, kind: str, name: str, resolved: Any, parent_id: str | None, key: str) -> Record:
+def _beginning(config: TrackingConfig, kind: str, name: str, resolved: Any, parent_key: str | None, key: str) -> Record:
     code_tags, texts = facts.artifacts()
     tags = {
         "dermray.kind": kind,
@@ -234,8 +234,8 @@ def _beginning(config: TrackingConfig, kind: str, name: str, resolved: Any, pare
         "mlflow.source.type": "JOB",
         **code_tags,
     }
-    if parent_id is not None:
-        tags["mlflow.parentRunId"] = parent_id
+    if parent_key is not None:
+        tags[PARENT_KEY_TAG] = parent_key
     params = {k: v[:MAX_PARAM_CHARS] for k, v in flatten(resolved.model_dump(mode="json")).items()}
     return {
         "kind": "begin",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -60,9 +61,16 @@ def verify(graph: Graph) -> list[Finding]:
         "report": lambda node: _file(node, storage.join(node.uri, "report.json")),
         "export": lambda node: _file(node, storage.join(node.uri, "export.json")),
         "recipe": lambda node: _file(node, node.uri),
+        "table": lambda node: _file(node, node.uri),
         "raw": lambda _: (State.UNCHECKED, "jobs/prepare.py with the same keys says whether its rows are unchanged"),
     }
     return [_checked(graph.nodes[key], checks) for key in sorted(graph.nodes) if graph.nodes[key].kind in checks]
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """How many of each state, in a line."""
+    counts = Counter(finding.state for finding in findings)
+    return ", ".join(f"{counts[state]} {state}" for state in State if counts[state]) or "nothing to verify"
 
 
 def _checked(node: Node, checks: dict[str, Callable[[Node], tuple[State, str]]]) -> Finding:

@@ -88,19 +88,51 @@ def save(
         torch.save(state, path)
         sha256, num_bytes = _sha256(path), path.stat().st_size
     info = CheckpointInfo(uri, step, sha256, trajectory, corpus_digest, dict(scores or {}))
+    _commit(info, num_bytes)
+    _remove_others(output, retention.kept(committed(output)), newest=step)
+    return info
+
+
+def adopt(
+    donor: CheckpointInfo, output: str, *, trajectory: dict[str, Any], corpus_digest: str, sha256: str
+) -> CheckpointInfo:
+    """Commit a copy of another run's checkpoint, to be gone on with under these settings; what `output` had goes.
+
+    A call that was interrupted can be repeated.
+
+    Args:
+        sha256: of the state that is meant; the donor may have gone on since.
+
+    Raises:
+        CheckpointError: the donor trained on another corpus, or its state is not the one that is meant.
+    """
+    if donor.corpus_digest != corpus_digest:
+        raise CheckpointError(f"{donor.uri} was trained on another corpus (digest {donor.corpus_digest[:12]})")
+    data = storage.read_bytes(storage.join(donor.uri, STATE_NAME))
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise CheckpointError(f"{donor.uri} is damaged or was replaced: its state has not the digest {sha256[:12]}")
+    uri = storage.join(output, FOLDER, f"step-{donor.step:08d}")
+    for old in storage.list_folders(storage.join(output, FOLDER)):
+        storage.remove(storage.join(old, MANIFEST_NAME))
+        storage.remove(old)
+    storage.write_bytes(storage.join(uri, STATE_NAME), data)
+    info = CheckpointInfo(uri, donor.step, sha256, trajectory, corpus_digest, donor.scores)
+    _commit(info, len(data))
+    return info
+
+
+def _commit(info: CheckpointInfo, num_bytes: int) -> None:
     storage.write_json(
-        storage.join(uri, MANIFEST_NAME),
+        storage.join(info.uri, MANIFEST_NAME),
         {
-            "step": step,
+            "step": info.step,
             "num_bytes": num_bytes,
             "sha256": info.sha256,
-            "trajectory": trajectory,
-            "corpus_digest": corpus_digest,
+            "trajectory": info.trajectory,
+            "corpus_digest": info.corpus_digest,
             "scores": info.scores,
         },
     )
-    _remove_others(output, retention.kept(committed(output)), newest=step)
-    return info
 
 
 def _sha256(path: Path) -> str:

@@ -107,17 +107,23 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint's state.
+        """Continue from a checkpoint's state, under the optimiser's settings of this configuration.
 
         Raises:
             CheckpointError: it does not fit the model.
         """
+        settings = [
+            {k: v for k, v in group.items() if k not in ("params", "lr")} for group in self.optimiser.param_groups
+        ]
         try:
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
         except (RuntimeError, ValueError) as error:
             message = " ".join(str(error).split())[:300]
             raise CheckpointError(f"the checkpoint does not fit the model: {message}") from error
+        # The state has those it was made with, which resume=force and population-based training change.
+        for group, own in zip(self.optimiser.param_groups, settings, strict=True):
+            group.update(own)
         self.step = int(state["step"])
         self.metrics = dict(state["metrics"])
         self.left_out = state["left_out"].to(self.device)
@@ -134,6 +140,7 @@ def run(
     on_checkpoint: Callable[[Trainer, dict[str, float]], None],
     on_validation: Callable[[Trainer], dict[str, float]],
     stop_requested: Callable[[], bool] = lambda: False,
+    until_step: int | None = None,
 ) -> bool:
     """Take steps until `trainer.num_steps`, or until some rank is asked to stop.
 
@@ -143,6 +150,7 @@ def run(
         on_checkpoint: is called when a checkpoint is due, with the scores of a validation at that step, and at the end.
         on_validation: is called at the validation cadence, if there is one, and at the end; returns held-out scores.
         stop_requested: asked after every step; when true anywhere, the run ends with a checkpoint at a next step.
+        until_step: pause after so many steps, with a validation and a checkpoint as at the end.
 
     Returns:
         True when the run was stopped before its last step.
@@ -157,7 +165,8 @@ def run(
     clock = _Clock(train.checkpoint_every_minutes)
     watch = speed.Stopwatch(trainer.step, train.global_batch_size, trainer.device)
     stop = False
-    while trainer.step < trainer.num_steps and not stop:
+    end = trainer.num_steps if until_step is None else min(until_step, trainer.num_steps)
+    while trainer.step < end and not stop:
         position.note(trainer.step + 1, "waiting for a batch")
         batch = next(batches)
         watch.batch_came()
@@ -166,7 +175,7 @@ def run(
         watch.step_done(trainer.task.text_tokens)
         with position.at(trainer.step, "exchanging figures and flags"):
             stop, clock_due = agreement.exchange(stop_requested(), clock.due())
-            last = trainer.step == trainer.num_steps
+            last = trainer.step == end
             due = _due(trainer, stop=stop, last=last, clock=clock_due)
             if due.log or due.checkpoint:
                 means = _over_ranks(logs, trainer.device)

@@ -30,7 +30,7 @@ def settle(config: PretrainConfig, device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = config.train.tf32
     else:
         images.use_one_core()
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.most_workers))
+        torch.set_num_threads(config.threads_per_worker or max(1, (os.cpu_count() or 1) // config.most_workers))
 
 
 def autocast(settings: TrainConfig, device: torch.device) -> AbstractContextManager[Any]:

@@ -53,6 +53,7 @@ def pretrain(
     on_record: Callable[[StepRecord], None],
     provenance: dict[str, Any] | None = None,
     extra_callbacks: list[Any] | None = None,
+    until_step: int | None = None,
 ) -> PretrainResult:
     """Train to the end, resuming from the output's latest checkpoint; needs a connected Ray cluster.
 
@@ -60,11 +61,12 @@ def pretrain(
         on_record: called in the driver for every logged step.
         provenance: facts for the model folder's `dermray.json` (MLflow run id, code version).
         extra_callbacks: Ray Train callbacks, e.g. Tune's.
+        until_step: pause there, with a validation and a checkpoint; another call goes on.
 
     Raises:
         DermRayError: bad corpus, model, plan or checkpoint, before workers start where possible; or the training
             failed more often than `train.max_failures`, or twice in the same way.
-        StoppedError: SIGTERM came; the workers have written a checkpoint.
+        StoppedError: `until_step` is reached, or SIGTERM came; the workers have written a checkpoint.
     """
     config = located(config)
     finished = check(config)
@@ -79,7 +81,7 @@ def pretrain(
     with ProgressListener(on_record) as listener, on_sigterm(listener.request_stop, grace_s=config.train.grace_s):
         trainer = _trainer(
             config,
-            functools.partial(worker.train_worker, config, provenance or {}, listener.channel),
+            functools.partial(worker.train_worker, config, provenance or {}, listener.channel, until_step),
             torch_config=TorchConfig(timeout_s=config.train.collective_timeout_s),
             run_config=RunConfig(
                 name=f"attempt-{uuid.uuid4().hex[:8]}",
@@ -111,8 +113,11 @@ def pretrain(
     return PretrainResult(**summary, resumed_step=resumed_step)
 
 
-def check(config: PretrainConfig) -> PretrainResult | None:
+def check(config: PretrainConfig, *, fresh: bool = False) -> PretrainResult | None:
     """Refuse what could only fail on every worker, before Ray or MLflow know of the run.
+
+    Args:
+        fresh: leave out what the output may hold.
 
     Returns:
         The result, when the output holds a finished run of this very configuration.
@@ -122,9 +127,9 @@ def check(config: PretrainConfig) -> PretrainResult | None:
     """
     config = located(config)
     manifest = Manifest.load(config.corpus)
-    finished = _finished(config, manifest)
+    finished = None if fresh else _finished(config, manifest)
     if finished is None:
-        _check_before_start(config, manifest)
+        _check_before_start(config, manifest, fresh)
     return finished
 
 
@@ -141,13 +146,13 @@ def located(config: PretrainConfig) -> PretrainConfig:
     )
 
 
-def _check_before_start(config: PretrainConfig, manifest: Manifest) -> None:
+def _check_before_start(config: PretrainConfig, manifest: Manifest, fresh: bool) -> None:
     _world_sizes(config, manifest)
     if config.validation.every_steps:
         manifest.select(config.validation.split)
     models.check(config.model, **config.initial_weights())
     trained_architecture(models.architecture(config.model), config.loss)
-    for info in checkpoint.committed(config.output)[-1:]:
+    for info in [] if fresh else checkpoint.committed(config.output)[-1:]:
         checkpoint.require_same_run(
             info,
             trajectory=config.trajectory(),

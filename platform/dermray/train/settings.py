@@ -115,6 +115,9 @@ class PretrainConfig(Config):
     cpus_per_worker: float | None = Field(
         None, gt=0, description="logical CPUs a worker reserves; empty: 1 with a GPU, else half of the cluster shared"
     )
+    threads_per_worker: int | None = Field(
+        None, ge=1, description="threads that a worker computes with on a CPU; empty: cores over num_workers"
+    )
     train: TrainConfig = TrainConfig()
     loss: LossConfig = LossConfig()
     data: DataConfig = DataConfig()

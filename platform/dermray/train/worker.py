@@ -39,8 +39,13 @@ FAILED = "failed"
 STOPPED_STEP = "stopped_step"
 
 
-def train_worker(config: PretrainConfig, provenance: dict[str, Any], channel: ActorHandle) -> dict[str, Any]:
+def train_worker(
+    config: PretrainConfig, provenance: dict[str, Any], channel: ActorHandle, until_step: int | None = None
+) -> dict[str, Any]:
     """One rank, from its weights to the summary.
+
+    Args:
+        until_step: pause there.
 
     Returns:
         The summary; or, under the key `FAILED`, why another attempt would fail as this one did; or, under
@@ -58,7 +63,7 @@ def train_worker(config: PretrainConfig, provenance: dict[str, Any], channel: Ac
         manifest = Manifest.load(config.corpus)
         trainer, loader, validator = _build(config, manifest, device)
         _restore(config, manifest, trainer)
-        return _train(config, manifest, trainer, loader, validator, provenance, channel)
+        return _train(config, manifest, trainer, loader, validator, provenance, channel, until_step)
     except NonFiniteError as error:
         # Every rank has met the same; an exception would only have Ray Train start them all again.
         return {FAILED: str(error)}
@@ -75,6 +80,7 @@ def _train(
     validator: Validator | None,
     provenance: dict[str, Any],
     channel: ActorHandle,
+    until_step: int | None,
 ) -> dict[str, Any]:
     rank, _ = world()
     writer = CheckpointWriter(functools.partial(_save, config, manifest.digest))
@@ -85,6 +91,7 @@ def _train(
         on_checkpoint=functools.partial(_save_behind, writer, rank),
         on_validation=functools.partial(_validate, validator, config.train.keep_best),
         stop_requested=StopPoll(channel) if rank == 0 else lambda: False,
+        until_step=until_step,
     )
     writer.wait()
     if stopped:

@@ -21,13 +21,14 @@ def of_parameters(config: SweepConfig, found: Sequence[TrialRecord]) -> dict[str
     """Shares of the variance of the objective, which sum to 1; None where too few trials can be compared.
 
     All trials are compared at the last validation that each of them has reached, those that were stopped included.
-    Parameters that not every trial has (conditions) are left out.
+    Parameters that not every trial has (conditions) are left out. Trials of a population change theirs under way, and
+    say nothing.
 
     Returns:
         `validation` (its number), `num_trials`, `shares` (parameter → share, the largest first).
     """
     comparable = [record for record in found if record.curve]
-    if len(comparable) < MIN_TRIALS:
+    if len(comparable) < MIN_TRIALS or config.scheduler.kind == "pbt":
         return None
     validation = min(record.curve[-1].validation for record in comparable)
     values = [next(p.metrics[config.objective] for p in r.curve if p.validation >= validation) for r in comparable]

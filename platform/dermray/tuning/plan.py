@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
 
 from dermray import storage
-from dermray.config import parse
+from dermray.config import ConfigT, parse
 from dermray.corpus.manifest import Manifest
 from dermray.errors import ConfigError, DermRayError, PlanError
 from dermray.ingest.plan import EpochPlan
@@ -18,6 +19,7 @@ from dermray.train import toy
 from dermray.train.settings import PretrainConfig
 from dermray.tuning import space as spaces
 from dermray.tuning.settings import OWN_KEYS, SweepConfig
+from dermray.tuning.space import Choice, Parameter
 
 TRIALS = "trials"
 # The trial's own process only waits for its workers.
@@ -34,6 +36,7 @@ class Trial:
         recipe: the pretraining that it stands for, without what the sweep adds.
         config: the pretraining that runs.
         num_steps: optimiser steps of the whole training.
+        pause_at: the step at which its process shall pause; empty: it trains to its end.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Trial:
     recipe: PretrainConfig
     config: PretrainConfig
     num_steps: int
+    pause_at: int | None = None
 
     @property
     def uri(self) -> str:
@@ -59,7 +63,7 @@ class Trial:
 
     def label(self) -> str:
         """What was drawn, for humans."""
-        return " ".join(f"{key}={_show(value)}" for key, value in self.params.items())
+        return label(self.params)
 
     def recipe_yaml(self) -> str:
         """The trial as a recipe that `jobs/pretrain.py --config` accepts; corpus and output are left to the caller."""
@@ -77,13 +81,30 @@ def plan_trials(config: SweepConfig, manifest: Manifest) -> list[Trial]:
         ConfigError: the recipe, an override or a drawn value is not what pretraining takes; names the key.
         PlanError: a batch size or number of workers does not fit the corpus; names the trial.
     """
-    space = config.ordered_space
-    points = (
-        spaces.grid(space)
-        if config.search == "grid"
-        else spaces.sample(space, num_trials=config.num_trials, seed=config.seed)
-    )
-    return [_plan(config, f"trial-{number:03d}", params, manifest) for number, params in enumerate(points)]
+    space, points = config.ordered_space, planned_points(config)
+    if config.scheduler.kind == "pbt":
+        for params in _ends(space, points[0]):
+            _recipe(config, params)
+    return [_plan(config, trial_name(number), params, manifest) for number, params in enumerate(points)]
+
+
+def trial_name(number: int) -> str:
+    """`trial-000`, …"""
+    return f"trial-{number:03d}"
+
+
+def planned_points(config: SweepConfig) -> list[dict[str, Any]]:
+    """Every point of a grid, or a random draw."""
+    if config.search == "grid":
+        return spaces.grid(config.ordered_space)
+    return spaces.sample(config.ordered_space, num_trials=config.num_trials, seed=config.seed)
+
+
+def _ends(space: Mapping[str, Parameter], point: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Points with one key at an end of its range or at one of its choices, where a perturbed trial may come to."""
+    for key, parameter in space.items():
+        for value in parameter.values if isinstance(parameter, Choice) else (parameter.low, parameter.high):
+            yield {**point, key: value}
 
 
 def with_params(config: SweepConfig, trial: Trial, params: dict[str, Any], manifest: Manifest) -> Trial:
@@ -94,7 +115,8 @@ def with_params(config: SweepConfig, trial: Trial, params: dict[str, Any], manif
     """
     other = _plan(config, trial.name, params, manifest)
     data = other.config.data.model_copy(update={"cpus_per_task": trial.config.data.cpus_per_task})
-    stays = {"tracking": trial.config.tracking, "cpus_per_worker": trial.config.cpus_per_worker, "data": data}
+    kept = ("tracking", "cpus_per_worker", "threads_per_worker")
+    stays = {"data": data, **{key: getattr(trial.config, key) for key in kept}}
     return replace(other, config=other.config.model_copy(update=stays))
 
 
@@ -110,11 +132,20 @@ def _plan(config: SweepConfig, name: str, params: dict[str, Any], manifest: Mani
 def _recipe(config: SweepConfig, params: Mapping[str, Any]) -> PretrainConfig:
     """The recipe with overrides and drawn values, by the same road as the command line of `jobs/pretrain.py`."""
     keys = {**config.overrides, **params, "corpus": config.corpus, "output": config.output}
-    arguments = [f"{key}={_show(value)}" for key, value in keys.items()]
+    return toy.shrunk(parsed(PretrainConfig, config, keys))
+
+
+def parsed(config_class: type[ConfigT], config: SweepConfig, keys: Mapping[str, Any]) -> ConfigT:
+    """The sweep's recipe with other values for some keys.
+
+    Raises:
+        ConfigError: names recipe and key.
+    """
+    recipe = [] if config.recipe is None else ["--config", config.recipe]
     try:
-        return toy.shrunk(parse(PretrainConfig, ["--config", config.recipe, *arguments]))
+        return parse(config_class, [*recipe, *(f"{key}={show(value)}" for key, value in keys.items())])
     except ConfigError as error:
-        raise ConfigError(f"recipe {config.recipe} with overrides and space: {error}") from None
+        raise ConfigError(f"recipe {config.recipe or ''} with overrides and space: {error}") from None
 
 
 def _runnable(config: SweepConfig, name: str, recipe: PretrainConfig, num_steps: int) -> PretrainConfig:
@@ -159,7 +190,7 @@ def share_cluster(
             f"{at_once} trials of {most_workers} workers need {at_once * most_workers} GPUs, the cluster has "
             f"{num_gpus:g}; lower max_concurrent_trials or overrides.num_workers"
         )
-    shared = [_with_cpus(trial, at_once, num_cpus, gpus) for trial in trials]
+    shared = [_with_threads(_with_cpus(trial, at_once, num_cpus, gpus), at_once) for trial in trials]
     needed = at_once * max(_cpus_of(trial.config) for trial in shared)
     if needed > num_cpus:
         raise DermRayError(
@@ -182,11 +213,25 @@ def _with_cpus(trial: Trial, at_once: int, num_cpus: float, gpus: bool) -> Trial
     return replace(trial, config=trial.config.model_copy(update={"cpus_per_worker": cpus, "data": data}))
 
 
+def _with_threads(trial: Trial, at_once: int) -> Trial:
+    """More threads than cores wait for each other: two trials side by side would be slower than one after the other."""
+    if at_once == 1 or trial.config.threads_per_worker is not None:
+        return trial
+    threads = max(1, (os.cpu_count() or 1) // (at_once * trial.config.most_workers))
+    return replace(trial, config=trial.config.model_copy(update={"threads_per_worker": threads}))
+
+
 def _cpus_of(config: PretrainConfig) -> float:
     """CPUs without which a trial stands still: its own, its workers', and one decoding task for each of them."""
     assert config.cpus_per_worker is not None
     return TRIAL_CPUS + config.most_workers * (config.cpus_per_worker + config.data.cpus_per_task)
 
 
-def _show(value: Any) -> str:
+def label(params: Mapping[str, Any]) -> str:
+    """What was drawn, for humans."""
+    return " ".join(f"{key}={show(value)}" for key, value in params.items())
+
+
+def show(value: Any) -> str:
+    """A value as the command line takes it."""
     return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).strip().removesuffix("...").strip()

@@ -8,9 +8,9 @@ from typing import Any
 
 from dermray import storage
 from dermray.reporting import sweep_page
+from dermray.train import worker
 from dermray.tuning import importance, records
-from dermray.tuning.plan import Trial
-from dermray.tuning.records import Status, TrialRecord
+from dermray.tuning.records import AnyTrial, Status, TrialRecord
 from dermray.tuning.settings import SweepConfig
 from dermray.tuning.space import LogUniform
 
@@ -31,14 +31,14 @@ class SweepResult:
         page_uri: the report.
     """
 
-    best: Trial
+    best: AnyTrial
     records: list[TrialRecord]
     leaderboard: str
     best_uri: str
     trials_uri: str
     page_uri: str
     value: float
-    trials: Mapping[str, Trial]
+    trials: Mapping[str, AnyTrial]
 
     def metrics(self) -> dict[str, float]:
         """Figures of the whole sweep; `samples_share` is of what the trials that were begun would have cost in full."""
@@ -47,11 +47,13 @@ class SweepResult:
             counts[f"trials_{record.status}"] += 1
         full = sum(trial.samples_at(trial.num_steps) for trial in self.trials.values())
         trained = sum(record.samples_trained for record in self.records)
-        return {"best_objective": self.value, "samples_trained": trained, "samples_share": trained / full, **counts}
+        # Evaluations train on none.
+        cost = {"samples_trained": trained, "samples_share": trained / full} if full else {}
+        return {"best_objective": self.value, **cost, **counts}
 
 
 def publish(
-    config: SweepConfig, trials: Mapping[str, Trial], found: Sequence[TrialRecord], *, seconds: float
+    config: SweepConfig, trials: Mapping[str, AnyTrial], found: Sequence[TrialRecord], *, seconds: float
 ) -> SweepResult:
     """Write `best.yaml`, `trials.json` and `sweep.html` into the sweep's output.
 
@@ -77,11 +79,7 @@ def publish(
         value=value,
         trials=trials,
     )
-    header = (
-        f"# {best.name}, the best of {len(found)} trials: {config.objective} {value:.4f} ({best.label()})\n"
-        "#   python jobs/pretrain.py --config THIS_FILE corpus=URI output=URI\n"
-    )
-    storage.write_text(result.best_uri, header + best.recipe_yaml())
+    storage.write_text(result.best_uri, _header(config, result, best_record) + best.recipe_yaml())
     document = {
         "objective": config.objective,
         "mode": config.mode,
@@ -101,20 +99,34 @@ def publish(
     return result
 
 
+def _header(config: SweepConfig, result: SweepResult, record: TrialRecord) -> str:
+    lines = [
+        f"# {record.name}, the best of {len(result.records)} trials: {config.objective} {result.value:.4f} "
+        f"({result.best.label()})",
+        f"#   python jobs/{config.job}.py --config THIS_FILE corpus=URI output=URI",
+    ]
+    if config.scheduler.kind == "pbt":
+        lines.append("# These are its last settings. The population came to its weights by changing them on the way:")
+        lines.append(f"# the model itself is {storage.join(result.best.uri, worker.MODEL_FOLDER)}")
+    return "\n".join(lines) + "\n"
+
+
 def _scales(config: SweepConfig) -> dict[str, bool]:
     """Parameters of the space, and whether each is spread over orders of magnitude."""
     return {key: isinstance(parameter, LogUniform) for key, parameter in config.space.items()}
 
 
 def _recipe_of(config: SweepConfig) -> str:
-    return storage.name_of(config.recipe).removesuffix(".yaml")
+    return storage.name_of(config.recipe).removesuffix(".yaml") if config.recipe else f"jobs/{config.job}.py"
 
 
-def _describe(trial: Trial, record: TrialRecord, objective: str) -> dict[str, Any]:
+def _describe(trial: AnyTrial, record: TrialRecord, objective: str) -> dict[str, Any]:
     return {
         "name": trial.name,
         "status": str(record.status),
         "params": trial.params,
+        "drawn": record.params,
+        "exploits": [asdict(exploit) for exploit in record.exploits],
         objective: record.value(objective),
         "samples_trained": record.samples_trained,
         "samples_in_full": trial.samples_at(trial.num_steps),

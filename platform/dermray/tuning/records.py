@@ -11,13 +11,13 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from scipy.stats import t
 
 from dermray import storage
+from dermray.config import Config
 from dermray.errors import DermRayError
-from dermray.tuning.plan import Trial
 
 RECORD_NAME = "trial.json"
 SEED_KEY = "seed"
@@ -37,6 +37,39 @@ class Status(StrEnum):
         return self in (Status.FINISHED, Status.STOPPED)
 
 
+class AnyTrial(Protocol):
+    """What a sweep asks of its trials, be they trainings or evaluations."""
+
+    @property
+    def name(self) -> str:
+        """`trial-000`, …"""
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Config key → value."""
+
+    @property
+    def config(self) -> Config:
+        """What runs."""
+
+    @property
+    def uri(self) -> str:
+        """The trial's own folder."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole trial."""
+
+    def samples_at(self, step: int) -> int:
+        """Training samples seen after `step` steps."""
+
+    def label(self) -> str:
+        """What was drawn, for humans."""
+
+    def recipe_yaml(self) -> str:
+        """The trial as a file that its job's `--config` takes."""
+
+
 @dataclass(frozen=True)
 class Point:
     """One validation of a trial.
@@ -54,9 +87,32 @@ class Point:
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Exploit:
+    """A trial of a population goes on from another's checkpoint, with settings near the other's.
+
+    Attributes:
+        generation: after which one, from 1.
+        name, score: of the trial, and its objective then; None if it had failed.
+        donor, donor_score: of the other.
+        step: of the checkpoint.
+        sha256: of the checkpoint's state.
+        params: what the trial goes on with.
+    """
+
+    generation: int
+    name: str
+    score: float | None
+    donor: str
+    donor_score: float
+    step: int
+    sha256: str
+    params: dict[str, Any]
+
+
 @dataclass
 class TrialRecord:
-    """A trial so far."""
+    """A trial so far; `params` are those it began with."""
 
     name: str
     params: dict[str, Any]
@@ -64,9 +120,10 @@ class TrialRecord:
     curve: list[Point] = field(default_factory=list)
     error: str = ""
     num_failures: int = 0
+    exploits: list[Exploit] = field(default_factory=list)
 
     @classmethod
-    def load(cls, trial: Trial) -> TrialRecord:
+    def load(cls, trial: AnyTrial) -> TrialRecord:
         """The record in the trial's folder, or a fresh one.
 
         Raises:
@@ -89,6 +146,7 @@ class TrialRecord:
             [Point(**point) for point in document["curve"]],
             document["error"],
             document.get("num_failures", 0),
+            [Exploit(**exploit) for exploit in document.get("exploits", [])],
         )
 
     @staticmethod
@@ -99,7 +157,7 @@ class TrialRecord:
         except FileNotFoundError:
             return None
 
-    def save(self, trial: Trial) -> None:
+    def save(self, trial: AnyTrial) -> None:
         """Publish the record in the trial's folder."""
         storage.write_json(storage.join(trial.uri, RECORD_NAME), asdict(self))
 
@@ -107,6 +165,15 @@ class TrialRecord:
         """Put a validation into the curve; one that was repeated after a restart replaces the earlier."""
         kept = [other for other in self.curve if other.validation != point.validation]
         self.curve = sorted([*kept, point], key=lambda p: p.validation)
+
+    def value_at(self, validation: int, objective: str) -> float | None:
+        """The objective at a validation, or None if the trial has none of that number."""
+        return next((point.metrics[objective] for point in self.curve if point.validation == validation), None)
+
+    @property
+    def last_params(self) -> dict[str, Any]:
+        """What the trial trains with now, or trained with at its end."""
+        return self.exploits[-1].params if self.exploits else self.params
 
     def value(self, objective: str) -> float | None:
         """The objective at the last validation, or None without any."""
@@ -188,7 +255,7 @@ def leaderboard(records: Sequence[TrialRecord], objective: str, mode: Literal["m
                 "-" if value is None else f"{value:.4f}",
                 str(len(record.curve)),
                 f"{record.samples_trained:,}",
-                " ".join(f"{key}={value}" for key, value in record.params.items()),
+                " ".join(f"{key}={value}" for key, value in record.last_params.items()),
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

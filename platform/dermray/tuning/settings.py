@@ -13,20 +13,48 @@ from dermray.tuning.space import Parameter
 
 # Set by the sweep itself, trial by trial.
 OWN_KEYS = ("corpus", "output", "run_name", "cluster", "tracking", "validation.every_steps")
+# Of evaluations; benchmarks bring their test splits, by which nothing must be chosen.
+OWN_KEYS_OF_EVALUATIONS = ("corpus", "output", "run_name", "cluster", "tracking", "benchmark", "data")
+
+
+# What population-based training may change between two steps of a training: it changes neither which samples come in
+# which order, nor the shape of anything in a checkpoint, nor the number of steps.
+CHANGEABLE_KEYS = (
+    *("optim.lr", "optim.weight_decay", "optim.beta1", "optim.beta2", "optim.eps", "train.grad_clip_norm"),
+    *("data.captions", "data.crop_scale", "data.horizontal_flip", "data.color_jitter", "data.color_jitter_prob"),
+    *("data.grayscale_prob", "loss.mask_duplicates"),
+)
 
 
 class SchedulerConfig(Config):
-    """Asynchronous successive halving (Li et al., MLSys 2020), in units of validations."""
+    """What is done with trials at their validations: asynchronous successive halving (Li et al., MLSys 2020) or
+    population-based training (Jaderberg et al., 2017).
+    """
 
-    kind: Literal["asha", "none"] = Field("asha", description="none: every trial runs to its end")
-    grace_period: int = Field(1, ge=1, description="no trial is stopped before so many validations")
-    reduction_factor: float = Field(3, gt=1, description="at each rung one in so many trials goes on")
+    kind: Literal["asha", "pbt", "none"] = Field(
+        "asha",
+        description="asha: poor trials are stopped; pbt: they go on from a better one's checkpoint; none: neither",
+    )
+    grace_period: int = Field(1, ge=1, description="asha: no trial is stopped before so many validations")
+    reduction_factor: float = Field(3, gt=1, description="asha: at each rung one in so many trials goes on")
+    perturbation_interval: int = Field(1, ge=1, description="pbt: validations from one exploit to the next")
+    quantile_fraction: float = Field(
+        0.25, gt=0, le=0.5, description="pbt: this share of the trials, the worst, goes on from as many of the best"
+    )
+    resample_probability: float = Field(
+        0.25, ge=0, le=1, description="pbt: a key of a trial that does is drawn anew instead of moved by a fifth"
+    )
 
 
 class SweepConfig(Config):
     """Everything `tune/sweep.py` can be told."""
 
-    recipe: str = Field(description="YAML file of the pretraining recipe that the trials vary")
+    job: Literal["pretrain", "evaluate"] = Field(
+        "pretrain", description="what a trial is: a pretraining, or an evaluation of one model on a validation split"
+    )
+    recipe: str | None = Field(
+        None, description="YAML file that the trials vary; pretrain needs one, evaluate can do with overrides"
+    )
     corpus: str = Field(description="URI of a prepared corpus")
     output: str = Field(description="URI for the trials and the best recipe; the same URI again resumes")
     space: dict[str, Parameter] = Field(
@@ -71,11 +99,49 @@ class SweepConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> SweepConfig:
-        taken = [key for key in OWN_KEYS if key in self.space or _holds(self.overrides, key)]
+        own = OWN_KEYS if self.job == "pretrain" else OWN_KEYS_OF_EVALUATIONS
+        taken = [key for key in own if key in self.space or _holds(self.overrides, key)]
         if taken:
             raise ValueError(f"{', '.join(taken)}: the sweep sets this itself; take it out of space and overrides")
         self._check_space()
+        if self.job == "evaluate":
+            self._check_evaluations()
+        elif self.recipe is None:
+            raise ValueError("recipe: a sweep of pretrainings needs one, such as jobs/configs/demo.yaml")
+        if self.scheduler.kind == "pbt":
+            self._check_population()
         return self
+
+    def _check_evaluations(self) -> None:
+        if "/" not in self.objective:
+            raise ValueError(
+                f"objective: {self.objective} is no score of an evaluation; give TASK/SCORE as its report has it, such "
+                "as linear_probe/100pct_balanced_accuracy"
+            )
+        if self.scheduler.kind == "pbt" or self.max_samples is not None:
+            raise ValueError("scheduler.kind, max_samples: evaluations train nothing")
+
+    def _check_population(self) -> None:
+        for key in self.space:
+            if not any(key == changeable or key.startswith(f"{changeable}.") for changeable in CHANGEABLE_KEYS):
+                raise ValueError(
+                    f"space.{key}: population-based training cannot change it while a trial trains; it can change "
+                    f"{', '.join(CHANGEABLE_KEYS)}"
+                )
+        if self.search == "tpe":
+            raise ValueError("search: population-based training begins with random or grid trials, not with tpe")
+        if self.max_samples is not None or self.max_hours is not None:
+            raise ValueError(
+                "max_samples, max_hours: population-based training runs all its trials to their end; lower num_trials "
+                "or train less"
+            )
+        if (len(spaces.grid(self.ordered_space)) if self.search == "grid" else self.num_trials) < 2:
+            raise ValueError("num_trials: population-based training needs at least 2")
+        if self.scheduler.perturbation_interval >= self.num_validations:
+            raise ValueError(
+                f"scheduler.perturbation_interval: nothing is left to train after {self.num_validations} validations "
+                "(num_validations)"
+            )
 
     def _check_space(self) -> None:
         space = self.ordered_space

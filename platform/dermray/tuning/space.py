@@ -1,6 +1,7 @@
 """Search spaces: how each key of a recipe varies, and a draw of trials from them. Pure; knows nothing of Ray.
 
-A parameter is an entry of the union `Parameter`. A new kind is one more class with `sample` and `num_values`.
+A parameter is an entry of the union `Parameter`. A new kind is one more class with `sample`, `perturbed`, `grid` and
+`num_values`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from dermray.config import Config
 # Enough to tell two settings apart, few enough to read and type again.
 SIGNIFICANT_DIGITS = 4
 EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
+# Of population-based training (Jaderberg et al., 2017).
+PERTURBATION_FACTORS = (0.8, 1.2)
 PARAMETER_KEYS = frozenset({"kind", "low", "high", "values", "steps", "when"})
 MAX_GRID_POINTS = 100_000
 
@@ -52,6 +55,10 @@ class _Range(_Parameter):
     def num_values(self) -> float:
         """How many values there are: without limit."""
         return math.inf
+
+    def perturbed(self, value: float, random: np.random.Generator) -> float:
+        """A fifth less or more than `value`, within the range."""
+        return self._readable(value * _factor(random))
 
     def _grid(self, spaced: Callable[[float, float, int], np.ndarray]) -> list[float] | None:
         return None if self.steps is None else [self._readable(v) for v in spaced(self.low, self.high, self.steps)]
@@ -103,6 +110,12 @@ class Integer(_Parameter):
         """One number."""
         return int(random.integers(self.low, self.high, endpoint=True))
 
+    def perturbed(self, value: int, random: np.random.Generator) -> int:
+        """A fifth less or more than `value`, at least one, within the range."""
+        factor = _factor(random)
+        moved = math.floor(value * factor) if factor < 1 else math.ceil(value * factor)
+        return min(max(moved, self.low), self.high)
+
     def grid(self) -> list[int]:
         """All of them."""
         return list(range(self.low, self.high + 1))
@@ -134,6 +147,11 @@ class Choice(_Parameter):
     def sample(self, random: np.random.Generator) -> Any:
         """One of the values."""
         return self.values[int(random.integers(len(self.values)))]
+
+    def perturbed(self, value: Any, random: np.random.Generator) -> Any:
+        """The value before or after `value` in the list; at an end of the list perhaps the same."""
+        moved = self.values.index(value) + int(random.choice((-1, 1)))
+        return self.values[min(max(moved, 0), len(self.values) - 1)]
 
     def grid(self) -> list[Any]:
         """All of them."""
@@ -223,6 +241,30 @@ def draw(space: Mapping[str, Parameter], random: np.random.Generator) -> dict[st
         if parameter.varies(values):
             values[key] = parameter.sample(random)
     return values
+
+
+def explore(
+    space: Mapping[str, Parameter],
+    values: Mapping[str, Any],
+    random: np.random.Generator,
+    *,
+    resample_probability: float,
+) -> dict[str, Any]:
+    """A neighbour of the point `values`: each key perturbed, or drawn anew with `resample_probability`.
+
+    Args:
+        space: ordered; keys whose conditions hold in the new point only are drawn.
+    """
+    found: dict[str, Any] = {}
+    for key, parameter in space.items():
+        if parameter.varies(found):
+            anew = key not in values or random.random() < resample_probability
+            found[key] = parameter.sample(random) if anew else parameter.perturbed(values[key], random)
+    return found
+
+
+def _factor(random: np.random.Generator) -> float:
+    return float(random.choice(PERTURBATION_FACTORS))
 
 
 def dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

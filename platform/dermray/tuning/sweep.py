@@ -22,18 +22,18 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from ray.tune import TuneError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
 
 from dermray import cluster, storage
 from dermray.corpus.manifest import Manifest
 from dermray.errors import DermRayError
-from dermray.train import pretrain, worker
-from dermray.tuning import proposals
-from dermray.tuning.plan import TRIAL_CPUS, Trial, share_cluster, with_params
+from dermray.train import checkpoint, pretrain, worker
+from dermray.tuning.generations import Generations
+from dermray.tuning.plan import TRIAL_CPUS, Trial, share_cluster
 from dermray.tuning.publishing import SweepResult, publish
+from dermray.tuning.queues import Queue
 from dermray.tuning.records import Point, Status, TrialRecord
 from dermray.tuning.settings import SweepConfig
-from dermray.tuning.trial import NAME, STEP, VALIDATION, Mailbox, TrialContext, run_trial, tracked
+from dermray.tuning.trial import LEG, NAME, STEP, VALIDATION, Mailbox, TrialContext, run_trial, tracked
 
 TUNE_FOLDER = "tune"
 ABORT_TIMEOUT_S = 30
@@ -47,16 +47,19 @@ QUIET_TUNE = {
 logger = logging.getLogger(__name__)
 
 
-def checked(trials: list[Trial]) -> list[Trial]:
+def checked(config: SweepConfig, trials: list[Trial]) -> list[Trial]:
     """The trials with absolute URIs, each checked as `jobs/pretrain.py` would before it starts.
+
+    What a trial's folder holds already is compared when its turn comes where its settings are not those of the draw.
 
     Raises:
         DermRayError: a bad corpus, split or model, or an output that belongs to another sweep; names the trial.
     """
+    moves = config.search == "tpe" or config.scheduler.kind == "pbt"
     found = []
     for trial in trials:
         try:
-            pretrain.check(trial.config)
+            pretrain.check(trial.config, fresh=moves)
         except DermRayError as error:
             raise DermRayError(f"{trial.name} ({trial.label()}): {error}") from None
         found.append(replace(trial, config=pretrain.located(trial.config)))
@@ -64,13 +67,13 @@ def checked(trials: list[Trial]) -> list[Trial]:
 
 
 def sweep(
-    config: SweepConfig, trials: list[Trial], *, parent_id: str | None, say: Callable[[str], None]
+    config: SweepConfig, trials: list[Trial], *, parent_key: str | None, say: Callable[[str], None]
 ) -> SweepResult:
     """Run all trials to their end or their stop; needs a connected Ray cluster.
 
     Args:
         trials: from `checked`, with the tracking that their processes shall use.
-        parent_id: MLflow run in which theirs are nested.
+        parent_key: key of the MLflow run in which theirs are nested.
         say: gets a line for each validation and each end of a trial.
 
     Raises:
@@ -81,65 +84,14 @@ def sweep(
     started = time.monotonic()
     mailbox: ActorHandle = Mailbox.remote()  # type: ignore[attr-defined]
     ledger = Ledger(config, mailbox, say, num_trials=len(trials))
-    queue = Queue(config, trials, Manifest.load(config.corpus), ledger)
-    _fit(config, TrialContext(mailbox, parent_id), ledger, queue, at_once)
+    searcher = Generations if config.scheduler.kind == "pbt" else Queue
+    queue = searcher(config, trials, Manifest.load(config.corpus), ledger)
+    _fit(config, TrialContext(mailbox, parent_key), ledger, queue, at_once)
     if any(record.status is Status.UNFINISHED for record in ledger.records.values()):
         raise DermRayError("the sweep was interrupted; the same command goes on with it")
     for name, record in ledger.records.items():
-        close_run(ledger.trials[name], record, parent_id)
+        close_run(ledger.trials[name], record, parent_key)
     return publish(config, ledger.trials, list(ledger.records.values()), seconds=time.monotonic() - started)
-
-
-class Queue(Searcher):
-    """Hands the trials to Tune one by one, as places for them become free, until the budget is used up."""
-
-    def __init__(self, config: SweepConfig, trials: list[Trial], manifest: Manifest, ledger: Ledger) -> None:
-        """Hand out `trials` in their order; with `search=tpe` the later ones at the points that are proposed then."""
-        super().__init__(metric=config.objective, mode=config.mode)
-        self.num_trials = len(trials)
-        self._config = config
-        self._waiting = list(enumerate(trials))
-        self._manifest = manifest
-        self._ledger = ledger
-        self._begun_at = time.monotonic()
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """The next trial, or that there is none."""
-        if not self._waiting or self._is_used_up(self._waiting[0][1]):
-            return Searcher.FINISHED
-        number, trial = self._waiting.pop(0)
-        trial = self._at_its_point(number, trial)
-        self._ledger.begin(trial)
-        return {NAME: trial.name, **trial.params}
-
-    def _at_its_point(self, number: int, trial: Trial) -> Trial:
-        if self._config.search != "tpe":
-            return trial
-        params = TrialRecord.params_at(trial.uri)
-        if params is None:
-            params = proposals.proposal(self._config, number, list(self._ledger.records.values()))
-        return trial if params is None else with_params(self._config, trial, params, self._manifest)
-
-    def _is_used_up(self, following: Trial) -> bool:
-        """A trial that was begun before goes on all the same: its share of the budget is spent."""
-        if TrialRecord.params_at(following.uri) is not None:
-            return False
-        config, records = self._config, self._ledger.records.values()
-        spent = sum(record.samples_trained for record in records)
-        if config.max_samples is not None and spent >= config.max_samples:
-            return True
-        hours = (time.monotonic() - self._begun_at) / 3600
-        return config.max_hours is not None and hours >= config.max_hours
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The ledger keeps what a trial came to."""
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: a sweep that is started again reads its trials' folders."""
-        storage.write_text(checkpoint_path, "")
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Never called: Tune always starts afresh."""
 
 
 class Ledger(tune.Callback):
@@ -161,9 +113,9 @@ class Ledger(tune.Callback):
         self._say = say
         self._num_trials = num_trials
 
-    def begin(self, trial: Trial) -> None:
-        """A trial is to start, or to go on from where an earlier process of the sweep left it."""
-        record = TrialRecord.load(trial)
+    def begin(self, trial: Trial, record: TrialRecord | None = None) -> None:
+        """A trial is to start, or to go on from where an earlier process, or its last generation, left it."""
+        record = record or TrialRecord.load(trial)
         self.trials[trial.name], self.records[trial.name] = trial, record
         record.save(trial)
         ray.get(self._mailbox.put_trial.remote(trial, record))
@@ -171,7 +123,8 @@ class Ledger(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Say what the trial tries."""
         name = trial.config[NAME]
-        self._say(f"{name} of {self._num_trials} starts: {self.trials[name].label()}")
+        verb = "goes on" if self.records[name].curve else "starts"
+        self._say(f"{name} of {self._num_trials} {verb}: {self.trials[name].label()}")
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
@@ -201,7 +154,11 @@ class Ledger(tune.Callback):
         if _ran_to_end(mine):
             self._end(mine, Status.FINISHED)
             return
+        if _pauses(mine):
+            self._say(f"{mine.name}  pauses at step {mine.pause_at}")
+            return
         if controller is not None:
+            ray.get(self._mailbox.put_stop.remote(mine.name))
             _abort(mine, controller)
         self._end(mine, Status.STOPPED)
 
@@ -232,9 +189,14 @@ def _ran_to_end(trial: Trial) -> bool:
     return storage.exists(storage.join(trial.uri, worker.SUMMARY_NAME))
 
 
+def _pauses(trial: Trial) -> bool:
+    return any(info.step == trial.pause_at for info in checkpoint.committed(trial.uri))
+
+
 def _abort(trial: Trial, controller: ActorHandle) -> None:
-    """End a trainer while its trial still lives. Tune's own stop kills the trial's process, and what its trainer had
-    reserved would stay reserved: Ray frees it only with the help of a dashboard, which a local cluster lacks.
+    """End a trainer while its trial still lives. Tune itself only ends the trial's process, or gives it to the next
+    trial. What its trainer had reserved would stay reserved: Ray frees it only with the help of a dashboard, which a
+    local cluster lacks.
     """
     try:
         ray.get(controller.abort.remote(), timeout=ABORT_TIMEOUT_S)
@@ -245,7 +207,7 @@ def _abort(trial: Trial, controller: ActorHandle) -> None:
         logger.warning("%s: its trainer did not end in %d s; its CPUs may stay taken", trial.name, ABORT_TIMEOUT_S)
 
 
-def _fit(config: SweepConfig, context: TrialContext, ledger: Ledger, queue: Queue, at_once: int) -> None:
+def _fit(config: SweepConfig, context: TrialContext, ledger: Ledger, queue: Queue | Generations, at_once: int) -> None:
     os.environ.update(QUIET_TUNE)
     uri = storage.join(config.output, TUNE_FOLDER)
     storage.remove(uri)
@@ -256,10 +218,12 @@ def _fit(config: SweepConfig, context: TrialContext, ledger: Ledger, queue: Queu
         tune_config=tune.TuneConfig(
             metric=config.objective,
             mode=config.mode,
-            scheduler=_scheduler(config),
+            scheduler=scheduler(config),
             search_alg=queue,
-            num_samples=queue.num_trials,
+            num_samples=queue.num_legs,
             max_concurrent_trials=at_once,
+            # A trial's process takes seconds to start; the next trial goes on in it.
+            reuse_actors=True,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),
@@ -280,10 +244,13 @@ def _fit(config: SweepConfig, context: TrialContext, ledger: Ledger, queue: Queu
         raise
 
 
-def _scheduler(config: SweepConfig) -> TrialScheduler:
-    """Successive halving whose rungs lie before the last validation: a trial that came so far also finishes."""
+def scheduler(config: SweepConfig) -> TrialScheduler:
+    """Successive halving whose rungs lie before the last validation: a trial that came so far also finishes.
+
+    A population needs none: its trials pause by themselves.
+    """
     last_rung = config.num_validations - 1
-    if config.scheduler.kind == "none" or config.scheduler.grace_period > last_rung:
+    if config.scheduler.kind != "asha" or config.scheduler.grace_period > last_rung:
         return FIFOScheduler()
     return ASHAScheduler(
         time_attr=VALIDATION,
@@ -295,10 +262,11 @@ def _scheduler(config: SweepConfig) -> TrialScheduler:
 
 
 def _trial_name(trial: TuneTrial) -> str:
-    return str(trial.config[NAME])
+    name, leg = trial.config[NAME], trial.config.get(LEG)
+    return name if leg is None else f"{name}-{leg}"
 
 
-def close_run(trial: Trial, record: TrialRecord, parent_id: str | None) -> None:
+def close_run(trial: Trial, record: TrialRecord, parent_key: str | None) -> None:
     """End the MLflow run of a trial, whose own process could not if it was stopped or lost.
 
     A stopped trial's run ends FINISHED with a tag that says who stopped it.
@@ -308,7 +276,7 @@ def close_run(trial: Trial, record: TrialRecord, parent_id: str | None) -> None:
         tags["dermray.stopped_by"] = f"ASHA after validation {len(record.curve)}"
     if record.status is Status.FAILED:
         tags["dermray.error"] = record.error
-    with contextlib.suppress(_TrialFailedError), tracked(trial, parent_id, works=False) as current:
+    with contextlib.suppress(_TrialFailedError), tracked(trial, parent_key, works=False) as current:
         current.set_tags(tags)
         if record.status is Status.FAILED:
             raise _TrialFailedError

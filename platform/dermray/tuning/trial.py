@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
@@ -14,16 +15,19 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from dermray import cluster, storage, tracking
 from dermray.corpus.manifest import Manifest
-from dermray.errors import DermRayError
+from dermray.errors import DermRayError, StoppedError
 from dermray.train.progress import StepRecord
 from dermray.tuning.plan import Trial
 from dermray.tuning.records import TrialRecord
 
-# The key under which Tune is given a trial's name.
+# The keys under which Tune is given a trial's name, and which part of it a process trains.
 NAME = "trial"
+LEG = "leg"
 VALIDATION = "validation"
 STEP = "step"
 MAX_REASON_CHARS = 600
+# A stopped trial ends its run before its process takes the next trial; Tune would wait 2 s for that.
+THREAD_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,11 @@ class TrialContext:
 
     Attributes:
         mailbox: a `Mailbox` actor, which knows the trials.
-        parent_id: the sweep's MLflow run.
+        parent_key: key of the sweep's MLflow run.
     """
 
     mailbox: ActorHandle
-    parent_id: str | None
+    parent_key: str | None
 
 
 @ray.remote(num_cpus=0)
@@ -47,6 +51,7 @@ class Mailbox:
         self._begun: dict[str, tuple[Trial, TrialRecord]] = {}
         self._controllers: dict[str, ActorHandle] = {}
         self._reasons: dict[str, str] = {}
+        self._stopped: set[str] = set()
 
     def put_trial(self, trial: Trial, record: TrialRecord) -> None:
         """The driver begins a trial; the record is that of an earlier process of the same sweep, or fresh."""
@@ -63,6 +68,14 @@ class Mailbox:
     def take_controller(self, name: str) -> ActorHandle | None:
         """The controller of a trial, which is forgotten here; None if it never reported."""
         return self._controllers.pop(name, None)
+
+    def put_stop(self, name: str) -> None:
+        """The driver is about to end a trial's trainer, because the trial was stopped."""
+        self._stopped.add(name)
+
+    def is_stopped(self, name: str) -> bool:
+        """A trial whose trainer failed asks whether that was meant."""
+        return name in self._stopped
 
     def put_reason(self, name: str, reason: str) -> None:
         """A trial says why it fails."""
@@ -94,6 +107,7 @@ class ReportValidation(TuneReportCallback):
 
 def run_trial(context: TrialContext, config: dict[str, Any]) -> None:
     """The Tune trainable. A trial of an earlier process says again what it had reached, and goes on from there."""
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", str(THREAD_TIMEOUT_S))
     name = config[NAME]
     trial, record = ray.get(context.mailbox.trial.remote(name))
     for point in record.curve:
@@ -101,7 +115,7 @@ def run_trial(context: TrialContext, config: dict[str, Any]) -> None:
     if record.status.is_final:
         return
     try:
-        _train(trial, context)
+        _train(trial, record, context)
     except Exception as error:
         ray.get(context.mailbox.put_reason.remote(name, _in_one_line(error)))
         raise
@@ -112,28 +126,51 @@ def _in_one_line(error: Exception) -> str:
     return kind + " ".join(str(error).split())[-MAX_REASON_CHARS:]
 
 
-def _train(trial: Trial, context: TrialContext) -> None:
+def _train(trial: Trial, record: TrialRecord, context: TrialContext) -> None:
     from dermray.train.pretrain import pretrain
 
     cluster.connect(trial.config.cluster)
-    with tracked(trial, context.parent_id) as current:
+    with tracked(trial, context.parent_key) as current:
 
         def on_record(record: StepRecord) -> None:
             current.log_metrics(record.metrics, step=record.step)
 
         manifest = Manifest.load(trial.config.corpus)
         current.log_corpus(trial.config.corpus, manifest, context="training")
-        result = pretrain(
-            trial.config,
-            on_record=on_record,
-            provenance=tracking.provenance(current, manifest),
-            extra_callbacks=[ReportValidation(trial, context.mailbox)],
-        )
+        provenance = tracking.provenance(current, manifest)
+        if record.exploits:
+            _say_exploits(current, record)
+            provenance["exploits"] = [asdict(exploit) for exploit in record.exploits]
+        try:
+            result = pretrain(
+                trial.config,
+                on_record=on_record,
+                provenance=provenance,
+                extra_callbacks=[ReportValidation(trial, context.mailbox)],
+                until_step=trial.pause_at,
+            )
+        except StoppedError:
+            if trial.pause_at is None:
+                raise
+            return
+        except Exception:
+            if not ray.get(context.mailbox.is_stopped.remote(trial.name)):
+                raise
+            return
         current.log_artifact("output", "model", result.model_uri, result.weights_sha256)
         current.set_tags({"model_uri": result.model_uri, "weights_sha256": result.weights_sha256})
 
 
-def tracked(trial: Trial, parent_id: str | None, *, works: bool = True) -> AbstractContextManager[tracking.Run]:
+def _say_exploits(current: tracking.Run, record: TrialRecord) -> None:
+    """What a run was begun with MLflow keeps as parameters; what it goes on with becomes figures of that step."""
+    last = record.exploits[-1]
+    numbers = {f"settings/{key}": v for key, v in last.params.items() if type(v) in (int, float)}
+    current.log_metrics(numbers, step=last.step)
+    origin = {f"dermray.exploit.{e.generation:03d}": f"{e.donor} step {e.step} {e.sha256}" for e in record.exploits}
+    current.set_tags(origin)
+
+
+def tracked(trial: Trial, parent_key: str | None, *, works: bool = True) -> AbstractContextManager[tracking.Run]:
     """The trial's MLflow run, nested in the sweep's: begun, or taken up where another process left it.
 
     Args:
@@ -145,6 +182,6 @@ def tracked(trial: Trial, parent_id: str | None, *, works: bool = True) -> Abstr
         name=trial.name,
         resolved=trial.config,
         state_uri=storage.join(trial.uri, "mlflow.json"),
-        parent_id=parent_id,
+        parent_key=parent_key,
         works=works,
     )

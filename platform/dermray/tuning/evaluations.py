@@ -1,0 +1,150 @@
+"""A sweep whose trials are evaluations of one model: keys of `jobs/evaluate.py` are chosen by a validation split.
+
+The vectors are computed once, by the first trial; the others find them in the cache. Trials therefore follow each other
+in the driver and need no Ray Tune. Records, proposals, report and resumption are those of every sweep.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from dermray import storage, tracking
+from dermray.errors import ConfigError, DermRayError
+from dermray.evaluate import suite
+from dermray.evaluate.cases import TEST
+from dermray.evaluate.report import JSON_NAME
+from dermray.evaluate.settings import EvaluateConfig
+from dermray.tuning import plan, proposals
+from dermray.tuning.publishing import SweepResult, publish
+from dermray.tuning.records import Point, Status, TrialRecord
+from dermray.tuning.settings import OWN_KEYS_OF_EVALUATIONS, SweepConfig
+
+
+@dataclass(frozen=True)
+class EvaluationTrial:
+    """One point of the space; `config` is the evaluation that runs."""
+
+    name: str
+    params: dict[str, Any]
+    config: EvaluateConfig
+    num_steps: int = 1
+
+    @property
+    def uri(self) -> str:
+        """The trial's own folder."""
+        return self.config.output
+
+    def samples_at(self, step: int) -> int:
+        """None: an evaluation does not train."""
+        return 0
+
+    def label(self) -> str:
+        """What was drawn, for humans."""
+        return plan.label(self.params)
+
+    def recipe_yaml(self) -> str:
+        """The trial as a file that `jobs/evaluate.py --config` takes; corpus and output are left to the caller."""
+        tree = self.config.model_dump(mode="json", exclude=set(OWN_KEYS_OF_EVALUATIONS))
+        return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def plan_evaluations(config: SweepConfig) -> list[EvaluationTrial]:
+    """Draw and check all trials.
+
+    Raises:
+        ConfigError: an override or a drawn value is not what evaluation takes, or a test split would choose.
+        CorpusError, ModelError: corpus, split or model are not there.
+    """
+    trials = [_planned(config, number, params) for number, params in enumerate(plan.planned_points(config))]
+    first = trials[0].config
+    model = tracking.resolve_model(first.model, config.tracking)
+    suite.check_inputs(first, model_uri=model.folder_uri)
+    return trials
+
+
+def _planned(config: SweepConfig, number: int, params: dict[str, Any]) -> EvaluationTrial:
+    name = plan.trial_name(number)
+    own = {"corpus": config.corpus, "output": storage.join(config.output, plan.TRIALS, name)}
+    found = plan.parsed(EvaluateConfig, config, {**config.overrides, **params, **own})
+    if found.split == TEST:
+        raise ConfigError(f"split: a sweep chooses by the scores of its split; keep {TEST!r} for what is chosen")
+    found = found.model_copy(update={"run_name": name, "cluster": config.cluster, "tracking": config.tracking})
+    return EvaluationTrial(name, params, found)
+
+
+def sweep(
+    config: SweepConfig, trials: list[EvaluationTrial], *, parent_key: str | None, say: Callable[[str], None]
+) -> SweepResult:
+    """Evaluate every trial that has no score yet; needs a connected Ray cluster.
+
+    Args:
+        trials: from `plan_evaluations`.
+        parent_key: key of the MLflow run in which theirs are nested.
+        say: gets a line for each trial.
+
+    Raises:
+        DermRayError: the objective is not among the scores, or no trial came to its end.
+    """
+    started = time.monotonic()
+    begun: dict[str, EvaluationTrial] = {}
+    records: dict[str, TrialRecord] = {}
+    for number, planned in enumerate(trials):
+        if config.max_hours is not None and (time.monotonic() - started) / 3600 >= config.max_hours:
+            break
+        trial = _at_its_point(config, number, planned, list(records.values()))
+        begun[trial.name], records[trial.name] = trial, TrialRecord.load(trial)
+        if not records[trial.name].status.is_final:
+            _run(config, trial, records[trial.name], parent_key)
+        said = records[trial.name].error or f"{config.objective} {records[trial.name].value(config.objective):.4f}"
+        say(f"{trial.name} of {len(trials)}  {trial.label()}  {said}")
+    return publish(config, begun, list(records.values()), seconds=time.monotonic() - started)
+
+
+def _at_its_point(
+    config: SweepConfig, number: int, planned: EvaluationTrial, records: list[TrialRecord]
+) -> EvaluationTrial:
+    """The trial itself, or with `search=tpe` at the point that was or is proposed for it."""
+    if config.search != "tpe":
+        return planned
+    params = TrialRecord.params_at(planned.uri) or proposals.proposal(config, number, records)
+    return planned if params is None else _planned(config, number, params)
+
+
+def _run(config: SweepConfig, trial: EvaluationTrial, record: TrialRecord, parent_key: str | None) -> None:
+    """Evaluate; a trial that fails costs itself, never the sweep."""
+    record.save(trial)
+    try:
+        scores = _evaluate(trial, parent_key)
+    except DermRayError as error:
+        record.status, record.error = Status.FAILED, " ".join(str(error).split())
+        record.save(trial)
+        return
+    if config.objective not in scores:
+        raise DermRayError(f"objective: no score {config.objective!r}; there are {', '.join(sorted(scores))}")
+    record.curve = [Point(1, 1, 0, scores)]
+    record.status, record.error = Status.FINISHED, ""
+    record.save(trial)
+
+
+def _evaluate(trial: EvaluationTrial, parent_key: str | None) -> dict[str, float]:
+    config = trial.config
+    model = tracking.resolve_model(config.model, config.tracking)
+    with tracking.run(
+        config.tracking,
+        kind="trial",
+        name=trial.name,
+        resolved=config,
+        state_uri=storage.join(trial.uri, "mlflow.json"),
+        parent_key=parent_key,
+    ) as current:
+        report = suite.evaluate(config, model_uri=model.folder_uri)
+        report.save(config.output)
+        tracking.log_evaluation(current, report.scored, report.document["model"], config.output, JSON_NAME)
+        scores = report.metrics()
+        current.log_metrics(scores)
+    return scores
