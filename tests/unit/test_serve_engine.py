@@ -11,7 +11,7 @@ from dermray.errors import ModelError
 from dermray.evaluate.concept_terms import Prompts
 from dermray.evaluate.concepts import presence_scores
 from dermray.serving import locate
-from serve.engine import Engine
+from serve.engine import BATCHES_AHEAD, Engine
 from serve.errors import Refusal
 from serve.settings import LimitsConfig, ServeConfig
 from tests.serving import animated_gif, bomb_png, photograph, save_tiny_model
@@ -98,6 +98,26 @@ def test_a_full_queue_is_429_at_once_and_empties_again(folder):
     assert len(refused) == 7
     assert {(one.status_code, one.code) for one in refused} == {(429, "queue_full")}
     assert len(asyncio.run(engine.embed([photograph()], [])).images) == 1
+
+
+def test_decoding_is_a_few_batches_ahead_and_no_more(folder):
+    """Many more images than fit are asked for at once; all are answered, and few are held decoded at any time."""
+    engine = engine_of(folder)
+    room, held = engine._decoders.room, []
+    compute = engine._image_batches._compute
+
+    def watched(pixels):
+        held.append(room.num_held)
+        return compute(pixels)
+
+    engine._image_batches._compute = watched
+
+    async def main():
+        return await asyncio.gather(*(engine.embed([photograph(n)] * 16, []) for n in range(8)))
+
+    assert [len(one.images) for one in asyncio.run(main())] == [16] * 8
+    assert max(held) == BATCHES_AHEAD * 8
+    assert room.num_held == 0
 
 
 def test_weights_with_nan_do_not_come_up_and_turn_a_probe_red(folder, tmp_path):
