@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dermray.errors import ModelError
 from dermray.evaluate.concept_terms import Prompts
@@ -56,6 +58,20 @@ def test_one_bad_image_among_32_is_named_and_nothing_is_embedded(engine, data, r
 def test_the_smallest_image_has_a_vector(engine):
     embedded = asyncio.run(engine.embed([photograph(size=(1, 1), kind="PNG")], []))
     assert np.linalg.norm(embedded.images[0]) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_photograph_lies_as_its_exif_says(engine):
+    upright = Image.open(io.BytesIO(photograph(size=(96, 60), kind="PNG")))
+    # The camera was turned: stored on its side, with the note that 90 degrees clockwise make it upright.
+    lying, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(lying, "PNG", exif=exif)
+    stored, other = io.BytesIO(), io.BytesIO()
+    upright.save(stored, "PNG")
+    upright.transpose(Image.Transpose.ROTATE_90).save(other, "PNG")
+    vectors = asyncio.run(engine.embed([stored.getvalue(), lying.getvalue(), other.getvalue()], [])).images
+    assert float(vectors[0] @ vectors[1]) >= 0.9999
+    assert float(vectors[0] @ vectors[2]) < 0.9999
 
 
 def test_equal_input_gives_equal_vectors_whatever_it_was_batched_with(engine):
