@@ -60,10 +60,25 @@ def model_headers(model: ServedModel) -> dict[str, str]:
 
 
 @dataclass(slots=True)
+class _Held:
+    """Bytes of the bodies of all requests that are being answered."""
+
+    limit_bytes: int
+    num_bytes: int = 0
+
+    def add(self, num_bytes: int) -> None:
+        if self.num_bytes + num_bytes > self.limit_bytes:
+            message = "too much is being answered already"
+            raise Refusal(429, message, code="queue_full", retry=True)
+        self.num_bytes += num_bytes
+
+
+@dataclass(slots=True)
 class _Exchange:
     """One request on its way: how much of it has come, what has been answered, whether the client is still there."""
 
     limit_bytes: int
+    held: _Held
     receive: Receive
     send: Send
     catalogue: Catalogue
@@ -84,6 +99,7 @@ class _Exchange:
                 self._handler.cancel()
                 raise
         finally:
+            self.held.num_bytes -= self.received_bytes
             if self._watcher is not None:
                 self._watcher.cancel()
 
@@ -92,9 +108,11 @@ class _Exchange:
             return await asyncio.shield(self._watcher)
         message = await self.receive()
         if message["type"] == "http.request":
-            self.received_bytes += len(message.get("body", b""))
-            if self.received_bytes > self.limit_bytes:
+            num_bytes = len(message.get("body", b""))
+            if self.received_bytes + num_bytes > self.limit_bytes:
                 raise body_too_large(self.limit_bytes)
+            self.held.add(num_bytes)
+            self.received_bytes += num_bytes
             if not message.get("more_body", False):
                 self._watcher = asyncio.ensure_future(self.receive())
                 self._watcher.add_done_callback(self._cancel_if_gone)
@@ -138,13 +156,14 @@ class Admission:
         self._limits = limits
         self._access = access
         self._metrics = metrics
+        self._held = _Held(limits.pending_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; anything but HTTP passes through."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(self._limits.body_bytes, receive, send, self._catalogue)
+        exchange = _Exchange(self._limits.body_bytes, self._held, receive, send, self._catalogue)
         with self._metrics.in_progress.track_inprogress():
             await self._answer(scope, exchange)
         route = getattr(scope.get("route"), "path", "other")

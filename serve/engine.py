@@ -1,4 +1,4 @@
-"""One loaded model at work: decode in a bounded pool, batch, one forward pass at a time. No Ray, no HTTP.
+"""One loaded model at work: decode a few batches ahead, one forward pass at a time. No Ray, no HTTP.
 
 Images and texts have a batch queue and a thread each, so a long text batch does not hold up an image. An image that
 cannot be decoded never reaches a batch, so it cannot fail its neighbours.
@@ -14,18 +14,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from dermray import images
-from dermray.errors import ImageError, ModelError
+from dermray.errors import ModelError
 from dermray.model_uri import folder_uri
 from dermray.serving import ClassifierCache, ModelSource, ServedModel, encode_concepts, rank, score_concepts
 from dermray.serving.gate import Check, Golden, examine, smoke
 from dermray.serving.model import served_model
-from serve.backend import Annotated, Classified, Embedded, Rejection, Timing
+from serve.backend import Annotated, Classified, Embedded, Timing
 from serve.batching import Batcher, Ridden
+from serve.decoding import DecodePool
 from serve.errors import Refusal
 from serve.settings import ServeConfig
 
-# MPO is the JPEG of phones that store a second picture behind the first.
-IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")
+# Decoded images beside the batch that computes and the one that fills, in batches.
+BATCHES_AHEAD = 4
 # Stands in a classifier's key where the prompt templates do.
 _CONCEPT_PROMPTS = ("published concept prompts",)
 
@@ -47,6 +48,7 @@ class Engine:
 
         # What Ray reserved for this process; replicas on one machine would otherwise all use every core.
         torch.set_num_threads(max(1, int(settings.num_cpus)))
+        images.use_one_core()
         self._encoder = Encoder.load(
             source.uri, device=settings.device, precision=settings.precision, compiled=settings.compile
         )
@@ -56,7 +58,12 @@ class Engine:
         self._limits = settings.limits
         self._num_pending = 0
         self._answered_s = 0.0
-        self._decoders = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._decoders = DecodePool(
+            self._encoder.preprocess,
+            num_threads=settings.decode_threads,
+            max_pixels=settings.limits.pixels,
+            room=BATCHES_AHEAD * settings.max_batch_size,
+        )
         self._image_lane = ThreadPoolExecutor(1, thread_name_prefix="images")
         self._text_lane = ThreadPoolExecutor(1, thread_name_prefix="texts")
         wait_s = settings.batch_wait_ms / 1000
@@ -143,43 +150,19 @@ class Engine:
 
     async def _embed(self, images: Sequence[bytes], texts: Sequence[str]) -> Embedded:
         started_s = time.perf_counter()
-        pixels, rejections = await self._decode(images)
-        decode_s = time.perf_counter() - started_s if images else 0.0
-        if rejections:
-            nothing = np.zeros((0, self._model.embedding_dim), dtype=np.float32)
-            return Embedded(nothing, nothing, Timing(decode_s=decode_s), tuple(rejections))
-        ridden = await asyncio.gather(
-            *(self._image_batches.submit(one) for one in pixels), *(self._text_batches.submit(one) for one in texts)
-        )
-        return Embedded(
-            self._vectors(ridden[: len(images)]), self._vectors(ridden[len(images) :]), _timing(decode_s, ridden)
-        )
-
-    async def _decode(self, images: Sequence[bytes]) -> tuple[list[np.ndarray], list[Rejection]]:
-        loop = asyncio.get_running_loop()
-        futures = [loop.run_in_executor(self._decoders, self._preprocess, data) for data in images]
-        results = await asyncio.gather(*futures, return_exceptions=True)
-        pixels: list[np.ndarray] = []
-        rejections: list[Rejection] = []
-        for index, result in enumerate(results):
-            if isinstance(result, ImageError):
-                rejections.append(Rejection(index, result.reason, str(result)))
-            elif isinstance(result, BaseException):
-                raise result
-            else:
-                pixels.append(result)
-        return pixels, rejections
-
-    def _preprocess(self, data: bytes) -> np.ndarray:
-        kind, width, height = images.inspect(data)
-        if kind not in IMAGE_FORMATS:
-            raise ImageError("unsupported_format", f"{kind} images are not accepted; send JPEG, PNG or WebP")
-        if width * height > self._limits.pixels:
-            raise ImageError(
-                "too_many_pixels",
-                f"the image has {width} x {height} pixels; the limit is {self._limits.pixels / 1e6:g} million",
+        async with self._decoders.room.hold(len(images)):
+            entered_s = time.perf_counter()
+            pixels, rejections = await self._decoders.decode(images)
+            decode_s = time.perf_counter() - entered_s if images else 0.0
+            if rejections:
+                nothing = np.zeros((0, self._model.embedding_dim), dtype=np.float32)
+                return Embedded(nothing, nothing, Timing(decode_s=decode_s), tuple(rejections))
+            ridden = await asyncio.gather(
+                *(self._image_batches.submit(one) for one in pixels),
+                *(self._text_batches.submit(one) for one in texts),
             )
-        return self._encoder.preprocess(data)
+        timing = _timing(entered_s - started_s, decode_s, ridden)
+        return Embedded(self._vectors(ridden[: len(images)]), self._vectors(ridden[len(images) :]), timing)
 
     def _classifier_of(self, labels: Sequence[str], templates: Sequence[str]) -> Future[np.ndarray]:
         from dermray.evaluate.zero_shot import build_classifier
@@ -216,10 +199,10 @@ async def _wait_for(pending: Future[np.ndarray], timing: Timing) -> tuple[np.nda
     return table, Timing(timing.decode_s, timing.queue_s, timing.forward_s, waited_s, timing.batch_sizes)
 
 
-def _timing(decode_s: float, ridden: Sequence[Ridden[np.ndarray]]) -> Timing:
+def _timing(waited_s: float, decode_s: float, ridden: Sequence[Ridden[np.ndarray]]) -> Timing:
     return Timing(
         decode_s=decode_s,
-        queue_s=max((one.queue_s for one in ridden), default=0.0),
+        queue_s=waited_s + max((one.queue_s for one in ridden), default=0.0),
         forward_s=max((one.forward_s for one in ridden), default=0.0),
         batch_sizes=tuple(one.batch_size for one in ridden),
     )

@@ -120,7 +120,10 @@ async def classify(request: Request, service: ServiceDep) -> Response:
     tree = served.ontology
     content = {
         "object": "classification",
-        "ranking": [{**asdict(one), "path": _path(tree, one.label)} for one in classified.ranking],
+        "ranking": [
+            {"label": one.label, "probability": one.probability, "logit": one.logit, "path": _path(tree, one.label)}
+            for one in classified.ranking
+        ],
         "hierarchy": [asdict(node) for node in roll_up(classified.ranking, tree)] if tree is not None else [],
         "logit_scale": served.model.logit_scale,
     }

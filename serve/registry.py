@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from dermray import tracking
 from dermray.serving import ModelSource, locate
@@ -48,10 +49,31 @@ class MlflowRegistry:
         """
         tracking.move_alias(uri, version, self._settings.tracking)
 
-    def record(self, event: str, before: str | None, after: str | None, checks: Sequence[Check]) -> None:
-        """Leave a run of the kind `rollout`: what was tried, from and to which version, and every check."""
-        name = f"{event} {self._settings.model} {before or '-'} to {after or '-'}"
+    def before(self, uri: str, source: ModelSource) -> ModelSource | None:
+        """The version that answered at `models:/NAME@ALIAS` before `source`, by the records in MLflow; None: none did.
+
+        Raises:
+            DermRayError: the registry is away, or has that version no more.
+        """
+        registered, _, alias = uri.removeprefix(REGISTRY_PREFIX).partition("@")
+        version = tracking.version_served_before(
+            self._settings.tracking, name=source.name, alias=alias, version=source.version or ""
+        )
+        if version is None:
+            return None
+        return replace(self.resolve(f"{REGISTRY_PREFIX}{registered}/{version}", source.name), alias=alias)
+
+    def record(
+        self, uri: str, answers: ModelSource, event: str, before: str | None, after: str | None, checks: Sequence[Check]
+    ) -> None:
+        """Leave a run of the kind `rollout`: what was tried, from and to which version, and every check.
+
+        Args:
+            answers: the version that answers from now on.
+        """
+        name = f"{event} {uri} {before or '-'} to {after or '-'}"
         tags = {"rollout.event": event, "rollout.from": before or "", "rollout.to": after or ""}
+        tags |= tracking.served_tags(answers.name, answers.version, answers.alias)
         report = "\n".join(f"{'passed' if one.passed else 'FAILED'}  {one.name}: {one.detail}" for one in checks)
         with tracking.run(self._settings.tracking, kind="rollout", name=name, resolved=self._settings) as current:
             current.set_tags(tags)

@@ -158,7 +158,13 @@ class ReplicaBackend:
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         with _faults_are_refusals():
-            return await getattr(self._handle, method).remote(self._source, *arguments)
+            response = getattr(self._handle, method).remote(self._source, *arguments)
+            try:
+                return await response
+            except asyncio.CancelledError:
+                # The client has left or its time is over; the replica would not hear of it by itself.
+                response.cancel()
+                raise
 
 
 class ReplicaFleet:

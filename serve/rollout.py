@@ -35,8 +35,13 @@ class Registry(Protocol):
     def point(self, uri: str, version: str) -> None:
         """Move the alias to a version."""
 
-    def record(self, event: str, before: str | None, after: str | None, checks: Sequence[Check]) -> None:
-        """Keep an audit record."""
+    def before(self, uri: str, source: ModelSource) -> ModelSource | None:
+        """The version that answered before `source`, by the audit records; None when they know of none."""
+
+    def record(
+        self, uri: str, answers: ModelSource, event: str, before: str | None, after: str | None, checks: Sequence[Check]
+    ) -> None:
+        """Keep an audit record; `answers` is the version that answers from now on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,38 +89,63 @@ class Rollout:
                 return self._outcome("unchanged")
             # Fetches files, and the alias may have moved once more.
             source = await asyncio.to_thread(self._registry.resolve, self._uri, current.name if current else None)
-            checks = await self._fleet.examine(source)
-            passed = all(check.passed for check in checks)
-            if passed:
-                self._slot.follow(Served(await self._fleet.start(source), load_ontology(source), source))
-                self._refused = None
-            else:
+            served, checks = await self._prepared(source)
+            if served is None:
                 self._refused = source.version
-            event: Event = "followed" if passed else "refused"
-            await self._record(event, current.version if current else None, source.version, checks)
-            return self._outcome(event, checks)
+                return self._outcome("refused", checks)
+            before = self._slot.current.model.version
+            self._slot.follow(served)
+            self._refused = None
+            await self._record("followed", before, source.version, checks)
+            return self._outcome("followed", checks)
 
     async def roll_back(self) -> Outcome:
         """Let the version before answer again, and move the alias to it, so that it stays.
 
+        After a restart the audit records tell which one that was; it is loaded and examined like a new one.
+
         Raises:
-            Refusal: 409 when there is none.
-            DermRayError: the registry does not move the alias; the version before answers all the same.
+            Refusal: 409 when there is none; 503 when it cannot be examined just now.
+            DermRayError: the registry cannot be asked, or does not move the alias.
         """
         async with self._changing:
-            before, previous = self._slot.current, self._slot.previous
-            if previous is None or previous.source is None or previous.source.version is None:
-                raise Refusal(409, "no earlier version has been served since the start", code="no_previous_version")
+            before = self._slot.current.model.version
+            previous = self._slot.previous
+            checks: tuple[Check, ...] = ()
+            if previous is None:
+                previous, checks = await self._prepared(await self._remembered())
+            if previous is None:
+                return self._outcome("refused", checks)
             self._slot.follow(previous)
-            self._refused = before.model.version
-            await asyncio.to_thread(self._registry.point, self._uri, previous.source.version)
-            await self._record("rolled_back", before.model.version, previous.model.version, ())
-            return self._outcome("rolled_back")
+            self._refused = before
+            try:
+                await asyncio.to_thread(self._registry.point, self._uri, str(previous.model.version))
+            finally:
+                await self._record("rolled_back", before, previous.model.version, checks)
+            return self._outcome("rolled_back", checks)
+
+    async def _remembered(self) -> ModelSource:
+        """The version before this start."""
+        current = self._slot.current.source
+        source = await asyncio.to_thread(self._registry.before, self._uri, current) if current is not None else None
+        if source is None:
+            raise Refusal(409, "no earlier version is known to have been served", code="no_previous_version")
+        return source
+
+    async def _prepared(self, source: ModelSource) -> tuple[Served | None, tuple[Check, ...]]:
+        """A version loaded and examined, ready to answer; None, and a record, when it failed a check."""
+        checks = tuple(await self._fleet.examine(source))
+        if all(check.passed for check in checks):
+            return Served(await self._fleet.start(source), load_ontology(source), source), checks
+        await self._record("refused", self._slot.current.model.version, source.version, checks)
+        return None, checks
 
     async def _record(self, event: Event, before: str | None, after: str | None, checks: Sequence[Check]) -> None:
         logger.info("%s: %s, version %s to %s", self._uri, event, before, after)
+        answers = self._slot.current.source
+        assert answers is not None
         try:
-            await asyncio.to_thread(self._registry.record, event, before, after, checks)
+            await asyncio.to_thread(self._registry.record, self._uri, answers, event, before, after, checks)
         except DermRayError as error:
             logger.warning("no audit record of %s: %s", event, error)
 

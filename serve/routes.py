@@ -129,16 +129,19 @@ async def refresh(name: str, service: ServiceDep) -> RolloutResponse:
 @router.post(
     "/v1/admin/models/{name}/rollback",
     response_model=RolloutResponse,
-    responses=CHANGES | {409: {"model": ErrorResponse, "description": "no earlier version has been served"}},
+    responses=CHANGES | {409: {"model": ErrorResponse, "description": "no earlier version is known"}},
     tags=["administration"],
     summary="Let the version before answer again",
 )
 async def rollback(name: str, service: ServiceDep) -> RolloutResponse:
-    """Takes effect at once, and moves the registry's alias back, so that it stays."""
+    """Moves the registry's alias back too, so that it stays.
+
+    Takes effect at once, or, after a restart, once the version that answered before it has been loaded and examined.
+    """
     try:
         return _outcome(await _rollout(service, name).roll_back())
     except DermRayError as error:
-        raise unavailable(f"the version before answers, but the alias did not move: {error}") from error
+        raise unavailable(f"/v1/models tells which version answers; the registry failed: {error}") from error
 
 
 @router.get("/healthz", response_model=Health, tags=["health"], summary="Is the process up?")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import click
 import yaml
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dermray import config
 from dermray.config import Config, TrackingConfig
@@ -18,6 +18,7 @@ class LimitsConfig(Config):
     """What one request may ask for; beyond it the answer is 400, 413, 429 or 504, never a crash."""
 
     body_bytes: int = Field(20 * 2**20, ge=1024, description="largest request body, in bytes (413)")
+    pending_bytes: int = Field(2**30, ge=1024, description="request bodies held at one time, in bytes (429)")
     pixels: int = Field(50_000_000, ge=1, description="largest image, width x height from its header (400)")
     items: int = Field(32, ge=1, description="most inputs of one embeddings request (413)")
     labels: int = Field(1000, ge=1, description="most candidate classes of one classify request (400)")
@@ -25,6 +26,12 @@ class LimitsConfig(Config):
     text_chars: int = Field(8192, ge=1, description="longest text, label or template, in characters (400)")
     queued_requests: int = Field(256, ge=1, description="requests that may wait for the encoders (429)")
     request_timeout_s: float = Field(60.0, gt=0, description="time one request may take, in seconds (504)")
+
+    @model_validator(mode="after")
+    def _one_body_fits(self) -> LimitsConfig:
+        if self.pending_bytes < self.body_bytes:
+            raise ValueError("pending_bytes is below body_bytes, so that not even one body of that size is taken")
+        return self
 
 
 class AuthConfig(Config):

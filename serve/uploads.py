@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
+from collections.abc import AsyncIterator
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from serve.errors import Refusal, from_details
@@ -19,6 +24,13 @@ MAX_FIELD_BYTES = 2**20
 _OTHER_FIELDS = 16
 
 LIST_FIELDS = ("labels", "templates", "concepts")
+
+
+class _InMemory(MultiPartParser):
+    """Photographs of patients do not touch a disk, as they would beyond the parser's own limit of 1 MB."""
+
+    spool_max_size = sys.maxsize
+
 
 RequestT = TypeVar("RequestT", bound=ImageRequest)
 
@@ -62,8 +74,7 @@ def _validate(request_class: type[RequestT], body: bytes | dict[str, Any]) -> Re
 
 
 async def _read_form(request: Request, request_class: type[RequestT], limits: LimitsConfig) -> tuple[RequestT, bytes]:
-    max_fields = limits.labels + limits.templates + _OTHER_FIELDS
-    async with request.form(max_files=1, max_fields=max_fields, max_part_size=MAX_FIELD_BYTES) as form:
+    async with _parsed_form(request, limits) as form:
         image = next((form[name] for name in IMAGE_FIELDS if name in form), None)
         if isinstance(image, UploadFile):
             data = await image.read()
@@ -73,6 +84,21 @@ async def _read_form(request: Request, request_class: type[RequestT], limits: Li
         else:
             data = decode_data_uri(image, "image")
         return _validate(request_class, _form_fields(form)), data
+
+
+@contextlib.asynccontextmanager
+async def _parsed_form(request: Request, limits: LimitsConfig) -> AsyncIterator[FormData]:
+    max_fields = limits.labels + limits.templates + _OTHER_FIELDS
+    async with contextlib.aclosing(request.stream()) as stream:
+        parser = _InMemory(request.headers, stream, max_files=1, max_fields=max_fields, max_part_size=MAX_FIELD_BYTES)
+        try:
+            form = await parser.parse()
+        except MultiPartException as error:
+            raise HTTPException(400, error.message) from None
+    try:
+        yield form
+    finally:
+        await form.close()
 
 
 def _form_fields(form: FormData) -> dict[str, Any]:

@@ -7,9 +7,14 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from dermray.serving import ModelSource
 from serve.batching import Batcher
 from serve.catalogue import Catalogue
+from serve.decoding import Room
+from serve.replica import ReplicaBackend
 from serve.routes import create_app
 from serve.settings import LimitsConfig
 from tests.serving import DummyBackend
@@ -119,6 +124,100 @@ def test_a_body_that_never_ends_is_504():
 
     asyncio.run(asyncio.wait_for(app(post_scope(), receive, send), 20))
     assert sent[0]["status"] == 504
+
+
+def test_what_a_replica_does_for_a_request_that_is_over_is_cancelled():
+    class Call:
+        """What a Serve handle returns: it does not cancel the replica's work by itself."""
+
+        def __init__(self):
+            self.cancelled = False
+
+        def remote(self, *_):
+            return self
+
+        def __await__(self):
+            return asyncio.sleep(30).__await__()
+
+        def cancel(self):
+            self.cancelled = True
+
+    class Handle:
+        embed = Call()
+
+    async def main():
+        backend = ReplicaBackend(Handle(), ModelSource("a", "a"), DummyBackend().model)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await backend.embed([], ["a"])
+
+    asyncio.run(main())
+    assert Handle.embed.cancelled
+
+
+def test_bodies_beyond_what_is_held_at_one_time_are_429_until_there_is_room_again():
+    app = create_app(Catalogue.of(DummyBackend()), LimitsConfig(body_bytes=2048, pending_bytes=3000))
+    body = b'{"input": "' + b"x" * 2000 + b'"}'
+
+    async def post(receive):
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        await app(post_scope(), receive, send)
+        return sent[0]["status"] if sent else None
+
+    async def main():
+        leaves, began = asyncio.Event(), asyncio.Event()
+
+        async def slow():
+            if not began.is_set():
+                began.set()
+                return {"type": "http.request", "body": body[:1500], "more_body": True}
+            await leaves.wait()
+            return {"type": "http.disconnect"}
+
+        async def whole():
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        holds = asyncio.create_task(post(slow))
+        await began.wait()
+        refused = await post(whole)
+        leaves.set()
+        await holds
+        return refused, await post(whole)
+
+    assert asyncio.run(asyncio.wait_for(main(), 20)) == (429, 200)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=1, max_size=12))
+def test_groups_enter_whole_and_in_turn_and_leave_no_place_behind(groups):
+    """Some are cancelled, while they wait or while they are inside; none takes more than the room has."""
+
+    async def main():
+        room, entered, open_door = Room(5), [], asyncio.Event()
+
+        async def group(number, count):
+            async with room.hold(count):
+                entered.append(number)
+                assert room.num_held <= 5
+                await open_door.wait()
+
+        tasks = [asyncio.create_task(group(number, count)) for number, (count, _) in enumerate(groups)]
+        await asyncio.sleep(0)
+        for task, (_, leaves) in zip(tasks, groups, strict=True):
+            if leaves:
+                task.cancel()
+        await asyncio.sleep(0)
+        open_door.set()
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+        assert room.num_held == 0
+        stayed = [number for number, (count, leaves) in enumerate(groups) if count and not leaves]
+        assert [number for number in entered if number in stayed] == stayed
+        assert all(task.cancelled() == leaves for task, (_, leaves) in zip(tasks, groups, strict=True))
+
+    asyncio.run(main())
 
 
 def post_scope():

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import io
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dermray.errors import ModelError
 from dermray.evaluate.concept_terms import Prompts
 from dermray.evaluate.concepts import presence_scores
 from dermray.serving import locate
-from serve.engine import Engine
+from serve.engine import BATCHES_AHEAD, Engine
 from serve.errors import Refusal
 from serve.settings import LimitsConfig, ServeConfig
 from tests.serving import animated_gif, bomb_png, photograph, save_tiny_model
@@ -58,6 +60,20 @@ def test_the_smallest_image_has_a_vector(engine):
     assert np.linalg.norm(embedded.images[0]) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_photograph_lies_as_its_exif_says(engine):
+    upright = Image.open(io.BytesIO(photograph(size=(96, 60), kind="PNG")))
+    # The camera was turned: stored on its side, with the note that 90 degrees clockwise make it upright.
+    lying, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(lying, "PNG", exif=exif)
+    stored, other = io.BytesIO(), io.BytesIO()
+    upright.save(stored, "PNG")
+    upright.transpose(Image.Transpose.ROTATE_90).save(other, "PNG")
+    vectors = asyncio.run(engine.embed([stored.getvalue(), lying.getvalue(), other.getvalue()], [])).images
+    assert float(vectors[0] @ vectors[1]) >= 0.9999
+    assert float(vectors[0] @ vectors[2]) < 0.9999
+
+
 def test_equal_input_gives_equal_vectors_whatever_it_was_batched_with(engine):
     photographs = [photograph(seed) for seed in range(12)]
     texts = ["acne", "a long text on psoriasis " * 20, *(f"word {i}" for i in range(10))]
@@ -98,6 +114,26 @@ def test_a_full_queue_is_429_at_once_and_empties_again(folder):
     assert len(refused) == 7
     assert {(one.status_code, one.code) for one in refused} == {(429, "queue_full")}
     assert len(asyncio.run(engine.embed([photograph()], [])).images) == 1
+
+
+def test_decoding_is_a_few_batches_ahead_and_no_more(folder):
+    """Many more images than fit are asked for at once; all are answered, and few are held decoded at any time."""
+    engine = engine_of(folder)
+    room, held = engine._decoders.room, []
+    compute = engine._image_batches._compute
+
+    def watched(pixels):
+        held.append(room.num_held)
+        return compute(pixels)
+
+    engine._image_batches._compute = watched
+
+    async def main():
+        return await asyncio.gather(*(engine.embed([photograph(n)] * 16, []) for n in range(8)))
+
+    assert [len(one.images) for one in asyncio.run(main())] == [16] * 8
+    assert max(held) == BATCHES_AHEAD * 8
+    assert room.num_held == 0
 
 
 def test_weights_with_nan_do_not_come_up_and_turn_a_probe_red(folder, tmp_path):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -390,6 +392,25 @@ def test_an_unexpected_fault_is_500_without_its_text():
         assert error_of(answer)["code"] == "internal_error"
         assert "secret" not in answer.text
         assert "dermray_request_failures_total" in client.get("/metrics").text
+
+
+def test_what_was_sent_reaches_neither_the_log_nor_a_disk(monkeypatch, caplog):
+    def rolled_over(_):
+        raise AssertionError("a body was written to a file")
+
+    monkeypatch.setattr(tempfile.SpooledTemporaryFile, "rollover", rolled_over)
+    caplog.set_level(logging.DEBUG)
+    image = photograph(size=(1200, 1000), kind="PNG")
+    assert len(image) > 2**20
+    secret = "the name of a patient"
+    for failure, status in ((None, 200), (RuntimeError("no memory"), 500)):
+        with client_of(DummyBackend(failure=failure)) as client:
+            form = client.post("/v1/classify", files={"image": image}, data={"labels": f"acne, {secret}"})
+            text = client.post("/v1/embeddings", json={"input": [secret, data_uri(image)]})
+            assert [form.status_code, text.status_code] == [status, status]
+    assert "POST /v1/embeddings failed" in caplog.text
+    assert secret not in caplog.text
+    assert data_uri(image)[100:160] not in caplog.text
 
 
 def test_the_deadline_is_504():

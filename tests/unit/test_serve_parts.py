@@ -21,9 +21,12 @@ from dermray.corpus.ontology import display_names
 from dermray.errors import ConfigError, ModelError
 from dermray.serving import ClassifierCache, locate, rank
 from serve.app import find_model
+from serve.auth import ADMIN_TOKENS_VARIABLE, TOKENS_VARIABLE, is_loopback
 from serve.errors import Refusal
 from serve.payload import decode_data_uri, encode_vector
 from serve.settings import ServeArgumentError, ServeConfig, parse_arguments
+
+ROOT = Path(__file__).parents[2]
 
 
 def folder_with(tmp_path, **provenance):
@@ -208,18 +211,39 @@ def test_vectors_as_base64_are_little_endian_whatever_the_input_order():
 def test_the_deploy_config_is_one_that_ray_serve_and_the_builder_accept():
     from ray.serve.schema import ServeDeploySchema
 
-    content = yaml.safe_load((Path(__file__).parents[2] / "serve" / "config.yaml").read_text())
+    content = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
     application = ServeDeploySchema.model_validate(content).applications[0]
     assert application.import_path == "serve.app:build"
     assert content["http_options"]["host"] == "127.0.0.1"
     config = parse_arguments(application.args)
     assert config.model == "models:/dermray@champion"
-    # KubeRay gets the same application; only the address differs, and there it needs tokens.
-    service = yaml.safe_load((Path(__file__).parents[2] / "infra" / "rayservice.yaml").read_text())["spec"]
-    deployed = yaml.safe_load(service["serveConfigV2"])
-    assert deployed["http_options"].pop("host") == "0.0.0.0"
-    assert deployed == content | {"http_options": {k: v for k, v in content["http_options"].items() if k != "host"}}
-    containers = service["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"]
-    assert {"DERMRAY_SERVE_TOKENS", "RAY_AUTH_MODE"} <= {one["name"] for one in containers[0]["env"]}
     # Serve's own deadline must not cut off the one that answers in our error shape.
     assert content["http_options"]["request_timeout_s"] > config.limits.request_timeout_s
+
+
+def test_kuberay_gets_the_same_application_with_tokens():
+    from ray.serve.schema import ServeDeploySchema
+
+    content = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
+    service = yaml.safe_load((ROOT / "infra" / "rayservice.yaml").read_text())
+    assert (service["apiVersion"], service["kind"]) == ("ray.io/v1", "RayService")
+    deployed = yaml.safe_load(service["spec"]["serveConfigV2"])
+    # Only the address differs, and there it needs tokens.
+    host = deployed["http_options"].pop("host")
+    assert deployed == content | {"http_options": {k: v for k, v in content["http_options"].items() if k != "host"}}
+    assert not is_loopback(host)
+    whole = ServeDeploySchema.model_validate(deployed | {"http_options": {**deployed["http_options"], "host": host}})
+    assert whole.http_options.host == host
+    parse_arguments(whole.applications[0].args)
+    cluster = service["spec"]["rayClusterConfig"]
+    groups = cluster["workerGroupSpecs"]
+    assert all(one["minReplicas"] <= one["replicas"] <= one["maxReplicas"] for one in groups)
+    for group in (cluster["headGroupSpec"], *groups):
+        # `ray start` takes its parameters as texts.
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        (container,) = group["template"]["spec"]["containers"]
+        environment = {one["name"]: one for one in container["env"]}
+        assert environment["RAY_AUTH_MODE"]["value"] == "token"
+        for secret in ("RAY_AUTH_TOKEN", TOKENS_VARIABLE, ADMIN_TOKENS_VARIABLE):
+            assert "secretKeyRef" in environment[secret]["valueFrom"]
+        assert int(container["resources"]["limits"]["cpu"]) >= deployed["applications"][0]["args"]["num_cpus"]

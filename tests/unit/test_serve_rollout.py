@@ -30,6 +30,7 @@ class FakeRegistry:
         self.version = "3"
         self.records: list[tuple[str, str | None, str | None]] = []
         self.away = False
+        self.remembered: str | None = None
         self.fetched = 0
 
     def version_at(self, uri):
@@ -45,7 +46,11 @@ class FakeRegistry:
         assert uri == URI
         self.version = version
 
-    def record(self, event, before, after, checks):
+    def before(self, uri, source):
+        return source_of(self.remembered) if self.remembered else None
+
+    def record(self, uri, answers, event, before, after, checks):
+        assert answers.version == (before if event == "refused" else after)
         self.records.append((event, before, after))
 
 
@@ -115,6 +120,18 @@ def test_there_is_no_way_back_before_the_first_change(parts):
     assert caught.value.status_code == 409
 
 
+def test_after_a_restart_the_records_tell_the_version_before(parts):
+    registry, fleet, slot, rollout = parts
+    registry.remembered, fleet.fails = "2", {"2"}
+    assert asyncio.run(rollout.roll_back()).event == "refused"
+    assert (slot.current.model.version, registry.version) == ("3", "3")
+    fleet.fails = set()
+    back = asyncio.run(rollout.roll_back())
+    assert (back.event, back.version, back.previous, registry.version) == ("rolled_back", "2", "3", "2")
+    assert fleet.examined == ["2", "2"]
+    assert registry.records == [("refused", "3", "2"), ("rolled_back", "3", "2")]
+
+
 def test_a_registry_that_is_away_costs_a_look_not_the_service(parts):
     registry, _fleet, slot, rollout = parts
     registry.away = True
@@ -149,6 +166,14 @@ def test_what_goes_up_and_where_aliases_point_is_told_to_mlflow(tmp_path):
     assert registry.version_at("models:/tiny@champion") == "1"
     with pytest.raises(TrackingError, match="did not move"):
         registry.point("models:/tiny@champion", "9")
+    # Started once more, with nothing in memory: the runs tell what answered before, under this name and alias.
+    build(arguments)
+    served = registry.resolve("models:/tiny@champion")
+    before = registry.before("models:/tiny@champion", served)
+    assert (before.version, before.alias, before.uri) == ("2", "champion", str(tmp_path / "2"))
+    registry.record("models:/tiny@champion", replace(served, version="7"), "followed", "1", "7", ())
+    assert registry.before("models:/tiny@champion", replace(served, version="7")).version == "1"
+    assert registry.before("models:/tiny@champion", replace(served, name="other")) is None
 
 
 @pytest.fixture(scope="module")

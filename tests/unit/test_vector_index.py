@@ -46,6 +46,21 @@ def test_the_graph_finds_what_comparing_all_finds(embeddings, tmp_path):
     assert hits[0].score == pytest.approx(1, abs=1e-5)
 
 
+def test_the_graph_finds_the_nearest_of_queries_it_has_not_seen(tmp_path):
+    vectors = save_embeddings(tmp_path / "embeddings", num_parts=2, rows=2500, dim=32)
+    manifest = build(str(tmp_path / "embeddings"), str(tmp_path / "index"), exact_below=5000)
+    index = VectorIndex.load(str(tmp_path / "index"))
+    queries = np.random.default_rng(1).normal(size=(40, 32)).astype(np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    shares = []
+    for query in queries:
+        nearest = {f"sample-{i}" for i in np.argsort(-(vectors @ query))[:10]}
+        shares.append(len(nearest & {hit.sample_id for hit in index.search(query, 10)}) / 10)
+    assert np.mean(shares) > 0.95
+    # Its own figure is of vectors that it holds, which are found a little more easily.
+    assert manifest.images.recall_at_10 >= np.mean(shares) - 0.02
+
+
 def test_an_index_refuses_another_model(embeddings, tmp_path):
     build(embeddings[0], str(tmp_path / "index"))
     index = VectorIndex.load(str(tmp_path / "index"))

@@ -25,7 +25,8 @@ from dermray.index.embeddings import Embeddings, Kind, Maker, to_parquet, vector
 FORMAT_VERSION = 1
 MANIFEST_NAME = "index.json"
 Target = Literal["image", "text"]
-ROWS_PER_GROUP = 256
+# A hit reads the whole group that its row is in, thumbnails included.
+ROWS_PER_GROUP = 32
 HNSW_NEIGHBOURS = 32
 HNSW_CONSTRUCTION = 100
 HNSW_SEARCH = 128
@@ -182,6 +183,10 @@ class _Neighbours:
             raise VectorIndexError(f"{uri}: {kind} cannot be read ({error}); run jobs/index.py again") from None
         if hashlib.sha256(data).hexdigest() != side.sha256:
             raise VectorIndexError(f"{file} is not what {MANIFEST_NAME} says; run jobs/index.py again")
+        metadata = self._rows.metadata
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        # First row of each group, and of the one after the last.
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])
         self._side = side
         self._lock = threading.Lock()
         if side.method == "exact":
@@ -201,9 +206,10 @@ class _Neighbours:
         return [self._hit(int(at), float(score)) for at, score in zip(positions, scores, strict=True) if int(at) >= 0]
 
     def _hit(self, position: int, score: float) -> Hit:
-        group, row = divmod(position, ROWS_PER_GROUP)
+        group = int(np.searchsorted(self._starts, position, side="right")) - 1
         with self._lock:
-            found = self._rows.read_row_group(group).slice(row, 1).to_pylist()[0]
+            rows = self._rows.read_row_group(group)
+        found = rows.slice(position - int(self._starts[group]), 1).to_pylist()[0]
         caption = found.get("caption", found.get("text"))
         return Hit(found["sample_id"], score, caption, tuple(found.get("labels") or ()), found.get("thumbnail"))
 

@@ -4,6 +4,7 @@ SQLite and a local artifact folder by default (where `mlflow ui` looks too), any
 """
 
 from dermray.tracking.delivery import Delivered, deliver_left_over
+from dermray.tracking.deployments import record_deployment, served_tags, version_served_before
 from dermray.tracking.evaluations import log_evaluation
 from dermray.tracking.registry import (
     CHAMPION,
@@ -12,7 +13,6 @@ from dermray.tracking.registry import (
     ResolvedModel,
     model_facts,
     move_alias,
-    record_deployment,
     register,
     resolve_model,
     version_at,
@@ -38,6 +38,8 @@ __all__ = [
     "register",
     "resolve_model",
     "run",
+    "served_tags",
     "tracking_uri",
     "version_at",
+    "version_served_before",
 ]

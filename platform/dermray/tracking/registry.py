@@ -13,11 +13,11 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from dermray import storage
-from dermray.config import Config, TrackingConfig
+from dermray.config import TrackingConfig
 from dermray.corpus import licences
 from dermray.errors import TrackingError
 from dermray.tracking import flavour
-from dermray.tracking.runs import Run, run
+from dermray.tracking.runs import Run
 from dermray.tracking.store import client
 
 MODELS_PREFIX = "models:/"
@@ -170,21 +170,6 @@ def register(
     if promoted:
         mlflow_client.set_registered_model_alias(name, alias, version.version)
     return Registration(name, str(version.version), promoted, value, previous)
-
-
-def record_deployment(config: TrackingConfig, settings: Config, model: ResolvedModel) -> str | None:
-    """A run of kind `deploy` that says which model goes up with which settings; its id, or None.
-
-    For the builder of a server, once it has found its model. A model that is no folder leaves no digest.
-    """
-    facts = {**model_facts(model.folder_uri), **model.tags}
-    version = f" version {model.version}" if model.version else ""
-    with run(config, kind="deploy", name=f"deploy {model.name}{version}", resolved=settings) as current:
-        if "dermray.weights_sha256" in facts:
-            current.log_artifact("input", "model", model.folder_uri, facts["dermray.weights_sha256"])
-        named = {"model_name": model.name, "model_version": model.version, "model_alias": model.alias}
-        current.set_tags({key: value for key, value in named.items() if value})
-    return current.id
 
 
 def move_alias(uri: str, version: str, config: TrackingConfig) -> None:

@@ -1,0 +1,1 @@
+"""What `benchmarks/serve.py` is made of: the servers that it compares, the load on them, and who used the cores."""
