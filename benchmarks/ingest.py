@@ -11,7 +11,7 @@ start included:
 - DermRay, loader alone, against a bare loop in a process a core, which reads the same row groups, decodes and crops
   them, and hands over nothing: the ceiling.
 
-Then the time to the first batch in a training worker's place, and memory over an epoch.
+Then the time to the first batch in a training worker's place, and memory over two epochs.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -259,16 +260,27 @@ def first_batch_s(folder: str, manifest: Manifest) -> float:
 
 
 def report_memory(folder: str, manifest: Manifest) -> None:
-    """Memory of this process and Ray's, and of the object store, four times in an epoch."""
+    """Memory of this process and Ray's, and of the object store, four times in each of two epochs."""
     loader = make_loader(folder, manifest)
-    steps = [(loader.num_steps * quarter) // 4 - 1 for quarter in range(1, 5)]
-    seen = [(step, *memory_mb()) for step, _ in enumerate(loader.batches()) if step in steps]
-    for step, private, store in seen:
-        print(f"memory after step {step}: {private:,.0f} MB of processes, {store:,.0f} MB of object store")
+    quarter = loader.num_steps // 4
+    loader.num_steps *= 2
+    for step, _ in enumerate(loader.batches(), 1):
+        if step % quarter == 0:
+            private, used, touched = memory_mb()
+            print(
+                f"memory after step {step}: {private:,.0f} MB of processes; object store {used:,.0f} MB in use, "
+                f"{touched:,.0f} MB ever used",
+                flush=True,
+            )
 
 
-def memory_mb() -> tuple[float, float]:
-    """Private memory of this process and all of its children, and what the object store has touched, in 10^6 bytes."""
+def memory_mb() -> tuple[float, float, float]:
+    """Private memory of this process and all of its children; what is in the object store, and what it has touched.
+
+    In 10^6 bytes.
+    """
+    from ray._private.internal_api import node_stats
+
     own = psutil.Process()
     private = 0
     for process in [own, *own.children(recursive=True)]:
@@ -276,7 +288,10 @@ def memory_mb() -> tuple[float, float]:
             private += process.memory_full_info().uss
         except psutil.NoSuchProcess:
             continue
-    return private / 1e6, psutil.disk_usage("/dev/shm").used / 1e6
+    node = ray.nodes()[0]
+    stats: Any = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False)
+    used = stats.store_stats.object_store_bytes_used
+    return private / 1e6, used / 1e6, psutil.disk_usage("/dev/shm").used / 1e6
 
 
 if __name__ == "__main__":
