@@ -1,4 +1,6 @@
-"""Training loader against open_clip's, and against a bare decode loop: `python benchmarks/ingest.py`.
+"""Training loader against open_clip's, and against a bare decode loop: `python benchmarks/ingest.py [part …]`.
+
+Parts are `open_clip`, `bare` and `memory`; all of them unless some are named. The first batch is told always.
 
 One set of synthetic photographs of 600 x 450 pixels, as files with a CSV table for `open_clip_train`, and prepared in
 shards of 256-pixel JPEGs for DermRay. Three sides take turns, each with as many decoding processes as there are cores,
@@ -9,16 +11,18 @@ start included:
 - DermRay, loader alone, against a bare loop in a process a core, which reads the same row groups, decodes and crops
   them, and hands over nothing: the ceiling.
 
-Then the time to the first batch in a training worker's place, and memory over an epoch.
+Then the time to the first batch in a training worker's place, and memory over two epochs.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -47,6 +51,7 @@ NUM_PHOTOGRAPHS = 256
 ROW_GROUP_SIZE = 64
 IMAGE_SIZE = 224
 GLOBAL_BATCH_SIZE = 256
+PARTS = ("open_clip", "bare", "memory")
 ROUNDS = 3
 TIMEOUT_S = 120
 # A cluster's own processes go on starting for a while after it answers.
@@ -58,43 +63,60 @@ VOCABULARY = (
     "psoriasis vulgaris biopsy showed acanthosis parakeratosis treatment topical corticosteroid erythema lesion margin"
 )
 MEAN_WORDS = 41
+# What another does and what we do, in images a second.
+Pair = tuple[Callable[[], float], Callable[[], float]]
 
 
 def main() -> int:
-    """Measure in turn and print median ratios."""
+    """Measure the parts named on the command line, or all; print median ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=PARTS, help=", ".join(PARTS))
+    parts = parser.parse_args().parts
     num_cores = os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="dermray-bench-") as folder:
         table, manifest = write_inputs(Path(folder))
         # Spawned: a process forked beside the threads of Ray or OpenCV may wait for a lock that nobody holds.
         spawned = get_context("spawn")
         with ProcessPoolExecutor(num_cores, spawned) as pool, ProcessPoolExecutor(1, spawned) as theirs:
-            open_clip_pass = functools.partial(run_open_clip, theirs, table, num_cores)
-            bare_pass = functools.partial(run_bare, pool, folder, num_cores)
-            open_clip_pass()
-            bare_pass()
+            pairs: dict[str, Pair] = {
+                "open_clip": (
+                    lambda: NUM_ORIGINALS / run_open_clip(theirs, table, num_cores),
+                    lambda: NUM_SAMPLES / run_loader(folder, manifest, augmented=True),
+                ),
+                "bare": (
+                    lambda: NUM_SAMPLES / run_bare(pool, folder, num_cores),
+                    lambda: NUM_SAMPLES / run_loader(folder, manifest),
+                ),
+            }
+            pairs = {name: pair for name, pair in pairs.items() if name in parts}
+            for other, _ in pairs.values():
+                other()
             cluster.connect(ClusterConfig())
             time.sleep(SETTLE_S)
-            print(f"first batch, no process warm: {first_batch_s(folder, manifest):.1f} s")
-            in_worker = ray.get(ray.remote(num_cpus=0.5)(first_batch_s).remote(folder, manifest))
-            print(f"first batch in a worker that holds half a CPU: {in_worker:.1f} s", flush=True)
-            rounds = []
-            for _ in range(ROUNDS):
-                rates = {
-                    "open_clip": NUM_ORIGINALS / open_clip_pass(),
-                    "bare": NUM_SAMPLES / bare_pass(),
-                    "loader": NUM_SAMPLES / run_loader(folder, manifest),
-                    "trained on": NUM_SAMPLES / run_loader(folder, manifest, augmented=True),
-                }
-                rounds.append(rates)
-                print("images/s:", ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items()), flush=True)
-        report_memory(folder, manifest)
-    over_open_clip = np.median([rates["trained on"] / rates["open_clip"] for rates in rounds])
-    over_bare = np.median([rates["loader"] / rates["bare"] for rates in rounds])
-    print(
-        f"median of {ROUNDS} on {num_cores} cores: {over_open_clip:.1f} times open_clip, colours and normalisation "
-        f"included; loader alone {over_bare:.2f} of the bare loop"
-    )
+            # Also so that no side begins with processes that have to start.
+            tell_first_batch(folder, manifest)
+            compare(pairs)
+        if "memory" in parts:
+            report_memory(folder, manifest)
     return 0
+
+
+def compare(pairs: dict[str, Pair]) -> None:
+    """Run the sides of all pairs in turn; each returns images a second."""
+    ratios: dict[str, list[float]] = {name: [] for name in pairs}
+    for _ in range(ROUNDS):
+        for name, (other, ours) in pairs.items():
+            rates = other(), ours()
+            ratios[name].append(rates[1] / rates[0])
+            print(f"{name} {rates[0]:,.0f} images/s, ours {rates[1]:,.0f}: {ratios[name][-1]:.2f}", flush=True)
+    for name, found in ratios.items():
+        print(f"median of {ROUNDS} on {os.cpu_count()} cores: {np.median(found):.2f} of {name}", flush=True)
+
+
+def tell_first_batch(folder: str, manifest: Manifest) -> None:
+    print(f"first batch, no process warm: {first_batch_s(folder, manifest):.1f} s")
+    in_worker = ray.get(ray.remote(num_cpus=0.5)(first_batch_s).remote(folder, manifest))
+    print(f"first batch in a worker that holds half a CPU: {in_worker:.1f} s", flush=True)
 
 
 def write_inputs(folder: Path) -> tuple[Path, Manifest]:
@@ -238,16 +260,25 @@ def first_batch_s(folder: str, manifest: Manifest) -> float:
 
 
 def report_memory(folder: str, manifest: Manifest) -> None:
-    """Memory of this process and Ray's, and of the object store, four times in an epoch."""
+    """Memory of this process and Ray's, and of the object store, four times in each of two epochs."""
     loader = make_loader(folder, manifest)
-    steps = [(loader.num_steps * quarter) // 4 - 1 for quarter in range(1, 5)]
-    seen = [(step, *memory_mb()) for step, _ in enumerate(loader.batches()) if step in steps]
-    for step, private, store in seen:
-        print(f"memory after step {step}: {private:,.0f} MB of processes, {store:,.0f} MB of object store")
+    quarter = loader.num_steps // 4
+    loader.num_steps *= 2
+    for step, _ in enumerate(loader.batches(), 1):
+        if step % quarter == 0:
+            private, used, touched = memory_mb()
+            print(
+                f"memory after step {step}: {private:,.0f} MB of processes; object store {used:,.0f} MB in use, "
+                f"{touched:,.0f} MB ever used",
+                flush=True,
+            )
 
 
-def memory_mb() -> tuple[float, float]:
-    """Private memory of this process and all of its children, and used bytes of the object store, in 10^6 bytes."""
+def memory_mb() -> tuple[float, float, float]:
+    """Private memory of this process and all of its children; what is in the object store, and what it has touched.
+
+    In 10^6 bytes.
+    """
     from ray._private.internal_api import node_stats
 
     own = psutil.Process()
@@ -257,8 +288,10 @@ def memory_mb() -> tuple[float, float]:
             private += process.memory_full_info().uss
         except psutil.NoSuchProcess:
             continue
-    stats: Any = node_stats(include_memory_info=False)
-    return private / 1e6, stats.store_stats.object_store_bytes_used / 1e6
+    node = ray.nodes()[0]
+    stats: Any = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False)
+    used = stats.store_stats.object_store_bytes_used
+    return private / 1e6, used / 1e6, psutil.disk_usage("/dev/shm").used / 1e6
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dermray.ingest.color import ColorAugmentation
+from dermray.ingest.memory import BatchMemory
 from dermray.losses import ClipLoss
 from dermray.train import numerics
 from dermray.train.settings import TrainConfig
@@ -124,3 +125,14 @@ def test_ddp_over_nccl_gives_the_same_gradients(tmp_path: Path) -> None:
                 torch.testing.assert_close(got[f"module.{name}"], gradient, atol=1e-4, rtol=1e-3)
     finally:
         dist.destroy_process_group()
+
+
+def test_batches_lie_in_page_locked_memory_that_copies_may_outlive() -> None:
+    memory = BatchMemory()
+    copies = []
+    for value in range(8):
+        pixels = memory.empty((64, 32, 32, 3)).fill_(value).permute(0, 3, 1, 2)
+        assert pixels.is_pinned()
+        copies.append(pixels.to(CUDA, non_blocking=True))
+        del pixels
+    assert [int(one.min()) for one in copies] == [int(one.max()) for one in copies] == list(range(8))

@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from dermray.errors import CollectiveError
+from dermray.losses.gather import gather_rows
 from dermray.train.agreement import Agreement, Position
 from tests.process_groups import run_ranks
 
@@ -22,11 +23,13 @@ TIMEOUT_S = 3
 
 def flags_seen(rank: int, world_size: int) -> dict[str, Any]:
     """Only the last rank raises a flag, at one step; what each rank sees at every step."""
-    agreement = Agreement(num_flags=2)
+    agreement = Agreement(num_flags=2, timeout_s=60)
     seen = []
     for step in range(6):
         time.sleep(0.01 * rank)
         seen.append(agreement.exchange(False, rank == world_size - 1 and step == RAISED_AT))
+        if step % 2:
+            agreement.wait()
         if world_size > 1:
             dist.all_reduce(torch.ones(1))
     agreement.close()
@@ -50,22 +53,45 @@ def _wait_in_vain(rank: int, folder: str) -> None:
     )
     position = Position(TIMEOUT_S)
     position.note(7, "waiting for a batch")
+    # The flags have a group and a time-out of their own: on a GPU they tell before NCCL's watchdog does.
+    agreement = Agreement(num_flags=1, timeout_s=1)
     dist.barrier()
     if rank == 1:
         time.sleep(3 * TIMEOUT_S)
         return
-    try:
-        with position.at(7, "in the forward and backward pass"):
-            dist.all_reduce(torch.ones(1))
-    except CollectiveError as error:
-        (Path(folder) / "message").write_text(str(error))
+
+    def exchange() -> None:
+        agreement.exchange(False)
+        agreement.wait()
+
+    for name, doing, wait in (
+        ("flags", "exchanging figures and flags", exchange),
+        ("gather", "in the forward and backward pass", lambda: gather_rows(torch.ones(1))),
+    ):
+        try:
+            with position.at(7, doing):
+                wait()
+        except CollectiveError as error:
+            (Path(folder) / name).write_text(str(error))
 
 
-def test_a_rank_that_hangs_is_named_with_step_and_place(tmp_path: Path) -> None:
-    mp.spawn(_wait_in_vain, args=(str(tmp_path),), nprocs=2)
-    message = (tmp_path / "message").read_text()
+@pytest.fixture(scope="module")
+def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What rank 0 says while rank 1 hangs, by the place where it waits."""
+    folder = tmp_path_factory.mktemp("hanging")
+    mp.spawn(_wait_in_vain, args=(str(folder),), nprocs=2)
+    return {name: (folder / name).read_text() for name in ("flags", "gather")}
+
+
+def test_a_rank_that_does_not_hand_in_its_flags_is_named(messages: dict[str, str]) -> None:
+    assert "for others in all_reduce at step 7, exchanging figures and flags" in messages["flags"]
+    assert "rank 1 is at step 7, waiting for a batch" in messages["flags"]
+
+
+def test_a_rank_that_hangs_is_named_with_step_collective_and_place(messages: dict[str, str]) -> None:
+    message = messages["gather"]
     assert "rank 0 waited" in message
-    assert "at step 7, in the forward and backward pass" in message
+    assert "for others in all_gather_single at step 7, in the forward and backward pass" in message
     assert "rank 1 is at step 7, waiting for a batch" in message
     assert f"train.collective_timeout_s={TIMEOUT_S}" in message
     assert "\n" not in message

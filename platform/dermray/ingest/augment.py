@@ -52,18 +52,28 @@ def crop_and_resize(
     size: int,
     scale: tuple[float, float],
     horizontal_flip: float,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """uint8 `[H, W, 3]` → uint8 `[size, size, 3]`: random resized crop, then mirrored with a probability.
 
     Bicubic, as published. Averaging over areas takes three times as long and looks better from `STRONG_REDUCTION` on.
+
+    Args:
+        image: of any size.
+        random: what is drawn from.
+        size: side of the result, in pixels.
+        scale: area share of the crop, low and high.
+        horizontal_flip: probability of mirroring.
+        out: contiguous uint8 `[size, size, 3]` that takes the result, which is new memory otherwise.
     """
     top, left, height, width = crop_box(random, image.shape[0], image.shape[1], scale)
     box = image[top : top + height, left : left + width]
     strong = max(height, width) > STRONG_REDUCTION * size
-    resized = cv2.resize(box, (size, size), interpolation=cv2.INTER_AREA if strong else cv2.INTER_CUBIC)
+    resized = np.empty((size, size, 3), dtype=np.uint8) if out is None else out
+    cv2.resize(box, (size, size), dst=resized, interpolation=cv2.INTER_AREA if strong else cv2.INTER_CUBIC)
     if horizontal_flip and random.random() < horizontal_flip:
-        resized = resized[:, ::-1]
-    return np.ascontiguousarray(resized)
+        cv2.flip(resized, 1, dst=resized)
+    return resized
 
 
 def choose_caption(

@@ -20,6 +20,7 @@ from ray import ObjectRef
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.shards import ShardIndex
 from dermray.ingest.decoding import Decoded, Decoder
+from dermray.ingest.memory import BatchMemory
 from dermray.ingest.plan import EpochPlan
 from dermray.ingest.schedule import Chunk, chunks
 from dermray.ingest.settings import DataConfig
@@ -40,7 +41,7 @@ class Batch:
         step: global step, from 0 over all epochs.
         epoch: from 0; with the seed and `samples` it decides every random choice of the augmentation.
         samples: sample indices, int64 `[n]`.
-        pixels: uint8 `[n, 3, S, S]`, RGB.
+        pixels: uint8 `[n, 3, S, S]`, RGB; page-locked where there is a CUDA device.
         tokens: int64 `[n, L]`.
     """
 
@@ -104,7 +105,9 @@ class Loader:
             world_size=self.world_size,
             cpus_per_task=self.settings.cpus_per_task,
         )
-        made = (batch for chunk, units in self._decoded(tasks, start_step) for batch in _assembled(chunk, units))
+        memory = BatchMemory()
+        decoded = self._decoded(tasks, start_step)
+        made = (batch for chunk, units in decoded for batch in _assembled(chunk, units, memory))
         assembling = ThreadPoolExecutor(1, thread_name_prefix="batches")
         try:
             upcoming = assembling.submit(next, made, None)
@@ -154,18 +157,19 @@ class Loader:
         return self._plans[epoch]
 
 
-def _assembled(chunk: Chunk, units: list[Decoded]) -> Iterator[Batch]:
+def _assembled(chunk: Chunk, units: list[Decoded], memory: BatchMemory) -> Iterator[Batch]:
     """The batches of a chunk from what its tasks made."""
     samples = chunk.samples
     shape = (chunk.num_steps, -1)
     pixels = [of_unit.reshape(*shape, *of_unit.shape[1:]) for of_unit, _ in units]
     tokens = np.concatenate([of_unit.reshape(*shape, of_unit.shape[1]) for _, of_unit in units], axis=1)
     for position in range(chunk.num_steps):
-        joined = np.concatenate([of_unit[position] for of_unit in pixels])
+        joined = memory.empty((samples.shape[1], *pixels[0].shape[2:]))
+        np.concatenate([of_unit[position] for of_unit in pixels], out=joined.numpy())
         yield Batch(
             step=chunk.first_step + position,
             epoch=chunk.epoch,
             samples=samples[position],
-            pixels=torch.from_numpy(joined).permute(0, 3, 1, 2),
+            pixels=joined.permute(0, 3, 1, 2),
             tokens=torch.from_numpy(tokens[position].astype(np.int64)),
         )

@@ -102,9 +102,9 @@ class RankTasks:
 
     def _decode_unit(self, epoch: int, samples: npt.NDArray[np.int64]) -> ObjectRef:
         groups = self._groups(samples)
-        used, table_of = np.unique(groups, return_inverse=True)
-        tables = [self._held[epoch, int(group)] for group in used]
-        return self._decode.remote(epoch, samples, table_of, samples - self._starts[groups], *tables)
+        used, group_of = np.unique(groups, return_inverse=True)
+        held = [self._held[epoch, int(group)] for group in used]
+        return self._decode.remote(epoch, samples, group_of, samples - self._starts[groups], *held)
 
     def _groups(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return np.searchsorted(self._starts, samples, side="right") - 1
@@ -122,9 +122,9 @@ class RankTasks:
 
 
 def _reading(index: ShardIndex) -> Callable[..., object]:
-    def read(groups: list[int]) -> pa.Table | list[pa.Table]:
-        tables = decoding.read(index, groups)
-        return tables[0] if len(tables) == 1 else tables
+    def read(groups: list[int]) -> pa.Buffer | list[pa.Buffer]:
+        packed = decoding.read(index, groups)
+        return packed[0] if len(packed) == 1 else packed
 
     return read
 
@@ -133,10 +133,10 @@ def _decoding(decoder: Decoder) -> Callable[..., Decoded]:
     def decode(
         epoch: int,
         samples: npt.NDArray[np.int64],
-        table_of: npt.NDArray[np.int64],
+        group_of: npt.NDArray[np.int64],
         row_of: npt.NDArray[np.int64],
-        *tables: pa.Table,
+        *packed: pa.Buffer,
     ) -> Decoded:
-        return decoder(epoch, samples, tables, table_of, row_of)
+        return decoder(epoch, samples, [decoding.unpacked(one) for one in packed], group_of, row_of)
 
     return decode

@@ -10,6 +10,7 @@ import html
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import ftfy
@@ -18,8 +19,10 @@ import numpy.typing as npt
 import regex
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-# Words whose tokens a process remembers; a corpus of captions has some ten thousand.
+# Words, with the marks around them, whose tokens a process remembers; a corpus of captions has some ten thousand.
 MAX_WORDS = 200_000
+# Characters of one that is remembered: scripts without blanks make a word of a sentence, which does not come again.
+MAX_WORD_LENGTH = 40
 # What a tokeniser that was taken apart is compared with the original on.
 PROBES = (
     "",
@@ -55,10 +58,13 @@ class AsGiven:
 
 @dataclass(frozen=True)
 class ClipTokens:
-    """OpenAI's byte-pair encoding as open_clip's `SimpleTokenizer` does it, word by word.
+    """OpenAI's byte-pair encoding as open_clip's `SimpleTokenizer` does it, blank by blank.
+
+    Its words never reach over a blank, so what stands between two is encoded once and remembered.
 
     Attributes:
-        words: byte-pair encoding of one word.
+        vocabulary: token of every piece of a word.
+        merges: pairs of pieces that become one, the first of them first.
         pattern: regular expression that finds words.
         specials: words that are a token of their own.
         start: token before a text.
@@ -66,7 +72,8 @@ class ClipTokens:
         context_length: L.
     """
 
-    words: Tokenizer
+    vocabulary: dict[str, int] = field(repr=False)
+    merges: list[tuple[str, str]] = field(repr=False)
     pattern: str
     specials: dict[str, int]
     start: int
@@ -74,25 +81,40 @@ class ClipTokens:
     context_length: int
     _known: dict[str, list[int]] = field(default_factory=dict, repr=False, compare=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made here: reading a `Tokenizer` back takes twice as long as making it."""
+        return {name: value for name, value in vars(self).items() if name != "_words"} | {"_known": {}}
+
+    @cached_property
+    def _words(self) -> Tokenizer:
+        """Byte-pair encoding of one word."""
+        words = Tokenizer(
+            models.BPE(vocab=self.vocabulary, merges=self.merges, end_of_word_suffix="</w>", dropout=None)
+        )
+        words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return words
+
     def __call__(self, texts: list[str]) -> npt.NDArray[np.int32]:
         """Tokenise."""
         tokens = np.zeros((len(texts), self.context_length), dtype=np.int32)
-        find = regex.compile(self.pattern, regex.IGNORECASE).findall
         for row, text in enumerate(texts):
             ids = [self.start]
-            for word in find(_clean(text).lower()):
-                ids += self._known.get(word) or self._encode(word)
+            for part in _clean(text).lower().split(" "):
+                ids += self._known.get(part) or self._encode(part)
             ids = ids[: self.context_length - 1]
             tokens[row, : len(ids)] = ids
             tokens[row, len(ids)] = self.end
         return tokens
 
-    def _encode(self, word: str) -> list[int]:
+    def _encode(self, part: str) -> list[int]:
         if len(self._known) >= MAX_WORDS:
             self._known.clear()
-        special = self.specials.get(word)
-        ids = self.words.encode(word, add_special_tokens=False).ids if special is None else [special]
-        self._known[word] = ids
+        ids: list[int] = []
+        for word in regex.findall(self.pattern, part, regex.IGNORECASE):
+            special = self.specials.get(word)
+            ids += self._words.encode(word, add_special_tokens=False).ids if special is None else [special]
+        if len(part) <= MAX_WORD_LENGTH:
+            self._known[part] = ids
         return ids
 
 
@@ -140,13 +162,10 @@ def _clip(tokenizer: Any) -> ClipTokens | None:
         or tokenizer.reduction_fn is not None
     ):
         return None
-    words = Tokenizer(
-        models.BPE(vocab=tokenizer.encoder, merges=list(tokenizer.bpe_ranks), end_of_word_suffix="</w>", dropout=None)
-    )
-    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     specials = {tokenizer.decoder[token]: token for token in tokenizer.all_special_ids}
     return ClipTokens(
-        words,
+        tokenizer.encoder,
+        list(tokenizer.bpe_ranks),
         tokenizer.pat.pattern,
         specials,
         tokenizer.sot_token_id,

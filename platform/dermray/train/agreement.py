@@ -6,9 +6,12 @@ that waited quotes the notes, so that it names the rank that is missing.
 
 from __future__ import annotations
 
+import datetime
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 import torch
 import torch.distributed as dist
@@ -19,6 +22,10 @@ from dermray.losses.gather import world
 
 # Time for ranks that fail together to leave the same last notes.
 _NOTES_SETTLE_S = 0.2
+# Of the time-out: on a GPU the rank that waits must say so before NCCL's watchdog ends the process without our message.
+_PATIENCE = 0.9
+# Where collectives are called by name.
+_CALLERS = ("torch/distributed/distributed_c10d.py", "dermray/losses/gather.py")
 
 
 class Agreement:
@@ -26,13 +33,17 @@ class Agreement:
 
     The exchange of one step runs beside the next one, over a group of its own in host memory: a flag is seen one step
     after it was raised. A rank alone sees it at once.
+
+    Args:
+        num_flags: how many.
+        timeout_s: `train.collective_timeout_s`, of which waiting here takes nine tenths.
     """
 
-    def __init__(self, num_flags: int) -> None:
+    def __init__(self, num_flags: int, timeout_s: float) -> None:
         self._num_flags = num_flags
         self._group: dist.ProcessGroup | None = None
         if world()[1] > 1:
-            group = dist.new_group(backend="gloo")
+            group = dist.new_group(backend="gloo", timeout=datetime.timedelta(seconds=_PATIENCE * timeout_s))
             assert isinstance(group, dist.ProcessGroup)
             self._group = group
         self._pending: tuple[Tensor, dist.Work] | None = None
@@ -47,6 +58,14 @@ class Agreement:
         assert work is not None
         self._pending = (raised, work)
         return seen
+
+    def wait(self) -> None:
+        """Until every rank has handed in its flags of this step.
+
+        Before the host waits for a GPU: a rank that does not come would block it there, where nothing can be said.
+        """
+        if self._pending is not None:
+            self._pending[1].wait()
 
     def close(self) -> None:
         """Wait for the last exchange."""
@@ -89,7 +108,8 @@ class Position:
             if self._store is None or not _is_of_collective(error):
                 raise
             raise CollectiveError(
-                f"rank {self._rank} waited {time.monotonic() - begun:.0f} s for others at step {step}, {doing} "
+                f"rank {self._rank} waited {time.monotonic() - begun:.0f} s for others in "
+                f"{_collective(error.__traceback__)} at step {step}, {doing} "
                 f"(train.collective_timeout_s={self._timeout_s:g}); {self._others()}. "
                 f"torch.distributed says: {' '.join(str(error).split())[:200]}"
             ) from error
@@ -113,6 +133,12 @@ class Position:
 
 def _key(rank: int) -> str:
     return f"dermray/position/{rank}"
+
+
+def _collective(trace: TracebackType | None) -> str:
+    """The function that met the error; what nobody called by name are gradients that DDP averages, and our flags."""
+    names = [frame.name for frame in traceback.extract_tb(trace) if frame.filename.endswith(_CALLERS)]
+    return names[-1] if names else "all_reduce"
 
 
 def _is_of_collective(error: RuntimeError) -> bool:

@@ -161,7 +161,7 @@ def run(
     """
     train = trainer.config.train
     position = Position(train.collective_timeout_s)
-    agreement = Agreement(num_flags=2)
+    agreement = Agreement(num_flags=2, timeout_s=train.collective_timeout_s)
     clock = _Clock(train.checkpoint_every_minutes)
     watch = speed.Stopwatch(trainer.step, train.global_batch_size, trainer.device)
     stop = False
@@ -178,6 +178,7 @@ def run(
             last = trainer.step == end
             due = _due(trainer, stop=stop, last=last, clock=clock_due)
             if due.log or due.checkpoint:
+                agreement.wait()
                 means = _over_ranks(logs, trainer.device)
                 _require_finite(trainer, logs["loss"])
             if due.log:
