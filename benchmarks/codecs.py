@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image
+from torchvision.transforms.v2 import functional
 
 from dermray import entry, images
 
@@ -44,7 +45,7 @@ def main() -> int:
 
         def vision(tensor: torch.Tensor = tensor) -> object:
             pixels = torchvision.io.decode_jpeg(tensor)
-            return torchvision.transforms.v2.functional.resize(pixels, [SIDE], antialias=True)
+            return functional.resize(pixels, [SIDE], antialias=True)
 
         def pillow(data: bytes = data, size: tuple[int, int] = size) -> object:
             return np.asarray(Image.open(io.BytesIO(data)).resize(size, Image.Resampling.BILINEAR))

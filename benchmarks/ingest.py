@@ -57,7 +57,8 @@ TIMEOUT_S = 120
 # A cluster's own processes go on starting for a while after it answers.
 SETTLE_S = 5
 MODEL = "ViT-B-16"
-RECIPE = DataConfig(crop_scale=(0.4, 1.0), color_jitter=(0.32, 0.32, 0.32, 0.08), grayscale_prob=0.2)
+# An own cluster counts a core as two CPUs.
+RECIPE = DataConfig(cpus_per_task=2.0, crop_scale=(0.4, 1.0), color_jitter=(0.32, 0.32, 0.32, 0.08), grayscale_prob=0.2)
 VOCABULARY = (
     "a red scaly plaque on the forearm with silvery scale and pruritus patient reports onset three weeks ago diagnosis "
     "psoriasis vulgaris biopsy showed acanthosis parakeratosis treatment topical corticosteroid erythema lesion margin"
