@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,8 +85,9 @@ def test_prepare_goes_on_when_there_is_room(disk: Disk, tmp_path: Path, capsys: 
 
     code, error = run(output)
     assert code == 1
-    assert "error: shard train-" in error
-    assert f"{output}/data/train-" in error
+    shard = re.search(r"error: shard (\w+-\d+): ", error)
+    assert shard
+    assert f"{output}/data/{shard[1]}-" in error
     assert "No space left on device" in error
     assert "; free some space there; finished shards are kept: run the same command again to go on" in error
     nothing_published(output)
