@@ -1,6 +1,6 @@
 """Preparation against a bare loop and against Pillow in a pool: `python benchmarks/prepare.py [--size small|large]`.
 
-Draws photographs (6,000 of 600 x 450 pixels or 500 of 12 megapixels, all different), then in turn: the whole graph of
+Draws photographs (24,576 of 600 x 450 pixels or 500 of 12 megapixels, all different), then in turn: the whole graph of
 `prepare` on all cores (read the table, decode, resize, encode, hash, samples, shards, duplicates, report); before and
 after it a bare loop of decode, resize and encode in one Python process; the same loop in a process that keeps its freed
 memory as the graph's workers do (`images.use_one_core`), alone and in as many processes as there are cores; and the
@@ -43,8 +43,8 @@ from dermray.prepare.settings import PrepareConfig
 
 IMAGE_SIZE, JPEG_QUALITY = 256, 90
 # Width, height, number, and samples a shard: enough shards for every core to be busy until the end.
-SIZES = {"small": (600, 450, 6_000, 128), "large": (4000, 3000, 500, 32)}
-BARE_SHARE, POOL_SHARE = 6, 6
+SIZES = {"small": (600, 450, 24_576, 512), "large": (4000, 3000, 500, 32)}
+BARE_SHARE, POOL_SHARE = 8, 8
 CHUNK = 64
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from dermray import storage
 from dermray.errors import StorageError
+from dermray.prepare import fetch
 from dermray.prepare.fetch import NO_STAMP, ImageStore, ahead
 from dermray.prepare.sources import READERS, SourceRequest
 from tests.raw_sources import LAYOUTS
@@ -193,6 +195,22 @@ def test_reading_ahead_keeps_order_and_is_bounded() -> None:
     assert next(results) == 0
     assert len(seen) <= 5
     assert list(results) == [item * 10 for item in range(1, 100)]
+
+
+@pytest.mark.parametrize(("limit_s", "num_here"), [(float("inf"), 100), (-1.0, 2)])
+def test_local_files_are_read_by_threads_once_two_in_a_row_were_slow(
+    monkeypatch: pytest.MonkeyPatch, limit_s: float, num_here: int
+) -> None:
+    monkeypatch.setattr(fetch, "WORTH_A_THREAD_S", limit_s)
+    here: list[int] = []
+
+    def function(item: int) -> int:
+        if threading.current_thread() is threading.main_thread():
+            here.append(item)
+        return item * 10
+
+    assert list(ahead(range(100), function, num_threads=2, local=True)) == [item * 10 for item in range(100)]
+    assert here == list(range(num_here))
 
 
 def test_reading_ahead_passes_errors_on() -> None:

@@ -148,7 +148,8 @@ def test_sentences_that_the_source_brings_are_not_made_again() -> None:
     }
     more = {**row, "captions": [{"aspect": "sub", "text": f"more {number}"} for number in range(5)]}
     image = images.standardise(raw_corpus.photograph(1), image_size=64, jpeg_quality=90, max_pixels=10**6, min_side=8)
-    sample = build_sample([row, more], image, "train", TREE, num_sub_captions=8)
+    resolutions = [resolve_labels(each, TREE) for each in (row, more)]
+    sample = build_sample([row, more], resolutions, image, "train", TREE, num_sub_captions=8)
     found = [(caption["aspect"], caption["text"]) for caption in sample["captions"]]
     assert found[:2] == [("raw", "Red. Scaly."), ("ontology", "its own")]
     assert [text for aspect, text in found if aspect == "concept"] == ["This skin photo shows red."]

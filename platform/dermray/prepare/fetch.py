@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,6 +35,8 @@ class Stamp(NamedTuple):
 
 # Items that a thread takes at once: handing over one by one would cost more than reading a small file.
 BUNDLE = 4
+# Seconds an item may take before threads take over: reading a small file from the page cache takes 0.03 ms.
+WORTH_A_THREAD_S = 0.0005
 NO_STAMP = Stamp(-1, -1)
 NOTHING = b""
 
@@ -158,10 +161,18 @@ def _local_stamp(path: str) -> Stamp:
     return Stamp(info.st_size, info.st_mtime_ns) if stat.S_ISREG(info.st_mode) else NO_STAMP
 
 
-def ahead(items: Iterable[ItemT], function: Callable[[ItemT], ResultT], *, num_threads: int) -> Iterator[ResultT]:
-    """`map(function, items)` in order; threads work on `BUNDLE` items at a time, one bundle each ahead at most."""
-    waiting: deque[Future[list[ResultT]]] = deque()
+def ahead(
+    items: Iterable[ItemT], function: Callable[[ItemT], ResultT], *, num_threads: int, local: bool = False
+) -> Iterator[ResultT]:
+    """`map(function, items)` in order; threads work on `BUNDLE` items at a time, one bundle each ahead at most.
+
+    With `local` the first items are worked on where they are asked for, as long as they take next to no time: threads
+    would cost more than they hide of files in the page cache. One item may be slow by chance, two in a row are not.
+    """
     remaining = iter(items)
+    if local:
+        yield from _while_fast(remaining, function)
+    waiting: deque[Future[list[ResultT]]] = deque()
     with ThreadPoolExecutor(num_threads, thread_name_prefix="fetch") as pool:
         try:
             while bundle := list(islice(remaining, BUNDLE)):
@@ -173,6 +184,17 @@ def ahead(items: Iterable[ItemT], function: Callable[[ItemT], ResultT], *, num_t
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _while_fast(items: Iterator[ItemT], function: Callable[[ItemT], ResultT]) -> Iterator[ResultT]:
+    slow_in_a_row = 0
+    for item in items:
+        started = time.perf_counter()
+        result = function(item)
+        slow_in_a_row = slow_in_a_row + 1 if time.perf_counter() - started > WORTH_A_THREAD_S else 0
+        yield result
+        if slow_in_a_row == 2:
+            return
 
 
 def _each(function: Callable[[ItemT], ResultT], items: list[ItemT]) -> list[ResultT]:

@@ -28,14 +28,19 @@ WORDS_LIMIT = 300
 
 
 def build_sample(
-    rows: Sequence[RawRow], image: StandardImage, split: str, ontology: Ontology, *, num_sub_captions: int = 0
+    rows: Sequence[RawRow],
+    resolutions: Sequence[Resolution],
+    image: StandardImage,
+    split: str,
+    ontology: Ontology,
+    *,
+    num_sub_captions: int = 0,
 ) -> dict[str, Any]:
-    """One sample of `corpus.schema.SAMPLE` from all the rows of an image, in table order.
+    """One sample of `corpus.schema.SAMPLE` from all the rows of an image, in table order, and their `resolve_labels`.
 
     Captions, labels and concepts are the union over the rows; single values are those of the first row that has them.
     `num_sub_captions` sentences of the raw captions become sub-captions, unless the source brings its own.
     """
-    resolutions = [resolve_labels(row, ontology) for row in rows]
     captions: list[Caption] = []
     for row, resolution in zip(rows, resolutions, strict=True):
         captions.extend(_captions(row, resolution, ontology, num_sub_captions))
@@ -119,14 +124,13 @@ def merge_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return first
 
 
-def count_rows(counts: Counts, rows: Sequence[RawRow], image: StandardImage, ontology: Ontology) -> None:
+def count_rows(counts: Counts, rows: Sequence[RawRow], resolutions: Sequence[Resolution], image: StandardImage) -> None:
     """Add the rows of one image, and its original, to the counts that the report shows."""
     counts["origins"][rows[0]["origin"] or rows[0]["source"]] += 1
     counts["formats"][image.original.format] += 1
     counts["sizes"][_size_class(image)] += 1
-    for row in rows:
+    for row, resolution in zip(rows, resolutions, strict=True):
         if row["labels"]:
-            resolution = resolve_labels(row, ontology)
             counts["rows"]["labelled"] += 1
             counts["rows"]["resolved"] += bool(resolution.labels)
             counts["unresolved"].update(resolution.unresolved)

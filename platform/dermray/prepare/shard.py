@@ -13,11 +13,11 @@ import io
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +31,7 @@ from dermray.errors import ImageError
 from dermray.prepare.fetch import Fetched, ImageStore, Stamp, ahead
 from dermray.prepare.plan import ShardSpec, group_digest, row_digest
 from dermray.prepare.records import NOTES, ShardRecord, read_record, write_record
-from dermray.prepare.samples import Counts, RawRow, build_sample, count_rows, count_sample
+from dermray.prepare.samples import Counts, RawRow, build_sample, count_rows, count_sample, resolve_labels
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.sources.rows import DroppedRow
 
@@ -39,6 +39,8 @@ from dermray.prepare.sources.rows import DroppedRow
 FORMAT = 3
 DATA = "data"
 IMAGE_COLUMN = "image"
+
+ResultT = TypeVar("ResultT")
 
 
 class Made(NamedTuple):
@@ -103,7 +105,7 @@ class ShardMaker:
         if needs_file and record.shard and not is_whole(self.config.output, record.shard):
             return None
         paths = _paths(rows)
-        stamps = ahead(paths, self._store.stamp, num_threads=self.config.num_fetch_threads)
+        stamps = self._ahead(paths, self._store.stamp)
         return record if record.inputs == _digest_inputs(zip(paths, stamps, strict=True)) else None
 
     def _make(self, name: str, spec: ShardSpec, rows: list[RawRow], clock: _Clock) -> ShardRecord:
@@ -142,8 +144,9 @@ class ShardMaker:
         self, split: str, rows: list[RawRow], image: images.StandardImage, row_counts: Counts, sample_counts: Counts
     ) -> dict[str, Any]:
         """The sample of an image, counted."""
-        sample = build_sample(rows, image, split, self.ontology, num_sub_captions=self.config.sub_captions)
-        count_rows(row_counts, rows, image, self.ontology)
+        resolutions = [resolve_labels(row, self.ontology) for row in rows]
+        sample = build_sample(rows, resolutions, image, split, self.ontology, num_sub_captions=self.config.sub_captions)
+        count_rows(row_counts, rows, resolutions, image)
         count_sample(sample_counts, sample)
         return sample
 
@@ -168,8 +171,12 @@ class ShardMaker:
     def _fetched(self, rows: list[RawRow]) -> Iterator[tuple[list[RawRow], Fetched]]:
         """The rows of each image with its bytes, reading ahead."""
         by_image = [(path, list(group)) for path, group in groupby(rows, key=lambda row: row["image"])]
-        fetched = ahead([path for path, _ in by_image], self._store.fetch, num_threads=self.config.num_fetch_threads)
+        fetched = self._ahead([path for path, _ in by_image], self._store.fetch)
         return zip((group for _, group in by_image), fetched, strict=True)
+
+    def _ahead(self, paths: list[str], function: Callable[[str], ResultT]) -> Iterator[ResultT]:
+        local = storage.is_local(self.config.input)
+        return ahead(paths, function, num_threads=self.config.num_fetch_threads, local=local)
 
     def _standardise(self, row: RawRow, fetched: Fetched) -> images.StandardImage:
         if fetched.data is None:
