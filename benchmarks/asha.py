@@ -113,7 +113,7 @@ def run_job(*command: str) -> None:
 
 def configured(folder: Path, name: str, num_trials: int, *more: str) -> SweepConfig:
     keys = (f"recipe={ROOT / 'jobs/configs/demo.yaml'}", f"corpus={folder / 'corpus'}", f"output={folder / name}")
-    fixed = (f"num_trials={num_trials}", "num_validations=8", "max_concurrent_trials=2", f"run_name={name}")
+    fixed = (f"num_trials={num_trials}", "num_validations=16", "max_concurrent_trials=2", f"run_name={name}")
     more = (*more, f"tracking.uri=sqlite:///{folder.absolute()}/mlflow.db", f"tracking.spool={folder / 'spool'}")
     model = f"overrides.model={folder / 'model'}"
     return parse(SweepConfig, [*keys, *SPACE, *OVERRIDES, model, *fixed, *more])

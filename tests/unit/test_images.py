@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -272,6 +273,28 @@ def test_standardise_is_deterministic_and_small() -> None:
     assert first.original == ("JPEG", 900, 600)
     assert len(images.standardise(data, image_size=256, jpeg_quality=30).jpeg) < len(first.jpeg)
     assert_close(images.decode(first.jpeg), images.resize_shorter(gradient(900, 600), 256), 3)
+
+
+def test_standardise_keeps_nothing_of_the_image_before() -> None:
+    """Memory is used again; sizes go up and down, beyond what is kept, in several threads."""
+    random = np.random.default_rng(0)
+    sizes = [(300, 200), (90, 70), (640, 480), (2500, 2400), (64, 64), (301, 199), (4000, 300), (90, 70)]
+    pictures = [jpeg(random.integers(0, 256, (height, width, 3), dtype=np.uint8)) for width, height in sizes]
+
+    def plainly(data: bytes) -> bytes:
+        return images.encode_jpeg(images.resize_shorter(images.decode(data, shorter_side=96), 96), 90)
+
+    expected = [plainly(data) for data in pictures]
+
+    def made(seed: int) -> bool:
+        order = np.random.default_rng(seed).permutation(len(pictures)).tolist()
+        return all(
+            images.standardise(pictures[place], image_size=96, jpeg_quality=90).jpeg == expected[place]
+            for place in order
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(made, range(12)))
 
 
 def test_multi_picture_jpeg_gives_its_first_picture() -> None:

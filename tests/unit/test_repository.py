@@ -31,6 +31,9 @@ FORBIDDEN = {
     "dermray.ingest.decoding": {"ray", "torch", "mlflow"},
     "dermray.reporting": {"ray", "torch", "mlflow"},
     "dermray.tuning.space": {"ray", "torch", "mlflow"},
+    # Processes of Ray's load these once a trial, and models take seconds to import.
+    "dermray.tuning.mailbox": {"torch", "mlflow"},
+    "dermray.tuning.reports": {"torch", "mlflow"},
 }
 INGEST_PLAN_MAY_IMPORT = {"numpy", "dermray.corpus.manifest", "dermray.errors"}
 

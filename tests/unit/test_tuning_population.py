@@ -19,8 +19,8 @@ from dermray.tuning.generations import Generations
 from dermray.tuning.plan import Trial, plan_trials
 from dermray.tuning.population import Member
 from dermray.tuning.records import Point, Status, TrialRecord
+from dermray.tuning.reports import NAME
 from dermray.tuning.settings import SweepConfig
-from dermray.tuning.trial import NAME
 from tests.conftest import ROOT
 from tests.sweeps import MANIFEST, OBJECTIVE, Notebook
 

@@ -13,7 +13,7 @@ from dermray.tuning import queues
 from dermray.tuning.plan import plan_trials, share_cluster
 from dermray.tuning.queues import Queue
 from dermray.tuning.records import Point, Status, TrialRecord, best_of, leaderboard, ranked
-from dermray.tuning.trial import NAME
+from dermray.tuning.reports import NAME
 from tests.conftest import ROOT
 from tests.sweeps import MANIFEST, OBJECTIVE, Notebook, sweep_config
 

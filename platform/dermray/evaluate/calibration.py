@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from dermray.errors import EvaluationError
@@ -90,6 +89,9 @@ def fit_temperature(probabilities: Any, labels: Any) -> float:
     Raises:
         EvaluationError: as `dermray.evaluate.metrics.classification`.
     """
+    # A second of imports that each worker of a training, which validates but never scales, can do without.
+    from scipy.optimize import minimize_scalar
+
     scores, truth = checked(probabilities, labels)
     logits = _log(scores)
     # Convex in 1 / T, so of one minimum along log T.

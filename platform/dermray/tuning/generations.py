@@ -19,8 +19,8 @@ from dermray.tuning.plan import Trial
 from dermray.tuning.population import Member
 from dermray.tuning.queues import Book, StatelessSearcher, moved
 from dermray.tuning.records import Exploit, Point, Status, TrialRecord
+from dermray.tuning.reports import LEG, NAME
 from dermray.tuning.settings import SweepConfig
-from dermray.tuning.trial import LEG, NAME
 
 
 class Generations(StatelessSearcher):

@@ -18,6 +18,7 @@ from dermray.ingest.plan import EpochPlan
 from dermray.train import toy
 from dermray.train.settings import PretrainConfig
 from dermray.tuning import space as spaces
+from dermray.tuning.reports import validation_of
 from dermray.tuning.settings import OWN_KEYS, SweepConfig
 from dermray.tuning.space import Choice, Parameter
 
@@ -51,11 +52,16 @@ class Trial:
         """The trial's own folder."""
         return self.config.output
 
-    def validation_of(self, step: int) -> int:
-        """Number of the validation at `step`, from 1: what rungs are counted in."""
+    @property
+    def validates_every(self) -> int:
+        """Steps from one validation to the next."""
         every_steps = self.config.validation.every_steps
         assert every_steps is not None
-        return math.ceil(step / every_steps)
+        return every_steps
+
+    def validation_of(self, step: int) -> int:
+        """Number of the validation at `step`, from 1: what rungs are counted in."""
+        return validation_of(step, self.validates_every)
 
     def samples_at(self, step: int) -> int:
         """Training samples seen after `step` steps."""

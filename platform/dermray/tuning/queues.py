@@ -14,8 +14,8 @@ from dermray.train import pretrain
 from dermray.tuning import proposals
 from dermray.tuning.plan import Trial, with_params
 from dermray.tuning.records import TrialRecord
+from dermray.tuning.reports import NAME
 from dermray.tuning.settings import SweepConfig
-from dermray.tuning.trial import NAME
 
 
 class Book(Protocol):

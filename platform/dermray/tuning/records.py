@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from dermray import storage
 from dermray.config import Config
@@ -239,7 +239,7 @@ def _setting(params: dict[str, Any], values: list[float]) -> Setting:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return Setting(params, len(values), mean, None, None)
-    half = float(t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / math.sqrt(len(values))
     return Setting(params, len(values), mean, mean - half, mean + half)
 
 

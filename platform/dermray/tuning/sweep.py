@@ -28,12 +28,14 @@ from dermray.corpus.manifest import Manifest
 from dermray.errors import DermRayError
 from dermray.train import checkpoint, pretrain, worker
 from dermray.tuning.generations import Generations
+from dermray.tuning.mailbox import Mailbox
 from dermray.tuning.plan import TRIAL_CPUS, Trial, share_cluster
 from dermray.tuning.publishing import SweepResult, publish
 from dermray.tuning.queues import Queue
 from dermray.tuning.records import Point, Status, TrialRecord
+from dermray.tuning.reports import LEG, NAME, STEP, VALIDATION
 from dermray.tuning.settings import SweepConfig
-from dermray.tuning.trial import LEG, NAME, STEP, VALIDATION, Mailbox, TrialContext, run_trial, tracked
+from dermray.tuning.trial import TrialContext, run_trial, tracked
 
 TUNE_FOLDER = "tune"
 ABORT_TIMEOUT_S = 30
@@ -118,7 +120,7 @@ class Ledger(tune.Callback):
         record = record or TrialRecord.load(trial)
         self.trials[trial.name], self.records[trial.name] = trial, record
         record.save(trial)
-        ray.get(self._mailbox.put_trial.remote(trial, record))
+        ray.get(self._mailbox.put_trial.remote(trial.name, [ray.put((trial, record))]))
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         """Say what the trial tries."""

@@ -10,8 +10,6 @@ from typing import Any
 import ray
 from ray import tune
 from ray.actor import ActorHandle
-from ray.train import Checkpoint
-from ray.tune.integration.ray_train import TuneReportCallback
 
 from dermray import cluster, storage, tracking
 from dermray.corpus.manifest import Manifest
@@ -19,12 +17,8 @@ from dermray.errors import DermRayError, StoppedError
 from dermray.train.progress import StepRecord
 from dermray.tuning.plan import Trial
 from dermray.tuning.records import TrialRecord
+from dermray.tuning.reports import NAME, STEP, VALIDATION, ReportValidation
 
-# The keys under which Tune is given a trial's name, and which part of it a process trains.
-NAME = "trial"
-LEG = "leg"
-VALIDATION = "validation"
-STEP = "step"
 MAX_REASON_CHARS = 600
 # A stopped trial ends its run before its process takes the next trial; Tune would wait 2 s for that.
 THREAD_TIMEOUT_S = 60
@@ -43,73 +37,11 @@ class TrialContext:
     parent_key: str | None
 
 
-@ray.remote(num_cpus=0)
-class Mailbox:
-    """Between the driver of the sweep and its trials: what they are to do, where their trainer is, why they failed."""
-
-    def __init__(self) -> None:
-        self._begun: dict[str, tuple[Trial, TrialRecord]] = {}
-        self._controllers: dict[str, ActorHandle] = {}
-        self._reasons: dict[str, str] = {}
-        self._stopped: set[str] = set()
-
-    def put_trial(self, trial: Trial, record: TrialRecord) -> None:
-        """The driver begins a trial; the record is that of an earlier process of the same sweep, or fresh."""
-        self._begun[trial.name] = (trial, record)
-
-    def trial(self, name: str) -> tuple[Trial, TrialRecord]:
-        """A trial that was begun, and its record at that time."""
-        return self._begun[name]
-
-    def put_controller(self, name: str, controller: ActorHandle) -> None:
-        """The controller of a trial's trainer says where it is."""
-        self._controllers[name] = controller
-
-    def take_controller(self, name: str) -> ActorHandle | None:
-        """The controller of a trial, which is forgotten here; None if it never reported."""
-        return self._controllers.pop(name, None)
-
-    def put_stop(self, name: str) -> None:
-        """The driver is about to end a trial's trainer, because the trial was stopped."""
-        self._stopped.add(name)
-
-    def is_stopped(self, name: str) -> bool:
-        """A trial whose trainer failed asks whether that was meant."""
-        return name in self._stopped
-
-    def put_reason(self, name: str, reason: str) -> None:
-        """A trial says why it fails."""
-        self._reasons[name] = reason
-
-    def take_reason(self, name: str) -> str | None:
-        """Why a trial failed; None if it could not say."""
-        return self._reasons.pop(name, None)
-
-
-class ReportValidation(TuneReportCallback):
-    """Passes a trainer's validations on to Tune, numbered, so that a repeated one is known as such."""
-
-    def __init__(self, trial: Trial, mailbox: ActorHandle) -> None:
-        super().__init__()
-        self._trial = trial
-        self._mailbox = mailbox
-        self._entered = False
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        """Called by the trainer's controller for each report of the workers; rank 0 has the figures."""
-        if not self._entered:
-            here = ray.get_runtime_context().current_actor
-            ray.get(self._mailbox.put_controller.remote(self._trial.name, here))
-            self._entered = True
-        numbered = {**metrics[0], VALIDATION: self._trial.validation_of(metrics[0][STEP])}
-        super().after_report(run_context, [numbered], checkpoint)
-
-
 def run_trial(context: TrialContext, config: dict[str, Any]) -> None:
     """The Tune trainable. A trial of an earlier process says again what it had reached, and goes on from there."""
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", str(THREAD_TIMEOUT_S))
     name = config[NAME]
-    trial, record = ray.get(context.mailbox.trial.remote(name))
+    trial, record = ray.get(ray.get(context.mailbox.trial.remote(name)))[0]
     for point in record.curve:
         tune.report({**point.metrics, STEP: point.step, VALIDATION: point.validation})
     if record.status.is_final:
@@ -146,7 +78,7 @@ def _train(trial: Trial, record: TrialRecord, context: TrialContext) -> None:
                 trial.config,
                 on_record=on_record,
                 provenance=provenance,
-                extra_callbacks=[ReportValidation(trial, context.mailbox)],
+                extra_callbacks=[ReportValidation(trial.name, trial.validates_every, context.mailbox)],
                 until_step=trial.pause_at,
             )
         except StoppedError:
