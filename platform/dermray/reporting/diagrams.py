@@ -17,12 +17,16 @@ MARGIN = 8
 SWING = 34
 BOX_CHARACTERS = 38
 PLOT_WIDTH, PLOT_HEIGHT = 760, 320
-TONES = {"": "var(--soft)", "good": "var(--accent)", "warn": "var(--warm)", "bad": "var(--bad)"}
+TONES = {
+    **{"": "var(--soft)", "good": "var(--accent)", "warn": "var(--warm)", "bad": "var(--bad)"},
+    # Nothing is known of it: drawn in dashes.
+    "open": "var(--soft)",
+}
 
 
 @dataclass(frozen=True)
 class Box:
-    """A node of a graph; `tone` is empty, good, warn or bad."""
+    """A node of a graph; `tone` is empty, good, warn, bad or open."""
 
     id: str
     title: str
@@ -69,10 +73,11 @@ def _edge(start: tuple[float, float], end: tuple[float, float], num_rows: int) -
 
 
 def _box(box: Box, x: float, y: float) -> str:
+    dashes = ";stroke-dasharray:6 4" if box.tone == "open" else ""
     return (
         f"<g><title>{escape(box.tooltip or box.title)}</title>"
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="8" '
-        f'style="fill:var(--card);stroke:{TONES[box.tone]};stroke-width:{2 if box.tone else 1}"/>'
+        f'style="fill:var(--card);stroke:{TONES[box.tone]};stroke-width:{2 if box.tone else 1}{dashes}"/>'
         + svg.text(x + 10, y + 19, svg.cut(box.title, BOX_CHARACTERS))
         + svg.text(x + 10, y + 36, svg.cut(box.note, BOX_CHARACTERS), css="soft")
         + "</g>"
@@ -207,7 +212,8 @@ def parallel_coordinates(scales: Sequence[Scale], tones: Sequence[str], names: S
 def legend(entries: Mapping[str, str]) -> Markup:
     """A line of coloured marks with their meanings: text → tone."""
     marks = [
-        f'<span class="muted small"><span style="color:{TONES[tone]}">●</span> {escape(text)}&ensp;</span>'
+        f'<span class="muted small"><span style="color:{TONES[tone]}">{"◌" if tone == "open" else "●"}</span> '
+        f"{escape(text)}&ensp;</span>"
         for text, tone in entries.items()
     ]
     return Markup("<p>" + "".join(marks) + "</p>")

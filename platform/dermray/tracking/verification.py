@@ -64,8 +64,7 @@ def verify(graph: Graph) -> list[Finding]:
         "table": lambda node: _file(node, node.uri),
         "raw": lambda _: (
             State.UNCHECKED,
-            "of raw data only tables that were read as a whole are looked at again; jobs/prepare.py with the same keys "
-            "says whether its rows are unchanged",
+            "not looked at but for its tables; jobs/prepare.py with the same keys says whether its rows are unchanged",
         ),
     }
     return [_checked(graph.nodes[key], checks) for key in sorted(graph.nodes) if graph.nodes[key].kind in checks]
