@@ -35,7 +35,7 @@ class ExportConfig(Config):
     )
     replace: bool = Field(False, description="true: another export that is in output is removed first")
 
-    cpus_per_task: float = Field(1.0, gt=0, description="logical CPUs that a task reserves")
+    cpus_per_task: float = Field(1.0, gt=0, description="cores that a task reserves")
     max_tasks: int | None = Field(None, ge=1, description="tasks at the same time; empty: as many as fit the cluster")
 
     run_name: str | None = Field(None, description="name of the MLflow run")
