@@ -35,6 +35,8 @@ def run(config: PrepareConfig) -> int:
         rows = result.stats["rows"]
         current.log_corpus(result.output, result.manifest, context="output")
         current.log_artifact("input", "raw", config.input, result.manifest.source_digest)
+        for table in result.tables:
+            current.log_artifact("input", "table", table.uri, table.sha256)
         current.set_tags({"licence": ", ".join(name or "not stated" for name in licences.of_corpus(result.manifest))})
         current.log_metrics(result.metrics())
         current.log_folder(result.report_uri.rpartition("/")[0], "report")

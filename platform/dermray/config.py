@@ -12,12 +12,13 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic_core import PydanticUndefined
 
+from dermray import storage
 from dermray.errors import ConfigError
 
 
@@ -40,6 +41,16 @@ class Config(BaseModel):
     def to_yaml(self) -> str:
         """The resolved tree as YAML that `--config` accepts."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _absolute(uri: str) -> str:
+    if not uri:
+        raise ValueError("must not be blank")
+    return storage.normalise(uri)
+
+
+# A file or folder. Of a local one the path becomes absolute, since Ray's workers change directory.
+Uri = Annotated[str, AfterValidator(_absolute)]
 
 
 class TrackingConfig(Config):

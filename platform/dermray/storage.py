@@ -247,8 +247,12 @@ def sha256(uri: str | os.PathLike[str]) -> str:
 
 def read_text(uri: str | os.PathLike[str]) -> str:
     """Read a UTF-8 file (a byte order mark is dropped)."""
+    return _text(read_bytes(uri), uri)
+
+
+def _text(data: bytes, uri: str | os.PathLike[str]) -> str:
     try:
-        return read_bytes(uri).decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise StorageError(f"{os.fspath(uri)} is not UTF-8 text: {error}") from None
 
@@ -260,8 +264,17 @@ def read_json(uri: str | os.PathLike[str]) -> Any:
         FileNotFoundError: it is not there.
         StorageError: it is not JSON.
     """
+    return parse_json(read_bytes(uri), uri)
+
+
+def parse_json(data: bytes, uri: str | os.PathLike[str]) -> Any:
+    """The JSON document in the bytes of the file at `uri`.
+
+    Raises:
+        StorageError: it is not JSON.
+    """
     try:
-        return json.loads(read_text(uri))
+        return json.loads(_text(data, uri))
     except json.JSONDecodeError as error:
         raise StorageError(f"{os.fspath(uri)} is not valid JSON: {error}") from None
 

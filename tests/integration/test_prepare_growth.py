@@ -1,8 +1,11 @@
-"""Duplicates inside a corpus, and what joins one later: more rows, another source, the same again."""
+"""Duplicates inside a corpus, what joins one later (more rows, another source, the same again), and what it is from."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from dermray.corpus.ontology import Ontology
 from dermray.errors import CorpusError
 from dermray.prepare.pipeline import PrepareResult, prepare
 from dermray.prepare.settings import PrepareConfig
+from jobs import lineage as lineage_job
+from jobs import prepare as prepare_job
 from tests import raw_corpus
 from tests.raw_corpus import content, recompressed
 
@@ -115,6 +120,8 @@ def test_more_rows_join_and_leave_what_is_there(tmp_path: Path) -> None:
     write(tmp_path / "raw", plain(0, 20))
     first = run(tmp_path / "raw", tmp_path / "out")
     shards = {shard.path: (tmp_path / "out" / shard.path).read_bytes() for shard in first.manifest.shards}
+    table = tmp_path / "raw" / "metadata.csv"
+    before = table.read_bytes()
     write(tmp_path / "raw", [*plain(0, 20), *plain(40, 52)])
     second = run(tmp_path / "raw", tmp_path / "out")
     assert second.manifest.version == 2
@@ -125,6 +132,71 @@ def test_more_rows_join_and_leave_what_is_there(tmp_path: Path) -> None:
     assert sum(second.stats["labels"].values()) == 32
     assert run(tmp_path / "raw", tmp_path / "out").unchanged
     assert Manifest.load(str(tmp_path / "out")) == second.manifest
+    assert (named(first), named(second)) == ([sha256(before)], [sha256(table.read_bytes())])
+
+
+def named(result: PrepareResult) -> list[str]:
+    """Digests of the tables in the manifest; the result has the same."""
+    assert [asdict(table) for table in result.tables] == result.manifest.provenance["tables"]
+    return [table.sha256 for table in result.tables]
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def test_other_bytes_with_the_same_rows_change_nothing_but_the_tables_digest(tmp_path: Path) -> None:
+    write(tmp_path / "raw", plain(0, 10))
+    first, before = run(tmp_path / "raw", tmp_path / "out"), content(tmp_path / "out")
+    table = tmp_path / "raw" / "metadata.csv"
+    table.write_bytes(table.read_bytes().replace(b"\r\n", b"\n"))
+    second = run(tmp_path / "raw", tmp_path / "out")
+    assert second.unchanged
+    assert named(second) == [sha256(table.read_bytes())] != named(first)
+    assert second.manifest.digest == first.manifest.digest
+    assert second.manifest.source_digest == first.manifest.source_digest
+    after = content(tmp_path / "out")
+    changed = {name for name, data in after.items() if data != before.get(name)}
+    (generation,) = second.manifest.provenance["generations"]
+    assert changed == {"manifest.json", f"records/{generation}.json"}
+    assert after.keys() == before.keys()
+
+
+def test_a_corpus_from_before_tables_had_digests_stays_and_gets_them(tmp_path: Path) -> None:
+    write(tmp_path / "raw", plain(0, 10))
+    result, before = run(tmp_path / "raw", tmp_path / "out"), content(tmp_path / "out")
+    manifest = tmp_path / "out" / "manifest.json"
+    (generation,) = (tmp_path / "out" / "records").glob("generation-*.json")
+    for file, holder in ((manifest, "provenance"), (generation, None)):
+        document = json.loads(file.read_text())
+        del (document[holder] if holder else document)["tables"]
+        file.write_text(json.dumps(document))
+    assert Manifest.load(str(tmp_path / "out")).digest == result.manifest.digest
+    assert run(tmp_path / "raw", tmp_path / "out").unchanged
+    assert content(tmp_path / "out") == before
+
+
+def test_a_damaged_table_is_named_and_what_came_of_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "raw", plain(0, 10))
+    tree, table = tmp_path / "raw" / "ontology.json", tmp_path / "raw" / "metadata.csv"
+    tree.write_text(json.dumps({"root": list(raw_corpus.LABELS)}))
+    tracked = [f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+    arguments = ["source=csv", f"input={tmp_path}/raw", f"output={tmp_path}/out", *tracked]
+    assert prepare_job.main(arguments) == 0
+    verify = [f"of={tmp_path}/out", *tracked, "--verify"]
+    capsys.readouterr()
+    assert lineage_job.main(verify) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "verified: 3 same, 1 unchecked"
+    assert lineage_job.main([f"of={sha256(table.read_bytes())}", *tracked]) == 0
+    assert "corpus out" in capsys.readouterr().out
+    whole = table.read_bytes()
+    table.write_bytes(whole.replace(b"caption 3", b"caption 4"))
+    tree.unlink()
+    assert lineage_job.main(verify) == 1
+    lines = capsys.readouterr().out.splitlines()
+    (changed,), (missing,) = ([line for line in lines if line.startswith(state)] for state in ("changed", "missing"))
+    assert f"{table}: metadata.csv has the digest" in changed
+    assert missing == f"missing   table ontology.json  {tree}: ontology.json is gone"
 
 
 def test_another_source_joins_and_its_duplicates_are_found(tmp_path: Path) -> None:
@@ -146,6 +218,7 @@ def test_another_source_joins_and_its_duplicates_are_found(tmp_path: Path) -> No
         Path(shard.path).name for shard in second.manifest.shards
     }
     assert len(kept) < len(first.manifest.shards)
+    assert [table.uri for table in second.tables] == [f"{tmp_path}/{name}/metadata.csv" for name in ("more", "raw")]
     assert run(tmp_path / "more", tmp_path / "out", split="train").unchanged
     assert run(tmp_path / "raw", tmp_path / "out", split="train").unchanged
     with pytest.raises(CorpusError, match="made with other settings, and it holds csv of .*if_exists=replace"):

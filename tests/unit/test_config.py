@@ -130,3 +130,16 @@ def test_print_config_is_complete_yaml(tmp_path):
     assert tree["corpus"] == "c"
     assert tree["optim"]["lr"] == 1e-3
     assert PretrainConfig.model_validate(tree).model == "dermray_tiny"
+
+
+def test_a_uri_is_absolute_and_not_blank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Places(Config):
+        corpus: config.Uri = Field(description="where it is")
+        cache: config.Uri | None = None
+
+    monkeypatch.chdir(tmp_path)
+    places = config.parse(Places, ["corpus=below", "cache=s3://bucket/answers/"])
+    assert (places.corpus, places.cache) == (str(tmp_path / "below"), "s3://bucket/answers")
+    assert config.parse(Places, ["corpus=/data", "cache="]).cache is None
+    with pytest.raises(ConfigError, match="corpus: must not be blank"):
+        config.validate(Places, {"corpus": ""})

@@ -57,7 +57,7 @@ def test_from_a_report_and_from_a_run(chain: Chain) -> None:
     assert report.nodes[report.start].kind == "report"
     text = report.text()
     assert "came from" in text
-    assert text.index("evaluate “evaluate tiny”") < text.index("corpus corpus") < text.index("raw raw")
+    assert text.index("evaluate “evaluate tiny”") < text.index("  corpus  ") < text.index("  raw  ")
     run_id = next(key for key, node in report.nodes.items() if node.facts.get("kind") == "pretrain").partition(":")[2]
     run = lineage.trace(run_id, chain.config)
     assert run.start == f"run:{run_id}"

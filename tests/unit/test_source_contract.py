@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from dermray.corpus.ontology import Ontology
+from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
 from dermray.errors import CorpusError
 from dermray.prepare.fetch import ImageStore
 from dermray.prepare.plan import leaves_root, plan_shards, usable_rows
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import ShardMaker
 from dermray.prepare.sources import READERS, RawRows, SourceRequest
-from dermray.prepare.sources.rows import RAW
+from dermray.prepare.sources.rows import RAW, RawTable
 from tests.raw_sources import LAYOUTS
 
 SOURCES = sorted(READERS)
@@ -56,6 +57,17 @@ def test_rows_are_of_the_schema_and_the_same_each_time(source: str, folder: Path
     again = read(source, folder)
     assert again.table.equals(raw.table)
     assert (again.dropped, again.num_rows) == (raw.dropped, len(ids) + len(raw.dropped))
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_tables_and_tree_are_noted_with_their_digests(source: str, folder: Path) -> None:
+    request = SourceRequest(str(folder), limit=1)
+    READERS[source](request)
+    read = [str(file) for file in folder.rglob("*") if file.suffix == ".csv" or file.name == ONTOLOGY_NAME]
+    assert request.tables == {
+        uri: RawTable(uri, len(data), hashlib.sha256(data).hexdigest())
+        for uri, data in ((uri, Path(uri).read_bytes()) for uri in read)
+    }
 
 
 @pytest.mark.parametrize("source", SOURCES)

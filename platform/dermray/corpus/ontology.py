@@ -90,13 +90,23 @@ class Ontology:
         """
         file = uri if uri.endswith(".json") else storage.join(uri, ONTOLOGY_NAME)
         try:
-            document = storage.read_json(file)
+            data = storage.read_bytes(file)
         except FileNotFoundError:
             raise CorpusError(f"{file} does not exist: the disease tree is expected there") from None
+        return cls.from_bytes(data, file)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, uri: str) -> Ontology:
+        """The ontology in the bytes of the JSON file at `uri`.
+
+        Raises:
+            OntologyError: it is not a mapping of names to lists of names, or not a tree.
+            StorageError: it is not JSON.
+        """
         try:
-            return cls.from_json(document)
+            return cls.from_json(storage.parse_json(data, uri))
         except OntologyError as error:
-            raise OntologyError(f"{file}: {error}") from None
+            raise OntologyError(f"{uri}: {error}") from None
 
     @classmethod
     def from_json(cls, document: object) -> Ontology:

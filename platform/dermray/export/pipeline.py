@@ -15,6 +15,7 @@ from typing import Any
 
 import ray.data
 
+from dermray import cluster
 from dermray.errors import DermRayError, StorageError
 from dermray.export.manifest import ExportManifest, PartRecord
 from dermray.export.parts import CAPTIONS, SAMPLES, UNCAPTIONED, Part
@@ -78,7 +79,7 @@ def _run(work: Work, parts: list[Part]) -> Iterator[tuple[Part, PartRecord]]:
     answers = ray.data.from_items([{"part": numbers[part]} for part in parts], override_num_blocks=len(parts)).map(
         _write_part,
         fn_kwargs={"work": work},
-        num_cpus=work.config.cpus_per_task,
+        num_cpus=cluster.cpus_of_cores(work.config.cpus_per_task),
         concurrency=work.config.max_tasks,
     )
     for done, answer in enumerate(answers.iter_rows(), start=1):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from dermray import storage
-from dermray.config import ClusterConfig, Config, TrackingConfig
+from dermray.config import ClusterConfig, Config, TrackingConfig, Uri
 from dermray.corpus.schema import PAIR_ASPECTS, CaptionAspect
 
 ExportFormat = Literal["webdataset", "open_clip_csv", "parquet"]
@@ -16,8 +15,8 @@ ExportFormat = Literal["webdataset", "open_clip_csv", "parquet"]
 class ExportConfig(Config):
     """Everything that decides what an export holds, and how the work is spread."""
 
-    corpus: str = Field(description="folder or URI of the prepared corpus")
-    output: str = Field(description="folder or URI of the export")
+    corpus: Uri = Field(description="folder or URI of the prepared corpus")
+    output: Uri = Field(description="folder or URI of the export")
     format: ExportFormat = Field(
         description="webdataset: tars as img2dataset's; open_clip_csv: tables and image files; "
         "parquet: as Hugging Face's datasets"
@@ -36,17 +35,12 @@ class ExportConfig(Config):
     )
     replace: bool = Field(False, description="true: another export that is in output is removed first")
 
-    cpus_per_task: float = Field(1.0, gt=0, description="logical CPUs that a task reserves")
+    cpus_per_task: float = Field(1.0, gt=0, description="cores that a task reserves")
     max_tasks: int | None = Field(None, ge=1, description="tasks at the same time; empty: as many as fit the cluster")
 
     run_name: str | None = Field(None, description="name of the MLflow run")
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
-
-    @field_validator("corpus", "output")
-    @classmethod
-    def _absolute(cls, uri: str) -> str:
-        return storage.normalise(uri)
 
     @model_validator(mode="after")
     def _apart(self) -> ExportConfig:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from dermray import storage
-from dermray.config import ClusterConfig, Config, TrackingConfig
+from dermray.config import ClusterConfig, Config, TrackingConfig, Uri
 
 
 class EmbedConfig(Config):
     """Which model embeds which part of which corpus, and how the work is spread."""
 
     model: str = Field(description="model folder (path or URI), models:/NAME@ALIAS, or an open_clip name")
-    corpus: str = Field(description="folder or URI of the prepared corpus")
-    output: str = Field(description="folder or URI of the embeddings")
+    corpus: Uri = Field(description="folder or URI of the prepared corpus")
+    output: Uri = Field(description="folder or URI of the embeddings")
     splits: list[str] | None = Field(None, min_length=1, description="splits to embed; empty: all")
     captions: bool = Field(True, description="also embed the captions, for image to text search")
     thumbnail_side: int = Field(
@@ -37,11 +36,6 @@ class EmbedConfig(Config):
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
 
-    @field_validator("corpus", "output")
-    @classmethod
-    def _absolute(cls, uri: str) -> str:
-        return storage.normalise(uri)
-
     @model_validator(mode="after")
     def _apart(self) -> EmbedConfig:
         if self.output == self.corpus:
@@ -56,15 +50,10 @@ class EmbedConfig(Config):
 class IndexConfig(Config):
     """Which embeddings are indexed, and how."""
 
-    embeddings: str = Field(description="folder or URI that jobs/embed.py wrote")
-    output: str = Field(description="folder or URI of the index")
+    embeddings: Uri = Field(description="folder or URI that jobs/embed.py wrote")
+    output: Uri = Field(description="folder or URI of the index")
     exact_below: int = Field(
         100_000, ge=0, description="up to this many vectors every one is compared; beyond, an approximate graph (HNSW)"
     )
     run_name: str | None = Field(None, description="name of the MLflow run")
     tracking: TrackingConfig = TrackingConfig()
-
-    @field_validator("embeddings", "output")
-    @classmethod
-    def _absolute(cls, uri: str) -> str:
-        return storage.normalise(uri)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from dermray import storage
@@ -13,7 +14,7 @@ from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
 from dermray.corpus.schema import CaptionAspect
 from dermray.errors import CorpusError
 from dermray.prepare import report
-from dermray.prepare.generations import Generation, Standing, generation_uri
+from dermray.prepare.generations import Generation, Standing, generation_uri, tables_of
 from dermray.prepare.records import RECORDS, ShardRecord
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import DATA, made_by
@@ -42,6 +43,7 @@ def commit(
             "captions": dict(captions_from),
             "sources": [each.identity for each in generations],
             "generations": [each.key for each in generations],
+            "tables": [asdict(table) for table in tables_of(generations)],
             "licences": list(dict.fromkeys(each.content.get("licence") for each in generations)),
             "made_by": made_by(),
         },
@@ -62,19 +64,23 @@ def publish(
 ) -> tuple[dict[str, Any], bool]:
     """Write report and ontology, then the manifest that makes the corpus exist; nothing if all of it is there.
 
-    Returns the figures of the report, and whether all of it was there already.
+    Returns the figures of the report, and whether all of it was there already. A table with other bytes and the same
+    rows changes nothing but its own digest.
     """
     tree = generations[-1].ontology
     stats = report.summarise(generations, made, final, manifest, Ontology.from_json(tree))
-    if _is_committed(config.output, manifest, stats):
+    committed = _committed(config.output, manifest, stats)
+    if committed == manifest:
         return stats, True
+    unchanged = committed is not None and _but_tables(committed) == _but_tables(manifest)
     for each in generations:
         storage.write_json(generation_uri(config.output, each.key), each.to_json())
-    report.write(config, generations, final, manifest, stats, timing)
-    # Next to the manifest, so that a corpus which is being replaced has a tree of its own as long as can be.
-    storage.write_bytes(storage.join(config.output, ONTOLOGY_NAME), _document(tree))
+    if not unchanged:
+        report.write(config, generations, final, manifest, stats, timing)
+        # Next to the manifest, so that a corpus which is being replaced has a tree of its own as long as can be.
+        storage.write_bytes(storage.join(config.output, ONTOLOGY_NAME), _document(tree))
     manifest.save(config.output)
-    return stats, False
+    return stats, unchanged
 
 
 def _document(tree: Mapping[str, list[str]]) -> bytes:
@@ -82,17 +88,19 @@ def _document(tree: Mapping[str, list[str]]) -> bytes:
     return (json.dumps(tree, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _is_committed(output: str, manifest: Manifest, stats: dict[str, Any]) -> bool:
-    """True if manifest, figures and tree are there as they would be written now."""
+def _committed(output: str, manifest: Manifest, stats: dict[str, Any]) -> Manifest | None:
+    """The manifest that is there, if figures and tree beside it are as they would be written now."""
     try:
-        tree = storage.read_bytes(storage.join(output, ONTOLOGY_NAME))
-        return (
-            Manifest.load(output) == manifest
-            and storage.read_json(storage.join(output, report.STATS)) == stats
-            and hashlib.sha256(tree).hexdigest() == manifest.ontology_sha256
-        )
+        tree = storage.sha256(storage.join(output, ONTOLOGY_NAME))
+        alike = storage.read_json(storage.join(output, report.STATS)) == stats and tree == manifest.ontology_sha256
+        return Manifest.load(output) if alike else None
     except (CorpusError, FileNotFoundError):
-        return False
+        return None
+
+
+def _but_tables(manifest: Manifest) -> Manifest:
+    provenance = {name: value for name, value in manifest.provenance.items() if name != "tables"}
+    return manifest.model_copy(update={"provenance": provenance})
 
 
 def _remove_unnamed(output: str, manifest: Manifest, generations: Sequence[Generation]) -> None:

@@ -21,7 +21,7 @@ from dermray.prepare.fetch import ahead
 from dermray.prepare.plan import Holdings, Usable, image_digests
 from dermray.prepare.records import RECORDS, ShardRecord, read_record
 from dermray.prepare.settings import PrepareConfig
-from dermray.prepare.sources.rows import DroppedRow
+from dermray.prepare.sources.rows import DroppedRow, RawTable
 
 NUM_READERS = 16
 IDENTITY = ("source", "input", "table", "columns")
@@ -44,6 +44,8 @@ class Generation:
         left_out_images: digests of the rows of these.
         figures: what became of duplicates.
         rewritten: what a language model made of the captions, one document a task.
+        tables: files of the source that were read as a whole. Other bytes with the same rows in them make the same
+            generation.
     """
 
     number: int
@@ -58,11 +60,13 @@ class Generation:
     left_out_images: tuple[int, ...] = ()
     figures: dict[str, int] = field(default_factory=dict)
     rewritten: tuple[dict[str, Any], ...] = ()
+    tables: tuple[RawTable, ...] = ()
 
     @property
     def key(self) -> str:
         """Name of its document, by content: the manifest names exactly the one it was written with."""
-        digest = hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+        content = {name: value for name, value in self.to_json().items() if name != "tables"}
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"generation-{self.number:05d}-{digest[:16]}"
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +78,15 @@ class Generation:
         """Rebuild a generation."""
         rows = {name: tuple(DroppedRow(**row) for row in document[name]) for name in ("dropped", "left_out")}
         lists = {name: tuple(document[name]) for name in ("made", "final", "left_out_images", "rewritten")}
-        return cls(**{**document, "ontology": document["ontology"], **rows, **lists})
+        tables = tuple(RawTable(**table) for table in document.get("tables", ()))
+        return cls(**{**document, **rows, **lists, "tables": tables})
+
+
+def tables_of(generations: Iterable[Generation], read: Iterable[RawTable] = ()) -> tuple[RawTable, ...]:
+    """What some generations, and `read` after them, came from, by URI; each table as it was read last."""
+    last = {table.uri: table for generation in generations for table in generation.tables}
+    last.update({table.uri: table for table in read})
+    return tuple(last[uri] for uri in sorted(last))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from dermray import storage
-from dermray.config import ClusterConfig, Config, TrackingConfig
+from dermray.config import ClusterConfig, Config, TrackingConfig, Uri
 from dermray.prepare.settings import SPLIT_NAME, TRAIN
 
 
@@ -44,11 +44,11 @@ def corpus_part(text: str) -> CorpusPart:
 class LeakageConfig(Config):
     """What to compare with what, and how near is too near."""
 
-    corpus: str = Field(description="prepared corpus to train on")
+    corpus: Uri = Field(description="prepared corpus to train on")
     against: tuple[str, ...] = Field(
         min_length=1, description="prepared corpora to evaluate on, [URI,URI,...]; URI#split: that split alone"
     )
-    output: str = Field(description="folder or URI of the report, a folder of its own")
+    output: Uri = Field(description="folder or URI of the report, a folder of its own")
     splits: tuple[str, ...] = Field((TRAIN,), min_length=1, description="splits of corpus that are trained on")
     max_distance: int = Field(
         6, ge=0, le=15, description="bits of 64 in which two perceptual hashes may differ to be a pair"
@@ -62,11 +62,6 @@ class LeakageConfig(Config):
     @classmethod
     def _one_alone(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
-
-    @field_validator("corpus", "output")
-    @classmethod
-    def _absolute(cls, uri: str) -> str:
-        return storage.normalise(uri)
 
     @field_validator("against")
     @classmethod

@@ -28,7 +28,7 @@ from dermray.prepare import report
 from dermray.prepare.commit import commit, publish
 from dermray.prepare.duplicates import near_groups, resembling
 from dermray.prepare.fetch import ahead
-from dermray.prepare.generations import NUM_READERS, Generation, Standing, content, identity, standing
+from dermray.prepare.generations import NUM_READERS, Generation, Standing, content, identity, standing, tables_of
 from dermray.prepare.graph import amend_shards, make_shards
 from dermray.prepare.leakage import read_hashes
 from dermray.prepare.plan import Plan, ShardSpec, plan_shards, usable_rows, without_known
@@ -38,12 +38,12 @@ from dermray.prepare.rewriting.captions import RewriteStats, rewrite_captions
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import DATA, ShardMaker
 from dermray.prepare.sources import READERS, RawRows, SourceRequest
-from dermray.prepare.sources.rows import EXCLUDED, DroppedRow
+from dermray.prepare.sources.rows import EXCLUDED, DroppedRow, RawTable
 
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """What a run came to. `unchanged` says that the corpus was there already, as it would be now."""
+    """What a run came to. `unchanged` says that the corpus was there already; `tables` is what it all came from."""
 
     output: str
     manifest: Manifest
@@ -53,6 +53,7 @@ class PrepareResult:
     seconds: float
     unchanged: bool
     rewritten: tuple[RewriteStats, ...] = ()
+    tables: tuple[RawTable, ...] = ()
 
     @property
     def report_uri(self) -> str:
@@ -104,6 +105,7 @@ class Work:
     standing: Standing
     captions_from: Mapping[CaptionAspect, str] = field(default_factory=dict)
     rewritten: tuple[RewriteStats, ...] = ()
+    tables: tuple[RawTable, ...] = ()
     timing: Timing = field(default_factory=Timing)
 
     @property
@@ -131,7 +133,8 @@ def read(config: PrepareConfig) -> Work:
     """
     timing = Timing()
     with timing.stage("read the table"):
-        raw = READERS[config.source](SourceRequest(config.input, config.table, config.columns, config.limit))
+        request = SourceRequest(config.input, config.table, config.columns, config.limit)
+        raw = READERS[config.source](request)
     if config.rewrite.mode != "off":
         # A model is asked only once the table has turned out to be sound.
         _check_ceiling(config, usable_rows(raw).dropped, num_rows=raw.num_rows, nothing_left=False)
@@ -148,7 +151,8 @@ def read(config: PrepareConfig) -> Work:
         )
         ontology = _tree(raw, committed.ontology)
     print(_announce(config, plan, committed), flush=True)
-    work = Work(plan, ontology, committed, _captions_from(config, raw), rewritten, timing)
+    tables = tuple(request.tables.values())
+    work = Work(plan, ontology, committed, _captions_from(config, raw), rewritten, tables, timing)
     _check_ceiling(config, plan.dropped, num_rows=work.num_rows, nothing_left=work.is_void)
     return work
 
@@ -186,6 +190,7 @@ def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
         seconds=time.monotonic() - started,
         unchanged=unchanged,
         rewritten=work.rewritten,
+        tables=tables_of([*work.standing.generations, generation]),
     )
 
 
@@ -202,6 +207,7 @@ def _nothing_new(config: PrepareConfig, work: Work, num_shards: int, started: fl
         num_shards_found=num_shards,
         seconds=time.monotonic() - started,
         unchanged=True,
+        tables=tables_of(held.generations, work.tables),
     )
 
 
@@ -380,6 +386,7 @@ def _generation(
         left_out_images=tuple(sorted(digest for sample in decided.left_out for digest in sample.known)),
         figures=decided.figures,
         rewritten=tuple(done.to_json() for done in work.rewritten),
+        tables=work.tables,
     )
 
 

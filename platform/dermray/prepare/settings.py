@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dermray import storage
-from dermray.config import ClusterConfig, Config, TrackingConfig
+from dermray.config import ClusterConfig, Config, TrackingConfig, Uri
 from dermray.corpus.captions import MAX_SUB_CAPTIONS
 from dermray.images import DEFAULT_MAX_PIXELS, PILLOW_MAX_PIXELS
 from dermray.prepare.rewriting.settings import RewriteConfig
@@ -26,8 +25,8 @@ class PrepareConfig(Config):
     """Everything that decides what a prepared corpus holds, and how the work is spread."""
 
     source: str = Field(description=f"layout of the input: {', '.join(sorted(READERS))}")
-    input: str = Field(description="folder or URI with the table and the images")
-    output: str = Field(description="folder or URI of the prepared corpus")
+    input: Uri = Field(description="folder or URI with the table and the images")
+    output: Uri = Field(description="folder or URI of the prepared corpus")
     table: str | None = Field(None, description="table under input; empty: the source's own name")
     columns: Columns = Columns()
     split: str | dict[str, float] = Field(
@@ -89,11 +88,6 @@ class PrepareConfig(Config):
         if name not in READERS:
             raise ValueError(f"no source is named {name!r}; there are: {', '.join(sorted(READERS))}")
         return name
-
-    @field_validator("input", "output")
-    @classmethod
-    def _absolute(cls, uri: str) -> str:
-        return storage.normalise(uri)
 
     @field_validator("split")
     @classmethod

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from dermray.reporting.plots import SMALLEST_SPAN, _axis, _cut, _figure, _heading, _svg, _text
+from dermray.reporting import svg
 
 BOX_WIDTH, BOX_HEIGHT = 280, 46
 GAP_X, GAP_Y = 24, 30
@@ -17,12 +17,16 @@ MARGIN = 8
 SWING = 34
 BOX_CHARACTERS = 38
 PLOT_WIDTH, PLOT_HEIGHT = 760, 320
-TONES = {"": "var(--soft)", "good": "var(--accent)", "warn": "var(--warm)", "bad": "var(--bad)"}
+TONES = {
+    **{"": "var(--soft)", "good": "var(--accent)", "warn": "var(--warm)", "bad": "var(--bad)"},
+    # Nothing is known of it: drawn in dashes.
+    "open": "var(--soft)",
+}
 
 
 @dataclass(frozen=True)
 class Box:
-    """A node of a graph; `tone` is empty, good, warn or bad."""
+    """A node of a graph; `tone` is empty, good, warn, bad or open."""
 
     id: str
     title: str
@@ -51,7 +55,7 @@ def layered_graph(layers: Sequence[Sequence[Box]], edges: Sequence[tuple[str, st
             places[box.id] = (left + column * (BOX_WIDTH + GAP_X), MARGIN + row * (BOX_HEIGHT + GAP_Y))
     parts = [_edge(places[a], places[b], rows[b] - rows[a]) for a, b in edges]
     parts += [_box(box, *places[box.id]) for layer in layers for box in layer]
-    return _svg(parts, width, height, title, max_width=width)
+    return svg.picture(parts, width, height, title, max_width=width)
 
 
 def _edge(start: tuple[float, float], end: tuple[float, float], num_rows: int) -> str:
@@ -69,12 +73,13 @@ def _edge(start: tuple[float, float], end: tuple[float, float], num_rows: int) -
 
 
 def _box(box: Box, x: float, y: float) -> str:
+    dashes = ";stroke-dasharray:6 4" if box.tone == "open" else ""
     return (
         f"<g><title>{escape(box.tooltip or box.title)}</title>"
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="8" '
-        f'style="fill:var(--card);stroke:{TONES[box.tone]};stroke-width:{2 if box.tone else 1}"/>'
-        + _text(x + 10, y + 19, _cut(box.title, BOX_CHARACTERS))
-        + _text(x + 10, y + 36, _cut(box.note, BOX_CHARACTERS), css="soft")
+        f'style="fill:var(--card);stroke:{TONES[box.tone]};stroke-width:{2 if box.tone else 1}{dashes}"/>'
+        + svg.text(x + 10, y + 19, svg.cut(box.title, BOX_CHARACTERS))
+        + svg.text(x + 10, y + 36, svg.cut(box.note, BOX_CHARACTERS), css="soft")
         + "</g>"
     )
 
@@ -105,10 +110,10 @@ def curves(lines: Sequence[Curve], *, title: str, x_title: str) -> Markup:
     left, right, top, bottom = 62, 18, 40, 44
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
-    x_end, x_ticks = _axis(0.0, max(xs))
+    x_end, x_ticks = svg.axis(0.0, max(xs))
     low, high = min(ys), max(ys)
-    high = high if high - low > SMALLEST_SPAN else low + 1.0
-    y_end, y_ticks = _axis(low, high)
+    high = high if high - low > svg.SMALLEST_SPAN else low + 1.0
+    y_end, y_ticks = svg.axis(low, high)
     y_low = y_ticks[0]
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -116,16 +121,18 @@ def curves(lines: Sequence[Curve], *, title: str, x_title: str) -> Markup:
         up = (PLOT_HEIGHT - top - bottom) * (y - y_low) / (y_end - y_low)
         return left + across, PLOT_HEIGHT - bottom - up
 
-    parts = [_heading(title)]
+    parts = [svg.heading(title)]
     for tick in y_ticks:
         y = at(0, tick)[1]
         parts.append(f'<line class="grid" x1="{left}" x2="{PLOT_WIDTH - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_text(left - 8, y + 4, _figure(tick, ""), anchor="end", css="soft"))
+        parts.append(svg.text(left - 8, y + 4, svg.number(tick, ""), anchor="end", css="soft"))
     below = PLOT_HEIGHT - bottom + 18
-    parts += [_text(at(tick, y_low)[0], below, _figure(tick, ""), anchor="middle", css="soft") for tick in x_ticks]
-    parts.append(_text((left + PLOT_WIDTH - right) / 2, PLOT_HEIGHT - 6, x_title, anchor="middle", css="soft"))
+    parts += [
+        svg.text(at(tick, y_low)[0], below, svg.number(tick, ""), anchor="middle", css="soft") for tick in x_ticks
+    ]
+    parts.append(svg.text((left + PLOT_WIDTH - right) / 2, PLOT_HEIGHT - 6, x_title, anchor="middle", css="soft"))
     parts += [_drawn(line, [at(x, y) for x, y in line.points]) for line in lines if line.points]
-    return _svg(parts, PLOT_WIDTH, PLOT_HEIGHT, title)
+    return svg.picture(parts, PLOT_WIDTH, PLOT_HEIGHT, title)
 
 
 def _drawn(line: Curve, points: Sequence[tuple[float, float]]) -> str:
@@ -164,7 +171,7 @@ class Scale:
             # A trial without the parameter has a name there (a dash), and the axis is one of names then.
             scaled = [math.log(value) if self.logarithmic else float(value) for value in numbers]
             low, high = min(scaled), max(scaled)
-            span = high - low if high - low > SMALLEST_SPAN else 1.0
+            span = high - low if high - low > svg.SMALLEST_SPAN else 1.0
             return [(value - low) / span for value in scaled], f"{min(numbers):.4g}", f"{max(numbers):.4g}"
         names = list(dict.fromkeys(str(value) for value in self.values))
         step = 1 / max(len(names) - 1, 1)
@@ -182,28 +189,31 @@ def parallel_coordinates(scales: Sequence[Scale], tones: Sequence[str], names: S
     top, bottom, side = 52, 30, 66
     step = (PLOT_WIDTH - 2 * side) / max(len(scales) - 1, 1)
     placed = [scale.places() for scale in scales]
-    parts = [_heading(title)]
+    parts = [svg.heading(title)]
     for number, (scale, (_, low, high)) in enumerate(zip(scales, placed, strict=True)):
         x = side + number * step
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{PLOT_HEIGHT - bottom}"/>')
         parts.append(
-            _text(x, top - 20, _cut(scale.name.rpartition(".")[2].removeprefix("validation_"), 18), anchor="middle")
+            svg.text(
+                x, top - 20, svg.cut(scale.name.rpartition(".")[2].removeprefix("validation_"), 18), anchor="middle"
+            )
         )
-        parts.append(_text(x, top - 6, _cut(high, 14), anchor="middle", css="soft"))
-        parts.append(_text(x, PLOT_HEIGHT - bottom + 16, _cut(low, 14), anchor="middle", css="soft"))
+        parts.append(svg.text(x, top - 6, svg.cut(high, 14), anchor="middle", css="soft"))
+        parts.append(svg.text(x, PLOT_HEIGHT - bottom + 16, svg.cut(low, 14), anchor="middle", css="soft"))
     for trial in sorted(range(len(names)), key=lambda index: bool(tones[index])):
         points = [
             (side + number * step, PLOT_HEIGHT - bottom - (PLOT_HEIGHT - top - bottom) * places[trial])
             for number, (places, _, _) in enumerate(placed)
         ]
         parts.append(_drawn(Curve(names[trial], points, tones[trial]), points))
-    return _svg(parts, PLOT_WIDTH, PLOT_HEIGHT, title)
+    return svg.picture(parts, PLOT_WIDTH, PLOT_HEIGHT, title)
 
 
 def legend(entries: Mapping[str, str]) -> Markup:
     """A line of coloured marks with their meanings: text → tone."""
     marks = [
-        f'<span class="muted small"><span style="color:{TONES[tone]}">●</span> {escape(text)}&ensp;</span>'
+        f'<span class="muted small"><span style="color:{TONES[tone]}">{"◌" if tone == "open" else "●"}</span> '
+        f"{escape(text)}&ensp;</span>"
         for text, tone in entries.items()
     ]
     return Markup("<p>" + "".join(marks) + "</p>")

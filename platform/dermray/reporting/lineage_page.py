@@ -9,7 +9,7 @@ from dermray import reporting
 from dermray.reporting import diagrams
 from dermray.reporting.diagrams import Box
 
-STATE_TONES = {"same": "good", "changed": "bad", "missing": "bad", "unchecked": "warn"}
+STATE_TONES = {"same": "good", "changed": "bad", "missing": "bad", "unchecked": "open"}
 
 
 def render(
@@ -32,7 +32,7 @@ def render(
     legend = (
         {"asked for": "good"}
         if findings is None
-        else {"same": "good", "changed or missing": "bad", "not checked": "warn"}
+        else {"same": "good", "changed or missing": "bad", "not checked": "open"}
     )
     return reporting.render(
         "lineage.html",
@@ -47,9 +47,9 @@ def render(
 
 
 def _box(node: Mapping[str, Any], start: str, state: str) -> Box:
-    note = node["digest"][:12] or node["facts"].get("status", "")
+    note = f"{node['digest'][:12]}  {node['uri']}" if node["digest"] else node["facts"].get("status", "")
     tone = STATE_TONES.get(state, "")
     if not state and node["id"] == start:
         tone = "good"
     tooltip = "\n".join(filter(None, [node["title"], node["uri"], node["digest"], node["id"]]))
-    return Box(node["id"], node["title"], f"{node['kind']} {note}", tone, tooltip)
+    return Box(node["id"], node["title"], note.strip(), tone, tooltip)

@@ -322,10 +322,15 @@ def named_artifacts(run: MlflowRun) -> Iterator[tuple[str, str, str, str]]:
 
 def _artifacts(run: MlflowRun, direction: str) -> list[Node]:
     return [
-        Node(f"{kind}:{digest}", kind, f"{kind} {storage.name_of(uri)}", uri, digest)
+        Node(f"{kind}:{digest}", kind, _titled(kind, storage.name_of(uri)), uri, digest)
         for its_direction, kind, uri, digest in named_artifacts(run)
         if its_direction == direction
     ]
+
+
+def _titled(kind: str, name: str) -> str:
+    """`model best`, but `model` where the folder has no other name."""
+    return kind if name == kind else f"{kind} {name}"
 
 
 def _line(node: Node) -> str:

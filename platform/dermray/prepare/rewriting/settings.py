@@ -9,8 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from dermray import storage
-from dermray.config import Config
+from dermray.config import Config, Uri
 from dermray.errors import ConfigError
 
 Mode = Literal["off", "decompose", "rewrite", "both"]
@@ -45,7 +44,7 @@ class RewriteConfig(Config):
     json_mode: bool = Field(True, description="false: for endpoints that know no response_format json_object")
 
     max_failed_fraction: float = Field(0.01, ge=0, le=1, description="more captions without an answer stop the run")
-    cache: str | None = Field(None, description="folder or URI that keeps the answers; empty: rewrites/ under output")
+    cache: Uri | None = Field(None, description="folder or URI that keeps the answers; empty: rewrites/ under output")
 
     @field_validator("mode", mode="before")
     @classmethod
@@ -73,11 +72,6 @@ class RewriteConfig(Config):
         if name is not None and not _VARIABLE.fullmatch(name):
             raise ValueError("must be the name of an environment variable in capitals (LLM_API_KEY), not a key")
         return name
-
-    @field_validator("cache")
-    @classmethod
-    def _absolute(cls, uri: str | None) -> str | None:
-        return storage.normalise(uri) if uri else None
 
     @model_validator(mode="after")
     def _complete(self) -> RewriteConfig:

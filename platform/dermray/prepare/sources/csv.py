@@ -12,10 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dermray import storage
 from dermray.corpus import exchange
 from dermray.corpus.captions import ontology_caption
-from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
 from dermray.errors import CorpusError
 from dermray.prepare.sources.rows import (
     PREPARED,
@@ -39,7 +37,7 @@ from dermray.prepare.sources.rows import (
     text,
     years,
 )
-from dermray.prepare.sources.tables import StringTable, read_table
+from dermray.prepare.sources.tables import StringTable, read_table, read_tree
 
 TABLE_NAME = "metadata.csv"
 # Column of an exported table: the object of `corpus.exchange`, beside the image's path in the column `image`.
@@ -101,7 +99,7 @@ def interpret(request: SourceRequest, cells: StringTable, default_source: str = 
         ),
     )
     made = "the published sentence over the labels" if not names["caption"] else f"column {names['caption'][0]}"
-    return RawRows(table, cells.dropped, tree(request), {"raw": made})
+    return RawRows(table, cells.dropped, read_tree(request), {"raw": made})
 
 
 def _prepared(request: SourceRequest, cells: StringTable) -> RawRows:
@@ -124,13 +122,7 @@ def _prepared(request: SourceRequest, cells: StringTable) -> RawRows:
                 samples.append({"row": row, "image": image, **sample})
         tables.append(pa.Table.from_pylist(samples, PREPARED))
     table = prepared_rows(pa.concat_tables(tables))
-    return RawRows(table, tuple(dropped), tree(request), captions_from(table, {}))
-
-
-def tree(request: SourceRequest) -> Ontology | None:
-    """The tree of `ontology.json` under the input, if it lies there."""
-    has_tree = storage.exists(storage.join(request.input, ONTOLOGY_NAME))
-    return Ontology.load(request.input) if has_tree else None
+    return RawRows(table, tuple(dropped), read_tree(request), captions_from(table, {}))
 
 
 def _present(cells: StringTable, columns: Columns) -> dict[str, list[str]]:

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dermray import storage
-from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import CaptionAspect
 from dermray.errors import CorpusError
 from dermray.prepare.sources.places import unpacked_or_archived
@@ -35,7 +34,7 @@ from dermray.prepare.sources.rows import (
     text,
     years,
 )
-from dermray.prepare.sources.tables import StringTable, read_table
+from dermray.prepare.sources.tables import StringTable, read_table, read_tree
 
 TABLE_NAME = "Derm1M_v2_pretrain.csv"
 VALIDATION_NAME = "Derm1M_v2_validation.csv"
@@ -89,7 +88,8 @@ def read(request: SourceRequest) -> RawRows:
         parts.append(_rows(second, "val"))
         dropped.extend(replace(row, row=row.row + offset) for row in second.dropped)
     table = _with_images(request, pa.concat_tables(parts).combine_chunks())
-    return RawRows(_with_concepts(request, table), tuple(dropped), Ontology.load(request.input), CAPTIONS_FROM)
+    tree = read_tree(request, required=True)
+    return RawRows(_with_concepts(request, table), tuple(dropped), tree, CAPTIONS_FROM)
 
 
 def _rows(cells: StringTable, split: str | None) -> pa.Table:
@@ -127,7 +127,7 @@ def _with_concepts(request: SourceRequest, table: pa.Table) -> pa.Table:
     """The table with the concepts of `concept.csv` where a row has none of its own."""
     if not storage.exists(storage.join(request.input, CONCEPTS_NAME)):
         return table
-    cells = read_table(SourceRequest(request.input), CONCEPTS_NAME)
+    cells = read_table(request.beside(CONCEPTS_NAME))
     cells.require("filename")
     given = dict(zip(cells["filename"].to_pylist(), _listed_concepts(cells), strict=True))
     rows = zip(table["source_id"].to_pylist(), table["concepts"].to_pylist(), strict=True)

@@ -9,8 +9,6 @@ captions, so each image gets the published sentence over its diagnosis. The imag
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -134,7 +132,7 @@ def _splits(request: SourceRequest, cells: StringTable) -> pa.Array:
         return nothing
     split_of: dict[int, str] = {}
     for split, name in names.items():
-        indexes = read_table(replace(request, table=name, limit=None), name)
+        indexes = read_table(request.beside(name))
         indexes.require("indexes")
         try:
             split_of.update((int(float(index)) + 1, split) for index in indexes["indexes"].to_pylist())

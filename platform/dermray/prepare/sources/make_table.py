@@ -15,9 +15,7 @@ import ast
 
 import pyarrow as pa
 
-from dermray import storage
 from dermray.corpus.captions import MAX_SUB_CAPTIONS
-from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
 from dermray.corpus.schema import CaptionAspect
 from dermray.errors import CorpusError
 from dermray.prepare.sources.derm1m import group_of
@@ -35,7 +33,7 @@ from dermray.prepare.sources.rows import (
     text,
     years,
 )
-from dermray.prepare.sources.tables import StringTable, read_table
+from dermray.prepare.sources.tables import StringTable, read_table, read_tree
 
 TABLE_NAMES = ("MAKE_train.csv", "MAKE_training.csv", "MAKE_training_example.csv")
 SUB_CAPTIONS = tuple(f"subcaption_{number}" for number in range(1, MAX_SUB_CAPTIONS + 1))
@@ -93,8 +91,7 @@ def read(request: SourceRequest) -> RawRows:
             extra=extras({"source": origin, "source_type": column("source_type")}),
         ),
     )
-    has_tree = storage.exists(storage.join(request.input, ONTOLOGY_NAME))
-    return RawRows(table, cells.dropped, Ontology.load(request.input) if has_tree else None, CAPTIONS_FROM)
+    return RawRows(table, cells.dropped, read_tree(request), CAPTIONS_FROM)
 
 
 def _relative(filename: str) -> str:

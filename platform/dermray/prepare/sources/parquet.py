@@ -30,10 +30,9 @@ from dermray.corpus.schema import SCHEMA_VERSION, VERSION_KEY
 from dermray.errors import CorpusError
 from dermray.prepare import parquet_images
 from dermray.prepare.sources import csv
-from dermray.prepare.sources.csv import tree
 from dermray.prepare.sources.places import SPLITS
 from dermray.prepare.sources.rows import PREPARED, RAW, RawRows, SourceRequest, captions_from, prepared_rows
-from dermray.prepare.sources.tables import StringTable
+from dermray.prepare.sources.tables import StringTable, read_tree
 
 SPLIT = "split"
 # What a prepared corpus of an early version lacks.
@@ -75,7 +74,7 @@ def read(request: SourceRequest) -> RawRows:
         )
     if not cells:
         table = pa.concat_tables(prepared).combine_chunks()
-        return RawRows(table, (), tree(request), captions_from(table, {}))
+        return RawRows(table, (), read_tree(request), captions_from(table, {}))
     joined = pa.concat_tables(cells, promote_options="default")
     filled = {name: pc.fill_null(joined[name], "") for name in joined.column_names}
     read_rows = StringTable(request.input, pa.table(filled), pa.concat_arrays(numbers), ())

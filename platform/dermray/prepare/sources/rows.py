@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -89,13 +89,27 @@ DEFAULT_COLUMNS = Columns()
 
 
 @dataclass(frozen=True)
+class RawTable:
+    """A file of the input that was read as a whole: a table, or the disease tree. `sha256` (hex) is of these bytes."""
+
+    uri: str
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class SourceRequest:
-    """What a reader is asked for."""
+    """What a reader is asked for. `tables` is filled while it reads: what it has read as a whole, by URI."""
 
     input: str
     table: str | None = None
     columns: Columns = DEFAULT_COLUMNS
     limit: int | None = None
+    tables: dict[str, RawTable] = field(default_factory=dict, compare=False)
+
+    def beside(self, table: str) -> SourceRequest:
+        """The same for another table of the source, the whole of it."""
+        return replace(self, table=table, limit=None)
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def _diagnoses(request: SourceRequest, images: pa.Array) -> tuple[pa.Array, pa.A
     for name, key, levels, skin in DIAGNOSES:
         if not storage.exists(storage.join(request.input, name)):
             continue
-        cells = read_table(SourceRequest(request.input), name)
+        cells = read_table(request.beside(name))
         cells.require(key, *levels)
         keys = [posixpath.splitext(cell)[0] for cell in cells[key].to_pylist()]
         places = pc.index_in(stems, value_set=pa.array(keys, pa.string()))

@@ -1,8 +1,12 @@
-"""Reading a source's table (CSV, TSV or Parquet) as strings, row numbers kept, malformed rows set aside."""
+"""Reading a source's table (CSV, TSV or Parquet) as strings, row numbers kept, malformed rows set aside.
+
+Also its disease tree. Of each file that is read as a whole the request notes the digest.
+"""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from dataclasses import dataclass
 
@@ -13,8 +17,9 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from dermray import storage
+from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
 from dermray.errors import CorpusError
-from dermray.prepare.sources.rows import DroppedRow, SourceRequest
+from dermray.prepare.sources.rows import DroppedRow, RawTable, SourceRequest
 
 # A quoted cell may span lines; a row must fit into one block.
 BLOCK_BYTES = 32 << 20
@@ -57,7 +62,7 @@ def read_table(request: SourceRequest, *defaults: str) -> StringTable:
     uris = [storage.join(request.input, name) for name in ([request.table] if request.table else defaults)]
     uri = uris[0] if len(uris) == 1 else next((each for each in uris if storage.exists(each)), uris[0])
     try:
-        data = storage.read_bytes(uri, max_bytes=MAX_TABLE_BYTES)
+        data = _read_whole(request, uri)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise CorpusError(f"{uri} does not exist: the table of the corpus is expected there (see table=)") from None
     if uri.endswith(".parquet"):
@@ -67,6 +72,30 @@ def read_table(request: SourceRequest, *defaults: str) -> StringTable:
     if not read.table.num_rows and not read.dropped:
         raise CorpusError(f"{uri} has no rows below its header")
     return _first_rows(read, request.limit)
+
+
+def read_tree(request: SourceRequest, *, required: bool = False) -> Ontology | None:
+    """The tree of `ontology.json` under the input; None if it does not lie there.
+
+    Raises:
+        CorpusError: it is required, and does not.
+        OntologyError: it is malformed.
+    """
+    uri = storage.join(request.input, ONTOLOGY_NAME)
+    try:
+        data = _read_whole(request, uri)
+    except (FileNotFoundError, NotADirectoryError):
+        if required:
+            raise CorpusError(f"{uri} does not exist: the disease tree is expected there") from None
+        return None
+    return Ontology.from_bytes(data, uri)
+
+
+def _read_whole(request: SourceRequest, uri: str) -> bytes:
+    """Read a file; the request notes size and digest of the very bytes, so that none is read twice."""
+    data = storage.read_bytes(uri, max_bytes=MAX_TABLE_BYTES)
+    request.tables[uri] = RawTable(uri, len(data), hashlib.sha256(data).hexdigest())
+    return data
 
 
 def _from_parquet(uri: str, data: bytes) -> StringTable:

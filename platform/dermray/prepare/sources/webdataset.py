@@ -19,7 +19,6 @@ import pyarrow as pa
 from dermray import storage
 from dermray.corpus import exchange
 from dermray.corpus.captions import ontology_caption
-from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
 from dermray.corpus.schema import CAPTION, CAPTION_ASPECTS
 from dermray.errors import CorpusError
 from dermray.prepare.archives import inside, join_address, open_tar, tar_member
@@ -38,6 +37,7 @@ from dermray.prepare.sources.rows import (
     text,
     years,
 )
+from dermray.prepare.sources.tables import read_tree
 
 MAX_TEXT_BYTES = 4 << 20
 # Columns that are no strings.
@@ -85,9 +85,8 @@ def read(request: SourceRequest) -> RawRows:
     if not row:
         raise CorpusError(f"the .tar archives of {request.input} hold no samples")
     table = pa.concat_tables(tables).sort_by("row").combine_chunks()
-    has_tree = storage.exists(storage.join(request.input, ONTOLOGY_NAME))
-    ontology = Ontology.load(request.input) if has_tree else None
-    return RawRows(table, tuple(dropped), ontology, captions_from(table, {"raw": ".txt, or caption of .json"}))
+    made = captions_from(table, {"raw": ".txt, or caption of .json"})
+    return RawRows(table, tuple(dropped), read_tree(request), made)
 
 
 def _tars(request: SourceRequest) -> list[str]:
