@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -187,6 +188,22 @@ def test_a_restarted_job_goes_on_in_the_same_run(config: TrackingConfig, client:
     for key in ("loss", "lr"):
         assert steps(client, second.id, key) == list(range(1, 9))
     assert len(run.inputs.dataset_inputs) == 1
+
+
+def test_another_process_ends_a_run_at_the_time_it_gives(
+    config: TrackingConfig, client: MlflowClient, tmp_path: Path
+) -> None:
+    state_uri = str(tmp_path / "mlflow.json")
+    options: dict[str, Any] = {"kind": "trial", "name": "x", "resolved": Settings(), "state_uri": state_uri}
+    with tracking.run(config, **options) as current:
+        pass
+    ended_at = time.time() - 7
+    with tracking.run(config, **options, ended_at=ended_at) as again:
+        again.set_tags({"dermray.trial_status": "finished"})
+    (run,) = runs(client, config)
+    assert run.info.run_id == current.id
+    assert run.info.end_time == int(ended_at * 1000)
+    assert run.data.tags["dermray.trial_status"] == "finished"
 
 
 def test_a_step_comes_once_also_when_workers_start_over_within_a_job(

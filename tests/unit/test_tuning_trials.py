@@ -127,16 +127,20 @@ def test_a_record_survives_and_a_repeated_validation_replaces_the_earlier(tmp_pa
     for value in (0.1, 0.2):
         fresh.add(Point(1, 10, 640, {OBJECTIVE: value}))
     fresh.add(Point(2, 20, 1280, {OBJECTIVE: 0.3}))
-    fresh.status = Status.STOPPED
+    fresh.end(Status.STOPPED, "")
     fresh.save(trial)
     again = TrialRecord.load(trial)
     assert again == fresh
+    again.end(Status.STOPPED, "")
+    assert again.ended_at == fresh.ended_at, "hearing of it again changes nothing"
     assert [point.metrics[OBJECTIVE] for point in again.curve] == [0.2, 0.3]
     assert again.samples_trained == 1280
     assert json.loads((tmp_path / "sweep/trials/trial-000/trial.json").read_text())["status"] == "stopped"
     other = plan_trials(sweep_config(tmp_path, "seed=1"), MANIFEST)[0]
     with pytest.raises(DermRayError, match="a trial of another sweep"):
         TrialRecord.load(other)
+    again.end(Status.FINISHED, "")
+    assert again.ended_at > fresh.ended_at
 
 
 def handed_out(queue):

@@ -142,7 +142,7 @@ def run(
     resolved: Any,
     state_uri: str | None = None,
     parent_key: str | None = None,
-    works: bool = True,
+    ended_at: float | None = None,
 ) -> Iterator[Run]:
     """A run that ends FINISHED, FAILED or KILLED with the block.
 
@@ -153,7 +153,7 @@ def run(
         resolved: the config whose keys become parameters and whose YAML becomes an artifact.
         state_uri: a JSON file that remembers the run, so that a restarted job goes on in the same one.
         parent_key: `Run.key` of another, in which it is nested, also when MLflow hears of that one later.
-        works: False in a process that only ends what another began: it says nothing of code and machine.
+        ended_at: Unix time, in a process that only ends what another began: it says nothing of code and machine.
 
     Raises:
         TrackingError: the store refuses or its address is none; not while it is out of reach.
@@ -161,6 +161,7 @@ def run(
     if not config.enabled:
         yield Run()
         return
+    works = ended_at is None
     current, began_at = _begin(config, kind, name, resolved, state_uri, parent_key, works)
     sampler = None
     if config.system_metrics_interval_s and works:
@@ -178,7 +179,7 @@ def run(
     finally:
         if sampler is not None:
             sampler.close()
-        _end(config, current, status, state_uri)
+        _end(config, current, status, ended_at or time.time())
 
 
 def _begin(
@@ -281,10 +282,10 @@ def _remember(config: TrackingConfig, current: Run, state_uri: str | None, began
         storage.write_json(state_uri, state)
 
 
-def _end(config: TrackingConfig, current: Run, status: str, state_uri: str | None) -> None:
+def _end(config: TrackingConfig, current: Run, status: str, ended_at: float) -> None:
     link = current._link
     assert link is not None
-    link.spool.append({"kind": "end", "status": status, "time": _now_ms()}, durable=True)
+    link.spool.append({"kind": "end", "status": status, "time": int(ended_at * 1000)}, durable=True)
     delivered = link.delivery.close(PATIENCE_S)
     link.spool.close()
     if not delivered:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -112,7 +113,7 @@ class Exploit:
 
 @dataclass
 class TrialRecord:
-    """A trial so far; `params` are those it began with."""
+    """A trial so far; `params` are those it began with, `ended_at` is the Unix time of its end."""
 
     name: str
     params: dict[str, Any]
@@ -121,6 +122,7 @@ class TrialRecord:
     error: str = ""
     num_failures: int = 0
     exploits: list[Exploit] = field(default_factory=list)
+    ended_at: float | None = None
 
     @classmethod
     def load(cls, trial: AnyTrial) -> TrialRecord:
@@ -147,6 +149,7 @@ class TrialRecord:
             document["error"],
             document.get("num_failures", 0),
             [Exploit(**exploit) for exploit in document.get("exploits", [])],
+            document.get("ended_at"),
         )
 
     @staticmethod
@@ -160,6 +163,12 @@ class TrialRecord:
     def save(self, trial: AnyTrial) -> None:
         """Publish the record in the trial's folder."""
         storage.write_json(storage.join(trial.uri, RECORD_NAME), asdict(self))
+
+    def end(self, status: Status, error: str) -> None:
+        """The trial is at its end; a sweep that is begun again hears so once more, and keeps the time."""
+        if self.ended_at is None or self.status is not status:
+            self.ended_at = time.time()
+        self.status, self.error = status, error
 
     def add(self, point: Point) -> None:
         """Put a validation into the curve; one that was repeated after a restart replaces the earlier."""

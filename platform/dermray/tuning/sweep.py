@@ -182,7 +182,7 @@ class Ledger(tune.Callback):
 
     def _end(self, trial: Trial, status: Status, error: str = "") -> None:
         record = self.records[trial.name]
-        record.status, record.error = status, error
+        record.end(status, error)
         record.save(trial)
         self._say(f"{trial.name}  {status}{': ' + error if error else ''}")
 
@@ -278,7 +278,10 @@ def close_run(trial: Trial, record: TrialRecord, parent_key: str | None) -> None
         tags["dermray.stopped_by"] = f"ASHA after validation {len(record.curve)}"
     if record.status is Status.FAILED:
         tags["dermray.error"] = record.error
-    with contextlib.suppress(_TrialFailedError), tracked(trial, parent_key, works=False) as current:
+    with (
+        contextlib.suppress(_TrialFailedError),
+        tracked(trial, parent_key, ended_at=record.ended_at or time.time()) as current,
+    ):
         current.set_tags(tags)
         if record.status is Status.FAILED:
             raise _TrialFailedError

@@ -102,11 +102,13 @@ def _say_exploits(current: tracking.Run, record: TrialRecord) -> None:
     current.set_tags(origin)
 
 
-def tracked(trial: Trial, parent_key: str | None, *, works: bool = True) -> AbstractContextManager[tracking.Run]:
+def tracked(
+    trial: Trial, parent_key: str | None, *, ended_at: float | None = None
+) -> AbstractContextManager[tracking.Run]:
     """The trial's MLflow run, nested in the sweep's: begun, or taken up where another process left it.
 
     Args:
-        works: False in the sweep's driver, which only ends it.
+        ended_at: Unix time, in the sweep's driver, which only ends it.
     """
     return tracking.run(
         trial.config.tracking,
@@ -115,5 +117,5 @@ def tracked(trial: Trial, parent_key: str | None, *, works: bool = True) -> Abst
         resolved=trial.config,
         state_uri=storage.join(trial.uri, "mlflow.json"),
         parent_key=parent_key,
-        works=works,
+        ended_at=ended_at,
     )
