@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 
 from dermray.corpus.manifest import Manifest
 from tests import raw_corpus
@@ -25,6 +27,7 @@ from tests.conftest import ROOT
 pytestmark = [pytest.mark.own_cluster, pytest.mark.timeout(240)]
 
 BIN = Path(sys.executable).parent
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 START_TIMEOUT_S = 90
 JOB_TIMEOUT_S = 100
 STOP_TIMEOUT_S = 30
@@ -59,7 +62,8 @@ class Head:
         return subprocess.run(
             [
                 str(BIN / "ray"), "job", "submit", "--address", self.dashboard, "--working-dir", ".",
-                "--runtime-env", "infra/ray_job_env.yaml", "--", *entrypoint,
+                "--runtime-env", "infra/ray_job_env.yaml", "--metadata-json", json.dumps({"git_commit": COMMIT}),
+                "--", *entrypoint,
             ],
             cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False, timeout=JOB_TIMEOUT_S,
         )  # fmt: skip
@@ -170,7 +174,11 @@ def test_prepare_streams_its_lines_and_ends_with_zero(head: Head, tmp_path: Path
     assert "prepared 12 samples" in done.stdout
     assert "succeeded" in done.stdout
     assert Manifest.load(str(output)).num_samples == 12
-    assert (head.folder / "mlflow.db").exists(), "MLFLOW_TRACKING_URI of the cluster reaches the job"
+    # MLFLOW_TRACKING_URI of the cluster reaches the job.
+    client = MlflowClient(f"sqlite:///{head.folder}/mlflow.db")
+    (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
+    assert run.data.tags["mlflow.source.git.commit"] == COMMIT
+    assert run.data.tags["dermray.code_package"].startswith("_ray_pkg_")
 
 
 def test_a_failing_job_says_so_with_its_exit_code(head: Head, tmp_path: Path) -> None:

@@ -190,6 +190,28 @@ def test_a_restarted_job_goes_on_in_the_same_run(config: TrackingConfig, client:
     assert len(run.inputs.dataset_inputs) == 1
 
 
+@pytest.mark.parametrize(
+    ("job", "commit"),
+    [
+        ({"metadata": {"git_commit": "0123456789abcdef"}}, {"mlflow.source.git.commit": "0123456789abcdef"}),
+        ({"metadata": {"git_commit": "$(rm -rf)"}}, {}),
+        ({"metadata": {}}, {}),
+        (["no job"], {}),
+        (None, {}),
+    ],
+)
+def test_a_shipped_checkout_has_rays_digest_and_the_commit_of_the_job(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, job: Any, commit: dict[str, str]
+) -> None:
+    folder = tmp_path / "working_dir_files" / "_ray_pkg_0123abcd" / "platform"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(facts, "__file__", str(folder / "facts.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    if job is not None:
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    assert facts.code_version() == ({"dermray.code_package": "_ray_pkg_0123abcd", **commit}, "")
+
+
 def test_another_process_ends_a_run_at_the_time_it_gives(
     config: TrackingConfig, client: MlflowClient, tmp_path: Path
 ) -> None:

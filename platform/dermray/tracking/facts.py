@@ -22,6 +22,11 @@ COMMIT_FILE = "code/commit.txt"
 PATCH_FILE = "code/uncommitted.patch"
 PACKAGES_FILE = "environment/packages.txt"
 HARDWARE_FILE = "environment/hardware.json"
+COMMIT_TAG = "mlflow.source.git.commit"
+PACKAGE_TAG = "dermray.code_package"
+# How Ray names a working directory that came with a job, and where its job supervisor puts the job's metadata.
+RAY_PACKAGE = "_ray_pkg_"
+RAY_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 HIDDEN = "(hidden)"
 # Files that hold secrets by their nature; left out of the patch as a whole.
 SECRET_FILES = ("*.env", ".env*", "*.pem", "*.key", "*.p12", "*credential*", "*secret*")
@@ -36,6 +41,9 @@ _SHAPED = re.compile(
 )
 
 
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
+
+
 def without_secrets(text: str) -> str:
     """Text with what looks like a key, token or password replaced by `(hidden)`."""
     return _SHAPED.sub(HIDDEN, _ASSIGNED.sub(rf"\1{HIDDEN}", text))
@@ -44,7 +52,9 @@ def without_secrets(text: str) -> str:
 def code_version() -> tuple[dict[str, str], str]:
     """Tags of the checkout that this code runs from, and the patch of its tracked files against the commit.
 
-    Both are empty outside a checkout. The patch has at most `MAX_DIFF_CHARS` characters and no secrets.
+    A checkout that `ray job submit` has shipped comes without its history: the tags are Ray's digest of its content,
+    then, and the commit that the job's metadata name. Elsewhere outside a checkout both are empty. The patch has at
+    most `MAX_DIFF_CHARS` characters and no secrets.
     """
     try:
         commit = _git("rev-parse", "HEAD").strip()
@@ -53,12 +63,24 @@ def code_version() -> tuple[dict[str, str], str]:
             "diff", "HEAD", "--no-color", "--no-ext-diff", "--", ":/", *[f":(exclude){p}" for p in SECRET_FILES]
         )
     except (OSError, subprocess.SubprocessError):
-        return {}, ""
-    tags = {"mlflow.source.git.commit": commit, "git.dirty": str(bool(status))}
+        return _shipped(), ""
+    tags = {COMMIT_TAG: commit, "git.dirty": str(bool(status))}
     patch = without_secrets(patch)
     if len(patch) > MAX_DIFF_CHARS:
         patch = f"{patch[:MAX_DIFF_CHARS]}\n[cut: {len(patch):,} characters in all]\n"
     return tags, patch
+
+
+def _shipped() -> dict[str, str]:
+    """Tags of a working directory that Ray has unpacked, named by a digest of its content."""
+    package = next((part for part in Path(__file__).parts if part.startswith(RAY_PACKAGE)), None)
+    if package is None:
+        return {}
+    commit = ""
+    with contextlib.suppress(ValueError, AttributeError):
+        commit = str(json.loads(os.environ.get(RAY_JOB_CONFIG, "")).get("metadata", {}).get("git_commit", ""))
+    named = {COMMIT_TAG: commit} if _COMMIT.fullmatch(commit) else {}
+    return {PACKAGE_TAG: package, **named}
 
 
 def _git(*arguments: str) -> str:
@@ -101,8 +123,8 @@ def artifacts() -> tuple[dict[str, str], dict[str, str]]:
     """Tags and text artifacts (path → content) that every run gets."""
     tags, patch = code_version()
     texts = {PACKAGES_FILE: packages(), HARDWARE_FILE: json.dumps(hardware(), indent=2) + "\n"}
-    if tags:
-        texts[COMMIT_FILE] = tags["mlflow.source.git.commit"] + "\n"
+    if COMMIT_TAG in tags:
+        texts[COMMIT_FILE] = tags[COMMIT_TAG] + "\n"
     if patch:
         texts[PATCH_FILE] = patch
     return tags, texts
