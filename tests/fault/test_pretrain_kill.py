@@ -73,11 +73,13 @@ def finished(output: Path) -> bool:
 
 
 class Killer(threading.Thread):
-    """Kills one of two workers as soon as the first checkpoint is committed."""
+    """Kills, or stops, one of two workers as soon as the first checkpoint is committed."""
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, number: signal.Signals = signal.SIGKILL) -> None:
         super().__init__(daemon=True)
         self.output = output
+        self.number = number
+        self.victim: psutil.Process | None = None
         self.killed: int | None = None
         self.steps_at_kill: list[int] = []
         self.finished_at_kill = True
@@ -86,9 +88,11 @@ class Killer(threading.Thread):
         wait_for(lambda: len(training_workers()) == 2, "two training workers", interval_s=0.2)
         victim = max(training_workers(), key=lambda process: process.create_time())
         wait_for(lambda: bool(committed_steps(self.output)), "the first checkpoint")
-        victim.kill()
+        victim.send_signal(self.number)
+        self.victim = victim
         self.steps_at_kill, self.finished_at_kill = committed_steps(self.output), finished(self.output)
-        victim.wait(30)
+        if self.number is signal.SIGKILL:
+            victim.wait(30)
         self.killed = victim.pid
 
 
@@ -114,6 +118,27 @@ def test_a_killed_worker_changes_nothing(root: Path, tmp_path: Path) -> None:
     assert set(steps) == set(range(1, pretraining.NUM_STEPS + 1))
     losses = {record.step: record.metrics["loss"] for record in expected}
     assert all(record.metrics["loss"] == losses[record.step] for record in records), "repeated steps repeat figures"
+
+
+@pytest.mark.long
+def test_a_stopped_worker_is_named_and_replaced(root: Path, tmp_path: Path) -> None:
+    """SIGSTOP of one of two workers: it lives and answers nothing. The other one says so in time, and both go."""
+    output = tmp_path / "output"
+    wait_for(lambda: not training_workers(), "the end of earlier tests' workers", interval_s=0.2)
+    killer = Killer(output, signal.SIGSTOP)
+    killer.start()
+    try:
+        config = pretraining.configured(root, output, "num_workers=2", "train.collective_timeout_s=10")
+        result, records = pretraining.run(config)
+    finally:
+        if killer.victim is not None and killer.victim.is_running():
+            killer.victim.kill()
+    killer.join(1)
+    assert killer.killed is not None, "no worker was stopped"
+    assert not killer.finished_at_kill
+    _, undisturbed, _ = pretraining.undisturbed(root, 2)
+    assert result.weights_sha256 == undisturbed.weights_sha256
+    assert {record.step for record in records} == set(range(1, pretraining.NUM_STEPS + 1))
 
 
 @pytest.mark.long
