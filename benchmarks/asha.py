@@ -6,7 +6,7 @@ one worker), with every trial trained to its end; then the same trials with ASHA
 the full curves also tell what ASHA would have done had the trials come in another order: Tune's own scheduler is asked
 1,000 times.
 
-Takes some 15 minutes on 2 cores. With --folder a call that was interrupted goes on, as every sweep does.
+Takes some 25 minutes on 2 cores. With --folder a call that was interrupted goes on, as every sweep does.
 """
 
 from __future__ import annotations
