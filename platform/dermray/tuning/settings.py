@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dermray import storage
-from dermray.config import ClusterConfig, Config, TrackingConfig
+from dermray.config import ClusterConfig, Config, TrackingConfig, Uri
 from dermray.tuning import space as spaces
 from dermray.tuning.space import Parameter
 
@@ -55,8 +54,8 @@ class SweepConfig(Config):
     recipe: str | None = Field(
         None, description="YAML file that the trials vary; pretrain needs one, evaluate can do with overrides"
     )
-    corpus: str = Field(description="URI of a prepared corpus")
-    output: str = Field(description="URI for the trials and the best recipe; the same URI again resumes")
+    corpus: Uri = Field(description="URI of a prepared corpus")
+    output: Uri = Field(description="URI for the trials and the best recipe; the same URI again resumes")
     space: dict[str, Parameter] = Field(
         min_length=1,
         description="pretrain key: {kind: loguniform|uniform|int, low: .., high: ..} or {kind: choice, values: [..]}",
@@ -86,11 +85,6 @@ class SweepConfig(Config):
     run_name: str | None = Field(None, description="name of the parent run in MLflow; empty: from recipe and output")
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
-
-    @field_validator("corpus", "output")
-    @classmethod
-    def _absolute(cls, uri: str) -> str:
-        return storage.normalise(uri)
 
     @field_validator("space", mode="before")
     @classmethod
