@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,29 @@ def test_a_rank_that_hangs_is_named_with_step_collective_and_place(messages: dic
     assert "rank 1 is at step 7, waiting for a batch" in message
     assert f"train.collective_timeout_s={TIMEOUT_S}" in message
     assert "\n" not in message
+
+
+def test_a_rank_0_that_was_stopped_does_not_hold_up_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dermray.train.agreement._NOTES_TIMEOUT_S", 0.1)
+    answered = threading.Event()
+
+    class Stopped:
+        def set(self, key: str, value: str) -> None: ...
+
+        def check(self, keys: list[str]) -> bool:
+            answered.wait(60)
+            return True
+
+    position = Position(TIMEOUT_S)
+    position._rank, position._world_size, position._store = 1, 2, Stopped()
+    try:
+        with (
+            pytest.raises(CollectiveError, match="rank 1 waited 0 s .* rank 0 does not answer"),
+            position.at(7, "here"),
+        ):
+            raise RuntimeError("gloo: timed out")
+    finally:
+        answered.set()
 
 
 def test_other_errors_pass_as_they_are() -> None:

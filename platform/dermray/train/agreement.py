@@ -7,6 +7,7 @@ that waited quotes the notes, so that it names the rank that is missing.
 from __future__ import annotations
 
 import datetime
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from dermray.losses.gather import world
 
 # Time for ranks that fail together to leave the same last notes.
 _NOTES_SETTLE_S = 0.2
+# Time for the process that holds the notes to answer.
+_NOTES_TIMEOUT_S = 10.0
 # Of the time-out: on a GPU the rank that waits must say so before NCCL's watchdog ends the process without our message.
 _PATIENCE = 0.9
 # Where collectives are called by name.
@@ -117,12 +120,19 @@ class Position:
     def _others(self) -> str:
         """The last notes of the other ranks."""
         time.sleep(_NOTES_SETTLE_S)
+        told = ["rank 0 does not answer, which holds the notes of where the others are"]
+        # Rank 0 holds the notes. If its process is stopped, asking for them has no end.
+        asking = threading.Thread(target=lambda: told.append(self._asked()), name="notes", daemon=True)
+        asking.start()
+        asking.join(_NOTES_TIMEOUT_S)
+        return told[-1]
+
+    def _asked(self) -> str:
         others = [rank for rank in range(self._world_size) if rank != self._rank]
         try:
-            notes = [f"rank {rank} is at {self._read(rank)}" for rank in others]
+            return "; ".join(f"rank {rank} is at {self._read(rank)}" for rank in others)
         except RuntimeError:
             return "rank 0 is gone, and with it the notes of where the others are"
-        return "; ".join(notes)
 
     def _read(self, rank: int) -> str:
         assert self._store is not None
