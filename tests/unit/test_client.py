@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from dermray.client import Client
+from dermray.client import FIRST_PAUSE_S, Client
 from dermray.errors import ServiceError
 from serve.auth import Access, _digest
 from serve.catalogue import Catalogue
@@ -65,7 +65,9 @@ def test_what_may_succeed_later_is_asked_again():
     client, bridge, waits = client_of(DummyBackend(), faults)
     assert client.embed_texts(["a"]).shape == (1, 8)
     assert bridge.num_requests == 4
-    assert waits == sorted(waits)
+    # Each pause is twice the one before, half more or less.
+    pauses = [FIRST_PAUSE_S * 2**attempt for attempt in range(3)]
+    assert all(0.5 * pause <= wait <= 1.5 * pause for pause, wait in zip(pauses, waits, strict=True))
 
 
 def test_patience_ends_and_the_senders_faults_are_not_repeated():

@@ -107,7 +107,7 @@ def test_a_rank_0_that_was_stopped_does_not_hold_up_the_message(monkeypatch: pyt
 
         def check(self, keys: list[str]) -> bool:
             answered.wait(60)
-            return True
+            return False
 
     position = Position(TIMEOUT_S)
     position._rank, position._world_size, position._store = 1, 2, Stopped()
