@@ -140,7 +140,7 @@ def standardise(
     image = _open(data)
     header = _header(image)
     _check_size(header, max_pixels, min_side)
-    pixels = resize_shorter(_pixels(image, data, image_size, _scratch), image_size, _scratch)
+    pixels = _resize_shorter(_pixels(image, data, image_size, _scratch), image_size, _scratch)
     height, width = pixels.shape[:2]
     jpeg = data if _is_published(image, data, image_size, jpeg_quality) else encode_jpeg(pixels, jpeg_quality)
     small = _small_grey(pixels)
@@ -186,11 +186,26 @@ def use_one_core() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, KEPT_FREE)
 
 
-def resize_shorter(image: np.ndarray, side: int, scratch: _Scratch | None = None) -> np.ndarray:
-    """Shrink uint8 [H, W, 3] so that its shorter side is `side`, with antialiasing; never enlarges.
+def resize_shorter(image: np.ndarray, side: int) -> np.ndarray:
+    """Shrink uint8 [H, W, 3] so that its shorter side is `side`, with antialiasing; never enlarges."""
+    return _resize_shorter(image, side, None)
 
-    With `scratch` the result lies there.
-    """
+
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """uint8 [H, W, 3] RGB → baseline JPEG with 4:2:0 chroma and no metadata."""
+    return simplejpeg.encode_jpeg(
+        np.ascontiguousarray(image), quality=quality, colorspace="RGB", colorsubsampling="420", fastdct=False
+    )
+
+
+def codec_versions() -> dict[str, str]:
+    """Versions of the libraries whose change may alter the bytes that `standardise` returns."""
+    import importlib.metadata
+
+    return {name: importlib.metadata.version(name) for name in ("simplejpeg", "opencv-python-headless", "pillow")}
+
+
+def _resize_shorter(image: np.ndarray, side: int, scratch: _Scratch | None) -> np.ndarray:
     height, width = image.shape[:2]
     shorter = min(height, width)
     if shorter <= side:
@@ -206,20 +221,6 @@ def resize_shorter(image: np.ndarray, side: int, scratch: _Scratch | None = None
     smooth = scratch.pixels("smooth", height, width) if scratch else None
     smooth = cv2.GaussianBlur(image, (5, 5), max(sigma, 1e-3), dst=smooth, borderType=cv2.BORDER_REPLICATE)
     return cv2.resize(smooth, size, dst=small, interpolation=cv2.INTER_LINEAR)
-
-
-def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """uint8 [H, W, 3] RGB → baseline JPEG with 4:2:0 chroma and no metadata."""
-    return simplejpeg.encode_jpeg(
-        np.ascontiguousarray(image), quality=quality, colorspace="RGB", colorsubsampling="420", fastdct=False
-    )
-
-
-def codec_versions() -> dict[str, str]:
-    """Versions of the libraries whose change may alter the bytes that `standardise` returns."""
-    import importlib.metadata
-
-    return {name: importlib.metadata.version(name) for name in ("simplejpeg", "opencv-python-headless", "pillow")}
 
 
 def _hash(small: np.ndarray) -> int:

@@ -35,13 +35,11 @@ _ASSIGNED = re.compile(
     r"""(?ix) ((?:secret|token(?!s|iz)|passw(?:or)?d|api[_-]?key|access[_-]?key|private[_-]?key|authorization)[\w-]*
         (?<!_env) ["']?\s*(?:[=:]|=>)\s*["']?(?:bearer\s+)?) [^\s"',;(){}\[\]]{6,}(?![\w.(\[])"""
 )
+_COMMIT = re.compile(r"[0-9a-f]{7,64}")
 _SHAPED = re.compile(
     r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bgh[pousr]_\w{20,}|\bhf_\w{20,}|\bsk-[\w-]{20,}|\bglpat-[\w-]{20,}"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
 )
-
-
-_COMMIT = re.compile(r"[0-9a-f]{7,64}")
 
 
 def without_secrets(text: str) -> str:
