@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 HASH_BITS = 64
 # A bucket costs some microseconds however few it holds: bands are narrowed until buckets hold about so many.
 BUCKET_SIZE = 128
-# Rows and columns of a block, whose differences then stay in a core's cache.
+# Rows and columns of a block, whose differences then stay in a core's cache; where there are fewer columns, more rows.
 BLOCK_ROWS = 16
 BLOCK_COLUMNS = 1024
 # Comparisons of an item of work: a fraction of a second.
@@ -223,10 +223,12 @@ class Search:
         number = 0
         for bucket in range(len(left_starts) - 1):
             end, right_end = int(left_starts[bucket + 1]), int(right_starts[bucket + 1])
-            for start in range(int(left_starts[bucket]), end, BLOCK_ROWS):
+            num_columns = max(1, right_end - int(right_starts[bucket]))
+            num_rows = max(BLOCK_ROWS, BLOCK_ROWS * BLOCK_COLUMNS // num_columns)
+            for start in range(int(left_starts[bucket]), end, num_rows):
                 number += 1
                 if number % item.num_parts == item.part:
-                    rows = left[start : min(start + BLOCK_ROWS, end)]
+                    rows = left[start : min(start + num_rows, end)]
                     # Inside one bucket of one corpus, a pair is looked at from its earlier member.
                     columns = right[start if self.right is None else int(right_starts[bucket]) : right_end]
                     yield from self._compare(rows, columns, bands[: item.band])

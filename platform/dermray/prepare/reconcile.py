@@ -263,11 +263,14 @@ def _one_split(samples: _Samples, members: np.ndarray) -> str:
 
 def _group_names(samples: _Samples, first: np.ndarray, near: np.ndarray, out: np.ndarray) -> list[str | None]:
     """The group id of each sample: the smallest sample id of its near-duplicates, None for one alone."""
-    ids = samples.notes["sample_id"].to_pylist()
-    members: dict[int, list[str]] = defaultdict(list)
-    for number in np.flatnonzero((first == np.arange(len(first))) & ~out).tolist():
-        members[int(near[number])].append(ids[number])
-    names = {label: min(found) for label, found in members.items() if len(found) > 1}
+    staying = np.flatnonzero((first == np.arange(len(first))) & ~out)
+    _, group, sizes = np.unique(near[staying], return_inverse=True, return_counts=True)
+    together = staying[sizes[group] > 1]
+    names: dict[int, str] = {}
+    for label, sample_id in zip(
+        near[together].tolist(), samples.notes["sample_id"].take(together).to_pylist(), strict=True
+    ):
+        names[label] = min(names.get(label, sample_id), sample_id)
     return [names.get(label) for label in near.tolist()]
 
 
