@@ -45,7 +45,7 @@ from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Loader
 from dermray.ingest.settings import DataConfig
 
-NUM_SAMPLES = 16384
+NUM_SAMPLES = 32768
 NUM_ORIGINALS = 1024
 NUM_PHOTOGRAPHS = 256
 ROW_GROUP_SIZE = 64

@@ -35,7 +35,8 @@ def test_chunks_hold_the_batches_of_a_rank_from_any_step_to_any_other(manifest, 
             assert epoch == chunk.epoch
             np.testing.assert_array_equal(row, plan_of(epoch).rank_batch(within, rank, world_size))
             step += 1
-        assert all(unit.size <= max(UNIT_ROWS, chunk.num_steps) for unit in chunk.units)
+        for block in chunk.blocks:
+            assert all(unit.size <= max(UNIT_ROWS, len(unit)) for unit in block) or len(block) == len(block[0]) == 1
     assert step == end_step
 
 
@@ -51,4 +52,19 @@ def test_the_first_batch_waits_for_no_other():
     plan = EpochPlan(manifest_of([[64] * 256]), seed=0, epoch=0, global_batch_size=256)
     made = list(chunks(lambda _: plan, rank=0, world_size=1, start_step=3, end_step=30))
     assert [chunk.num_steps for chunk in made] == [1, 2, 4, 4, 4, 4, 4, 4]
-    assert [len(chunk.units) for chunk in made] == [2, 4, 8, 8, 8, 8, 8, 8]
+    assert [len(chunk.blocks[0]) for chunk in made[:2]] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("global_batch_size", "units"),
+    [
+        (1024, [[(1, 128)] * 8]),
+        (256, [[(1, 256)]] * 4),
+        (96, [[(1, 96)]] * 11),
+        (32, [[(4, 32)]] * 4),
+    ],
+)
+def test_once_under_way_a_task_makes_whole_batches_unless_they_are_large(global_batch_size, units):
+    plan = EpochPlan(manifest_of([[64] * 256]), seed=0, epoch=0, global_batch_size=global_batch_size)
+    *_, chunk, _ = chunks(lambda _: plan, rank=0, world_size=1, start_step=0, end_step=len(plan))
+    assert [[unit.shape for unit in block] for block in chunk.blocks] == units

@@ -74,6 +74,8 @@ class Decoder:
         row_groups: Sequence[pa.RecordBatch],
         group_of: npt.NDArray[np.int64],
         row_of: npt.NDArray[np.int64],
+        *,
+        out: npt.NDArray[np.uint8] | None = None,
     ) -> Decoded:
         """Decode, crop, choose captions, tokenise.
 
@@ -83,12 +85,13 @@ class Decoder:
             row_groups: those that hold them.
             group_of: position in `row_groups` of each sample's row group.
             row_of: and its row there.
+            out: contiguous uint8 `[n, S, S, 3]` that takes the pixels, which are new memory otherwise.
 
         Raises:
             CorpusError: an image is damaged.
         """
         images.use_one_core()
-        pixels = np.empty((len(samples), self.image_size, self.image_size, 3), dtype=np.uint8)
+        pixels = np.empty(self.shape(len(samples)), dtype=np.uint8) if out is None else out
         texts = [""] * len(samples)
         columns = [(group.column("image"), group.column("captions")) for group in row_groups]
         for place, (number, row) in enumerate(zip(group_of.tolist(), row_of.tolist(), strict=True)):
@@ -108,6 +111,10 @@ class Decoder:
             )
             texts[place] = augment.choose_caption(captions[row].as_py(), self.settings.captions, random)
         return pixels, self.encode_texts(texts)
+
+    def shape(self, num_samples: int) -> tuple[int, int, int, int]:
+        """Of the pixels of so many samples."""
+        return num_samples, self.image_size, self.image_size, 3
 
     def _damaged(self, row_group: pa.RecordBatch, row: int, error: ImageError) -> CorpusError:
         return CorpusError(

@@ -8,12 +8,15 @@ pixels, and tasks run wherever the cluster has CPUs.
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from ray import ObjectRef
 
@@ -29,6 +32,8 @@ from dermray.ingest.tokens import portable
 
 # Batches that are decoded, or being decoded, beside the one in hand.
 BATCHES_AHEAD = 2
+# Ray's object store is for reading only, and so is a batch that lies there.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 # Plans that are remembered: tasks of the next epoch begin before those of the last are done.
 MAX_PLANS = 3
 
@@ -41,7 +46,8 @@ class Batch:
         step: global step, from 0 over all epochs.
         epoch: from 0; with the seed and `samples` it decides every random choice of the augmentation.
         samples: sample indices, int64 `[n]`.
-        pixels: uint8 `[n, 3, S, S]`, RGB; page-locked where there is a CUDA device.
+        pixels: uint8 `[n, 3, S, S]`, RGB, to be left as they are: they may lie in Ray's object store. Page-locked where
+            there is a CUDA device.
         tokens: int64 `[n, L]`.
     """
 
@@ -159,17 +165,28 @@ class Loader:
 
 def _assembled(chunk: Chunk, units: list[Decoded], memory: BatchMemory) -> Iterator[Batch]:
     """The batches of a chunk from what its tasks made."""
-    samples = chunk.samples
-    shape = (chunk.num_steps, -1)
-    pixels = [of_unit.reshape(*shape, *of_unit.shape[1:]) for of_unit, _ in units]
-    tokens = np.concatenate([of_unit.reshape(*shape, of_unit.shape[1]) for _, of_unit in units], axis=1)
-    for position in range(chunk.num_steps):
-        joined = memory.empty((samples.shape[1], *pixels[0].shape[2:]))
-        np.concatenate([of_unit[position] for of_unit in pixels], out=joined.numpy())
-        yield Batch(
-            step=chunk.first_step + position,
-            epoch=chunk.epoch,
-            samples=samples[position],
-            pixels=joined.permute(0, 3, 1, 2),
-            tokens=torch.from_numpy(tokens[position].astype(np.int64)),
-        )
+    step, made = chunk.first_step, iter(units)
+    for block in chunk.blocks:
+        samples = np.concatenate(block, axis=1)
+        shape = (len(samples), -1)
+        parts = list(islice(made, len(block)))
+        pixels = [of_unit.reshape(*shape, *of_unit.shape[1:]) for of_unit, _ in parts]
+        tokens = np.concatenate([of_unit.reshape(*shape, of_unit.shape[1]) for _, of_unit in parts], axis=1)
+        for position in range(len(samples)):
+            yield Batch(
+                step=step,
+                epoch=chunk.epoch,
+                samples=samples[position],
+                pixels=_joined([of_unit[position] for of_unit in pixels], memory).permute(0, 3, 1, 2),
+                tokens=torch.from_numpy(tokens[position].astype(np.int64)),
+            )
+            step += 1
+
+
+def _joined(parts: list[npt.NDArray[np.uint8]], memory: BatchMemory) -> torch.Tensor:
+    """Parts of a batch as one tensor: one after the other in memory for batches, or a single one where it lies."""
+    if len(parts) == 1 and not torch.cuda.is_available():
+        return torch.from_numpy(parts[0])
+    joined = memory.empty((sum(map(len, parts)), *parts[0].shape[1:]))
+    np.concatenate(parts, out=joined.numpy())
+    return joined

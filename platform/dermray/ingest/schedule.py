@@ -11,6 +11,8 @@ from dermray.ingest.plan import EpochPlan
 
 # Images of one decoding task: some 100 ms of work, and 19 MB of pixels at a side of 224.
 UNIT_ROWS = 128
+# Up to so many images a task makes whole batches, which nobody has to join from parts then.
+WHOLE_BATCH_ROWS = 256
 # Rows that a task takes from one stream, so that it is handed few row groups.
 STREAM_ROWS = 16
 
@@ -22,23 +24,23 @@ class Chunk:
     Attributes:
         epoch: of all its steps.
         first_step: of the run.
-        units: what each task makes: sample indices, int64 `[num_steps, num_columns]`. Columns side by side are the
-            rank's batches.
+        blocks: consecutive steps each; what each task of a block makes: sample indices, int64
+            `[num_steps, num_columns]`. Columns side by side are the rank's batches.
     """
 
     epoch: int
     first_step: int
-    units: tuple[np.ndarray, ...]
+    blocks: tuple[tuple[np.ndarray, ...], ...]
 
     @property
     def num_steps(self) -> int:
         """Batches of the chunk."""
-        return len(self.units[0])
+        return sum(len(block[0]) for block in self.blocks)
 
     @property
     def samples(self) -> np.ndarray:
         """All its sample indices, int64 `[num_steps, rank batch]`."""
-        return np.concatenate(self.units, axis=1)
+        return np.concatenate([np.concatenate(block, axis=1) for block in self.blocks])
 
 
 def chunk_steps(rank_batch_size: int, num_streams: int) -> int:
@@ -62,8 +64,17 @@ def chunks(
         plan = plan_of(epoch)
         num_steps = min(length, len(plan) - first, end_step - step)
         rows = np.stack([plan.rank_batch(first + i, rank, world_size) for i in range(num_steps)])
-        columns = max(1, UNIT_ROWS // num_steps)
-        cuts = range(columns, rows.shape[1], columns)
-        yield Chunk(epoch, step, tuple(np.split(rows, list(cuts), axis=1)))
+        longest = chunk_steps(rows.shape[1], len(plan.streams_of(rank, world_size)))
+        yield Chunk(epoch, step, _blocks(rows, at_once=length < longest))
         step += num_steps
-        length = min(2 * length, chunk_steps(rows.shape[1], len(plan.streams_of(rank, world_size))))
+        length = min(2 * length, longest)
+
+
+def _blocks(rows: np.ndarray, *, at_once: bool) -> tuple[tuple[np.ndarray, ...], ...]:
+    """Sample indices `[num_steps, rank batch]` as blocks of units; `at_once`: the first batch is to come soon."""
+    num_steps, batch_size = rows.shape
+    if at_once or batch_size > WHOLE_BATCH_ROWS:
+        columns = max(1, UNIT_ROWS // num_steps)
+        return (tuple(np.split(rows, range(columns, batch_size, columns), axis=1)),)
+    steps = max(1, UNIT_ROWS // batch_size)
+    return tuple((block,) for block in np.split(rows, range(steps, num_steps, steps)))

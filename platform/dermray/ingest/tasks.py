@@ -7,7 +7,8 @@ it the reading of row groups that were lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +24,10 @@ from dermray.ingest.decoding import Decoded, Decoder
 from dermray.ingest.plan import EpochPlan
 from dermray.ingest.schedule import Chunk
 
-# Row groups that one reading task fetches at the same time.
-READS_PER_TASK = 8
+# Row groups that one reading task fetches at the same time and hands over together, and rows that these hold at most.
+# Each object costs Ray a millisecond or two of processor time, and some more for each task that it goes to.
+READS_PER_TASK = 16
+ROWS_PER_READ = 1024
 # How often a task is repeated whose process or node was lost.
 MAX_RETRIES = 8
 
@@ -59,22 +62,38 @@ class RankTasks:
         self._read = options(_reading(index))
         self._decode = options(_decoding(decoder))
         self._last_steps: dict[int, dict[int, int]] = {}
-        self._held: dict[tuple[int, int], ObjectRef] = {}
+        # Epoch and row group → what was read together, and its place there.
+        self._held: dict[tuple[int, int], tuple[ObjectRef, int]] = {}
         self._pending: set[ObjectRef] = set()
 
     def read(self, chunk: Chunk) -> None:
-        """Have the row groups of a chunk read, but for those that are."""
-        groups = [int(group) for group in np.unique(self._groups(chunk.samples.ravel()))]
-        missing = [group for group in groups if (chunk.epoch, group) not in self._held]
-        for start in range(0, len(missing), READS_PER_TASK):
-            part = missing[start : start + READS_PER_TASK]
-            refs = self._read.options(num_returns=len(part)).remote(part)
-            for group, ref in zip(part, [refs] if len(part) == 1 else refs, strict=True):
-                self._held[chunk.epoch, group] = ref
+        """Have the row groups of a chunk read, but for those that are.
+
+        Side by side as the streams are: the windows of neighbours are used up at about the same time.
+        """
+        groups, first = np.unique(self._groups(chunk.samples.T.ravel()), return_index=True)
+        missing = [group for group in groups[np.argsort(first)].tolist() if (chunk.epoch, group) not in self._held]
+        for part in self._together(missing):
+            ref = self._read.remote(part)
+            self._held.update(((chunk.epoch, group), (ref, place)) for place, group in enumerate(part))
+
+    def _together(self, groups: Sequence[int]) -> Iterator[list[int]]:
+        """Row groups to be read by one task."""
+        part: list[int] = []
+        num_rows = 0
+        for group in groups:
+            size = int(self._starts[group + 1] - self._starts[group])
+            if part and (len(part) == READS_PER_TASK or num_rows + size > ROWS_PER_READ):
+                yield part
+                part, num_rows = [], 0
+            part.append(group)
+            num_rows += size
+        if part:
+            yield part
 
     def decode(self, chunk: Chunk) -> list[ObjectRef]:
         """Have a chunk decoded whose row groups are asked for; let go of those that no later step needs."""
-        refs = [self._decode_unit(chunk.epoch, unit.ravel()) for unit in chunk.units]
+        refs = [self._decode_unit(chunk.epoch, unit.ravel()) for block in chunk.blocks for unit in block]
         self._pending.update(refs)
         self._release(chunk)
         return refs
@@ -97,14 +116,16 @@ class RankTasks:
 
     def cancel(self) -> None:
         """Take back what has not begun."""
-        for ref in [*self._pending, *self._held.values()]:
+        for ref in {*self._pending, *(ref for ref, _ in self._held.values())}:
             ray.cancel(ref)
 
     def _decode_unit(self, epoch: int, samples: npt.NDArray[np.int64]) -> ObjectRef:
         groups = self._groups(samples)
         used, group_of = np.unique(groups, return_inverse=True)
         held = [self._held[epoch, int(group)] for group in used]
-        return self._decode.remote(epoch, samples, group_of, samples - self._starts[groups], *held)
+        bundles = list(dict.fromkeys(ref for ref, _ in held))
+        places = [(bundles.index(ref), place) for ref, place in held]
+        return self._decode.remote(epoch, samples, places, group_of, samples - self._starts[groups], *bundles)
 
     def _groups(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return np.searchsorted(self._starts, samples, side="right") - 1
@@ -121,22 +142,32 @@ class RankTasks:
                 del self._held[epoch, group]
 
 
-def _reading(index: ShardIndex) -> Callable[..., object]:
-    def read(groups: list[int]) -> pa.Buffer | list[pa.Buffer]:
-        packed = decoding.read(index, groups)
-        return packed[0] if len(packed) == 1 else packed
+def _reading(index: ShardIndex) -> Callable[..., list[pa.Buffer]]:
+    def read(groups: list[int]) -> list[pa.Buffer]:
+        return decoding.read(index, groups)
 
     return read
 
 
 def _decoding(decoder: Decoder) -> Callable[..., Decoded]:
+    # Ray has copied a task's results when the process begins the next one. Memory fresh from the system, as for pieces
+    # of this size, would have to be cleared each time.
+    memory = np.empty(0, dtype=np.uint8)
+
     def decode(
         epoch: int,
         samples: npt.NDArray[np.int64],
+        places: list[tuple[int, int]],
         group_of: npt.NDArray[np.int64],
         row_of: npt.NDArray[np.int64],
-        *packed: pa.Buffer,
+        *bundles: list[pa.Buffer],
     ) -> Decoded:
-        return decoder(epoch, samples, [decoding.unpacked(one) for one in packed], group_of, row_of)
+        nonlocal memory
+        shape = decoder.shape(len(samples))
+        if memory.size < math.prod(shape):
+            memory = np.empty(math.prod(shape), dtype=np.uint8)
+        row_groups = [decoding.unpacked(bundles[bundle][place]) for bundle, place in places]
+        pixels = memory[: math.prod(shape)].reshape(shape)
+        return decoder(epoch, samples, row_groups, group_of, row_of, out=pixels)
 
     return decode
