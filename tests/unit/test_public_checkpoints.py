@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
 import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import huggingface_hub.constants
 import open_clip
@@ -112,6 +120,74 @@ def test_a_hub_id_loads_from_what_was_fetched_before(offline: Path, tmp_path: Pa
     hub_id = f"hf-hub:{OWNERS[name]}/{name}"
     assert models.architecture(hub_id) == MODEL_CFG
     assert_same(models.create(hub_id), expected)
+
+
+class _Hub(SimpleHTTPRequestHandler):
+    """The hub's way of handing out a file: `/ORG/NAME/resolve/main/FILE`, with the commit and a digest of the file."""
+
+    asked: ClassVar[list[str]] = []
+
+    def translate_path(self, path: str) -> str:
+        """Without what the hub puts between a repository and its file."""
+        return super().translate_path(path.replace("/resolve/main/", "/"))
+
+    def send_head(self) -> Any:
+        """Answer HEAD, and the beginning of GET."""
+        self.asked.append(f"{self.command} {self.path}")
+        file = Path(self.translate_path(self.path))
+        if not file.is_file():
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return None
+        data = file.read_bytes()
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", "0123456789" * 4)
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        return io.BytesIO(data)
+
+    def log_message(self, *_: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A hub on this machine: its address, and the folder of its repositories."""
+    folder = tmp_path / "hub-of-this-machine"
+    folder.mkdir()
+    _Hub.asked.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Hub, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", folder
+        server.shutdown()
+        thread.join()
+
+
+def test_a_hub_id_is_downloaded_once(hub: tuple[str, Path], tmp_path: Path) -> None:
+    """Over HTTP, in a process of its own: the hub's address is settled when its library is imported."""
+    address, repositories = hub
+    name = f"{OWNERS[VIT]}/{VIT}"
+    expected = write(repositories / name, VIT, PICKLED)
+    code = (
+        "import sys, torch\n"
+        "from dermray import models\n"
+        f"model = models.create('hf-hub:{name}')[0].eval()\n"
+        "torch.save(model.state_dict(), sys.argv[1])"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    for attempt in ("first", "second"):
+        made = tmp_path / f"{attempt}.pt"
+        subprocess.run([sys.executable, "-c", code, str(made)], env=environment, check=True, timeout=120)
+        state = torch.load(made, weights_only=True)
+        assert state.keys() == expected.state_dict().keys()
+        assert all(torch.equal(value, state[key]) for key, value in expected.state_dict().items())
+    fetched = [line.rpartition("/")[2] for line in _Hub.asked if line.startswith("GET") and "/resolve/" in line]
+    assert sorted(fetched) == ["open_clip_config.json", PICKLED]
+    assert any(line.startswith("HEAD") and line.endswith(SAFETENSORS) for line in _Hub.asked)
 
 
 @pytest.mark.parametrize("name", OWNERS)
