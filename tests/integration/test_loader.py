@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import torch
 
-from dermray import models
+from dermray import models, storage
 from dermray.corpus.manifest import Manifest
 from dermray.errors import CorpusError, PlanError
 from dermray.ingest.loader import Batch, Loader
 from dermray.ingest.plan import EpochPlan
 from dermray.ingest.settings import DataConfig
 from tests import pretraining
+from tests.conftest import ROOT
 from tests.corpora import write_prepared_corpus
+from tests.s3 import BUCKET, HALF, SLOW_DOWN, faulty_s3
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -28,12 +36,17 @@ SETTINGS = DataConfig(captions={"raw": 1.0, "ontology": 1.0}, crop_scale=(0.3, 1
 
 def make_loader(root: Path, rank: int, world_size: int, *, corpus: Path | None = None) -> Loader:
     corpus = corpus or pretraining.corpus(root)
+    return loader_of(str(corpus), corpus, pretraining.model(root), rank, world_size)
+
+
+def loader_of(shards: str, corpus: Path, model: Path, rank: int = 0, world_size: int = 1) -> Loader:
+    """A loader that reads the shards of a corpus where they are said to be."""
     return Loader(
-        corpus=str(corpus),
+        corpus=shards,
         manifest=Manifest.load(str(corpus)).select("train"),
         settings=SETTINGS,
         image_size=24,
-        tokenizer=functools.partial(models.tokenizer, str(pretraining.model(root))),
+        tokenizer=functools.partial(models.tokenizer, str(model)),
         seed=SEED,
         global_batch_size=pretraining.GLOBAL_BATCH_SIZE,
         rank=rank,
@@ -128,3 +141,59 @@ def test_a_damaged_image_is_named(root: Path, tmp_path: Path) -> None:
     assert manifest.num_samples == 32
     with pytest.raises(CorpusError, match="the image of sample [0-9a-f]{32} is damaged .*prepare the corpus again$"):
         list(make_loader(root, 0, 1, corpus=corpus).batches())
+
+
+def digests(batches: list[Batch]) -> list[list[object]]:
+    """What batches are, in a form to compare over processes."""
+    return [
+        [
+            batch.step,
+            batch.samples.tolist(),
+            hashlib.sha256(batch.pixels.contiguous().numpy().tobytes()).hexdigest(),
+            hashlib.sha256(batch.tokens.numpy().tobytes()).hexdigest(),
+        ]
+        for batch in batches
+    ]
+
+
+def test_from_an_object_store_that_fails_come_the_same_batches(
+    root: Path, alone: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a driver of its own, whose tasks are told where the store is."""
+    folder = pretraining.corpus(root)
+    with faulty_s3() as server:
+        store = {
+            "AWS_ENDPOINT_URL": server.url,
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        for name, value in store.items():
+            monkeypatch.setenv(name, value)
+        storage._remote_filesystem.cache_clear()
+        for file in folder.rglob("*.parquet"):
+            storage.write_bytes(f"s3://{BUCKET}/corpus/{file.relative_to(folder)}", file.read_bytes())
+        server.inject(SLOW_DOWN, 2, method="GET", key=".parquet")
+        server.inject(HALF, 2, method="GET", key=".parquet")
+        code = (
+            "import json, ray, sys\n"
+            "from pathlib import Path\n"
+            "from tests.integration import test_loader as here\n"
+            "ray.init(address=sys.argv[1], log_to_driver=False)\n"
+            "loader = here.loader_of(sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))\n"
+            "print(json.dumps(here.digests(list(loader.batches()))))"
+        )
+        address = ray.get_runtime_context().gcs_address
+        done = subprocess.run(
+            [sys.executable, "-c", code, address, f"s3://{BUCKET}/corpus", str(folder), str(pretraining.model(root))],
+            cwd=ROOT,
+            env={**os.environ, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": store}})},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert server.fired == 4
+    storage._remote_filesystem.cache_clear()
+    assert json.loads(done.stdout.splitlines()[-1]) == digests(alone)
