@@ -89,7 +89,9 @@ def local(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.parametrize(("client", "gone"), [("pyarrow", 1), ("s3fs", 0)])
+@pytest.mark.parametrize(
+    ("client", "gone"), [("pyarrow", 1), pytest.param("s3fs", 0, marks=pytest.mark.long, id="s3fs")]
+)
 def test_s3_in_and_out_equals_local(local: Path, s3: FaultyProxy, client: str, gone: int) -> None:
     """Slow: two drivers start. What the store fails to do is tried again; an object that is gone is a bad row, once."""
     storage.copy_tree(str(local / "raw"), f"s3://{BUCKET}/raw")

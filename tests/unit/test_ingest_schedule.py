@@ -44,7 +44,7 @@ def test_chunks_hold_the_batches_of_a_rank_from_any_step_to_any_other(manifest, 
     ("rank_batch_size", "num_streams", "num_steps"),
     [(4096, 64, 1), (512, 8, 1), (256, 64, 4), (64, 64, 16), (16, 1, 8), (1, 1, 128)],
 )
-def test_a_task_takes_many_rows_of_few_streams(rank_batch_size, num_streams, num_steps):
+def test_a_chunk_takes_many_rows_of_each_stream(rank_batch_size, num_streams, num_steps):
     assert chunk_steps(rank_batch_size, num_streams) == num_steps
 
 

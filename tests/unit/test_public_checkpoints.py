@@ -175,14 +175,14 @@ def test_a_hub_id_is_downloaded_once(hub: tuple[str, Path], tmp_path: Path) -> N
     code = (
         "import sys, torch\n"
         "from dermray import models\n"
-        f"model = models.create('hf-hub:{name}')[0].eval()\n"
-        "torch.save(model.state_dict(), sys.argv[1])"
+        "for made in sys.argv[1:]:\n"
+        f"    torch.save(models.create('hf-hub:{name}')[0].state_dict(), made)"
     )
     environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-    for attempt in ("first", "second"):
-        made = tmp_path / f"{attempt}.pt"
-        subprocess.run([sys.executable, "-c", code, str(made)], env=environment, check=True, timeout=120)
-        state = torch.load(made, weights_only=True)
+    made = [tmp_path / "first.pt", tmp_path / "second.pt"]
+    subprocess.run([sys.executable, "-c", code, *map(str, made)], env=environment, check=True, timeout=120)
+    for file in made:
+        state = torch.load(file, weights_only=True)
         assert state.keys() == expected.state_dict().keys()
         assert all(torch.equal(value, state[key]) for key, value in expected.state_dict().items())
     fetched = [line.rpartition("/")[2] for line in _Hub.asked if line.startswith("GET") and "/resolve/" in line]

@@ -1,9 +1,9 @@
 """Carries out an `EpochPlan`: Ray tasks read row groups and decode them, the training worker assembles batches.
 
 Every training worker runs its own pipeline. Reading and decoding are tasks of their own: a row group is read once and
-stays compressed in the object store until its last row is decoded, and a decoding task makes just the rows that the
-next steps need. So the first batch needs one batch to be decoded, memory holds compressed windows and a few batches of
-pixels, and tasks run wherever the cluster has CPUs.
+stays compressed in the object store until its last row is decoded, with those that were read beside it, and a decoding
+task makes just the rows that the next steps need. So the first batch needs one batch to be decoded, memory holds
+compressed windows and a few batches of pixels, and tasks run wherever the cluster has CPUs.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ from dermray.ingest.tokens import portable
 
 # Batches that are decoded, or being decoded, beside the one in hand.
 BATCHES_AHEAD = 2
-# Ray's object store is for reading only, and so is a batch that lies there.
-warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 # Plans that are remembered: tasks of the next epoch begin before those of the last are done.
 MAX_PLANS = 3
+
+# Ray's object store is for reading only, and so is a batch that lies there.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
 @dataclass(frozen=True)

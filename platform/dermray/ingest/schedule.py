@@ -13,7 +13,7 @@ from dermray.ingest.plan import EpochPlan
 UNIT_ROWS = 128
 # Up to so many images a task makes whole batches, which nobody has to join from parts then.
 WHOLE_BATCH_ROWS = 256
-# Rows that a task takes from one stream, so that it is handed few row groups.
+# Rows of a chunk from one stream: tasks that make parts of batches then take many rows of few row groups.
 STREAM_ROWS = 16
 
 
