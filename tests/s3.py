@@ -58,6 +58,16 @@ class FaultyProxy:
     _faults: deque[Fault] = field(default_factory=deque)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs to know to use the server."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
     def inject(self, kind: int | str, times: int, *, method: str, key: str) -> None:
         """The next `times` requests of `method` whose path holds `key` go wrong."""
         with self._lock:

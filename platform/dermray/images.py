@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
-import math
-import threading
 import warnings
 from functools import cache
 from typing import Any, NamedTuple
@@ -42,8 +40,6 @@ PREFILTER = 0.4
 # given back to the system beyond the second.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_PIECE, KEPT_FREE = 32 << 20, 256 << 20
-# Bytes of pixels up to which memory is kept from one image to the next: 5 megapixels.
-LARGEST_SCRATCH = 16 << 20
 # What Pillow's readers raise on damaged content, beyond OSError.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError, MemoryError)
 
@@ -57,30 +53,6 @@ class ImageHeader(NamedTuple):
     format: str
     width: int
     height: int
-
-
-class _Scratch(threading.local):
-    """Memory for the pixels on their way through `standardise`, used again for the next image.
-
-    It is still in the processor's caches then. With others on the machine that spared a tenth of the time of a small
-    image, alone a hundredth. Pixels that leave this module never lie here.
-    """
-
-    def __init__(self) -> None:
-        self._blocks: dict[str, np.ndarray] = {}
-
-    def pixels(self, use: str, height: int, width: int) -> np.ndarray:
-        """uint8 [H, W, 3] of undefined content, which the next call for the same use hands out again."""
-        shape = (height, width, 3)
-        size = math.prod(shape)
-        if size > LARGEST_SCRATCH:
-            return np.empty(shape, np.uint8)
-        if use not in self._blocks or self._blocks[use].size < size:
-            self._blocks[use] = np.empty(size, np.uint8)
-        return self._blocks[use][:size].reshape(shape)
-
-
-_scratch = _Scratch()
 
 
 class StandardImage(NamedTuple):
@@ -140,7 +112,7 @@ def standardise(
     image = _open(data)
     header = _header(image)
     _check_size(header, max_pixels, min_side)
-    pixels = _resize_shorter(_pixels(image, data, image_size, _scratch), image_size, _scratch)
+    pixels = resize_shorter(_pixels(image, data, image_size), image_size)
     height, width = pixels.shape[:2]
     jpeg = data if _is_published(image, data, image_size, jpeg_quality) else encode_jpeg(pixels, jpeg_quality)
     small = _small_grey(pixels)
@@ -188,7 +160,19 @@ def use_one_core() -> None:
 
 def resize_shorter(image: np.ndarray, side: int) -> np.ndarray:
     """Shrink uint8 [H, W, 3] so that its shorter side is `side`, with antialiasing; never enlarges."""
-    return _resize_shorter(image, side, None)
+    height, width = image.shape[:2]
+    shorter = min(height, width)
+    if shorter <= side:
+        return image
+    size = (max(side, round(width * side / shorter)), max(side, round(height * side / shorter)))
+    factor = shorter / side
+    if factor >= 2:
+        return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    # Averaging over areas that are no whole number of pixels is OpenCV's slowest path by far; for factors below 2 a
+    # small Gaussian before bilinear sampling takes a quarter of the time and looks the same.
+    sigma = PREFILTER * (factor**2 - 1) ** 0.5
+    smooth = cv2.GaussianBlur(image, (5, 5), max(sigma, 1e-3), borderType=cv2.BORDER_REPLICATE)
+    return cv2.resize(smooth, size, interpolation=cv2.INTER_LINEAR)
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
@@ -203,24 +187,6 @@ def codec_versions() -> dict[str, str]:
     import importlib.metadata
 
     return {name: importlib.metadata.version(name) for name in ("simplejpeg", "opencv-python-headless", "pillow")}
-
-
-def _resize_shorter(image: np.ndarray, side: int, scratch: _Scratch | None) -> np.ndarray:
-    height, width = image.shape[:2]
-    shorter = min(height, width)
-    if shorter <= side:
-        return image
-    size = (max(side, round(width * side / shorter)), max(side, round(height * side / shorter)))
-    factor = shorter / side
-    small = scratch.pixels("small", size[1], size[0]) if scratch else None
-    if factor >= 2:
-        return cv2.resize(image, size, dst=small, interpolation=cv2.INTER_AREA)
-    # Averaging over areas that are no whole number of pixels is OpenCV's slowest path by far; for factors below 2 a
-    # small Gaussian before bilinear sampling takes a quarter of the time and looks the same.
-    sigma = PREFILTER * (factor**2 - 1) ** 0.5
-    smooth = scratch.pixels("smooth", height, width) if scratch else None
-    smooth = cv2.GaussianBlur(image, (5, 5), max(sigma, 1e-3), dst=smooth, borderType=cv2.BORDER_REPLICATE)
-    return cv2.resize(smooth, size, dst=small, interpolation=cv2.INTER_LINEAR)
 
 
 def _hash(small: np.ndarray) -> int:
@@ -278,19 +244,17 @@ def _check_size(header: ImageHeader, max_pixels: int, min_side: int) -> None:
         raise ImageError("too_small", f"{size}: the shorter side is below {min_side}")
 
 
-def _pixels(image: Image.Image, data: bytes, shorter_side: int | None, scratch: _Scratch | None = None) -> np.ndarray:
+def _pixels(image: Image.Image, data: bytes, shorter_side: int | None) -> np.ndarray:
     pixels = None
     if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-        pixels = _decode_fast(image, data, shorter_side, scratch)
+        pixels = _decode_fast(image, data, shorter_side)
     if pixels is None:
         pixels = _decode_with_pillow(image)
     # PNG and WebP may keep EXIF behind the pixels, so it is read once they are loaded.
     return _orient(pixels, _orientation(image))
 
 
-def _decode_fast(
-    image: Image.Image, data: bytes, shorter_side: int | None, scratch: _Scratch | None
-) -> np.ndarray | None:
+def _decode_fast(image: Image.Image, data: bytes, shorter_side: int | None) -> np.ndarray | None:
     """libjpeg-turbo in strict mode; None for what it refuses, so that Pillow tells damage from oddity."""
     scale: dict[str, int] = {}
     if shorter_side is not None and min(image.size) >= 2 * shorter_side:
@@ -298,13 +262,7 @@ def _decode_fast(
         ratio = shorter_side / min(image.size)
         scale = {"min_width": int(image.width * ratio), "min_height": int(image.height * ratio), "min_factor": 2}
     try:
-        buffer = None
-        if scratch:
-            height, width = simplejpeg.decode_jpeg_header(data, **scale)[:2] if scale else (image.height, image.width)
-            buffer = scratch.pixels("decoded", height, width)
-        pixels = simplejpeg.decode_jpeg(
-            data, colorspace="RGB", fastdct=False, fastupsample=False, buffer=buffer, **scale
-        )
+        pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False, **scale)
     except ValueError:
         return None
     profile = _foreign_profile(image)

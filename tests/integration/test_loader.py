@@ -162,13 +162,7 @@ def test_from_an_object_store_that_fails_come_the_same_batches(
     """In a driver of its own, whose tasks are told where the store is."""
     folder = pretraining.corpus(root)
     with faulty_s3() as server:
-        store = {
-            "AWS_ENDPOINT_URL": server.url,
-            "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "testing",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-        for name, value in store.items():
+        for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         storage._remote_filesystem.cache_clear()
         for file in folder.rglob("*.parquet"):
@@ -187,7 +181,10 @@ def test_from_an_object_store_that_fails_come_the_same_batches(
         done = subprocess.run(
             [sys.executable, "-c", code, address, f"s3://{BUCKET}/corpus", str(folder), str(pretraining.model(root))],
             cwd=ROOT,
-            env={**os.environ, "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": store}})},
+            env={
+                **os.environ,
+                "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": server.environment}}),
+            },
             capture_output=True,
             text=True,
             timeout=120,

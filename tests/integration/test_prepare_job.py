@@ -48,7 +48,7 @@ def server() -> Iterator[FaultyProxy]:
 @pytest.fixture
 def s3(server: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     """An S3 server on loopback that this process uses."""
-    for name, value in store_of(server, "pyarrow").items():
+    for name, value in {**server.environment, "DERMRAY_S3_CLIENT": "pyarrow"}.items():
         monkeypatch.setenv(name, value)
     storage._remote_filesystem.cache_clear()
     server.reset()
@@ -56,20 +56,9 @@ def s3(server: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyP
     storage._remote_filesystem.cache_clear()
 
 
-def store_of(server: FaultyProxy, client: str) -> dict[str, str]:
-    """What a process needs to know of the server."""
-    return {
-        "AWS_ENDPOINT_URL": server.url,
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "DERMRAY_S3_CLIENT": client,
-    }
-
-
 def remote_job(server: FaultyProxy, client: str, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A driver that joins the session's cluster; its tasks reach the server as it does itself."""
-    known = store_of(server, client)
+    known = {**server.environment, "DERMRAY_S3_CLIENT": client}
     address = ray.get_runtime_context().gcs_address
     told = json.dumps({"runtime_env": {"env_vars": known}})
     return start(name, *arguments, f"cluster.address={address}", **known, RAY_JOB_CONFIG_JSON_ENV_VAR=told)

@@ -184,12 +184,7 @@ def test_vectors_that_are_not_finite_are_not_kept(tmp_path: Path, model: str) ->
 
 def test_a_store_in_object_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
     with faulty_s3() as server:
-        for name, value in {
-            "AWS_ENDPOINT_URL": server.url,
-            "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "testing",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
+        for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         storage._remote_filesystem.cache_clear()
         known = Store.of(f"s3://{BUCKET}/features", model, precision="fp32")

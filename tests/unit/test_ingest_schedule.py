@@ -36,7 +36,7 @@ def test_chunks_hold_the_batches_of_a_rank_from_any_step_to_any_other(manifest, 
             np.testing.assert_array_equal(row, plan_of(epoch).rank_batch(within, rank, world_size))
             step += 1
         for block in chunk.blocks:
-            assert all(unit.size <= max(UNIT_ROWS, len(unit)) for unit in block) or len(block) == len(block[0]) == 1
+            assert all(unit.size <= max(UNIT_ROWS, len(unit)) for unit in block)
     assert step == end_step
 
 

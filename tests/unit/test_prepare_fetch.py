@@ -29,10 +29,8 @@ def server() -> Iterator[FaultyProxy]:
 
 @pytest.fixture
 def s3(server: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(storage, "FIRST_BACKOFF_S", 0.01)
     storage._remote_filesystem.cache_clear()
     storage.write_bytes(f"s3://{BUCKET}/raw/a b/ü,#%?.jpg", b"content")
