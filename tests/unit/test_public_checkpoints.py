@@ -175,11 +175,13 @@ def test_a_hub_id_is_downloaded_once(hub: tuple[str, Path], tmp_path: Path) -> N
     code = (
         "import sys, torch\n"
         "from dermray import models\n"
-        "for made in sys.argv[1:]:\n"
-        f"    torch.save(models.create('hf-hub:{name}')[0].state_dict(), made)"
+        "from dermray.models import weights\n"
+        f"torch.save(models.create('hf-hub:{name}')[0].state_dict(), sys.argv[1])\n"
+        # As for a tower that open_clip cannot build, or one that starts from a checkpoint.
+        f"torch.save(weights.read('hf-hub:{name}'), sys.argv[2])"
     )
     environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-    made = [tmp_path / "first.pt", tmp_path / "second.pt"]
+    made = [tmp_path / "model.pt", tmp_path / "weights.pt"]
     subprocess.run([sys.executable, "-c", code, *map(str, made)], env=environment, check=True, timeout=120)
     for file in made:
         state = torch.load(file, weights_only=True)
