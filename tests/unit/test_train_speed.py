@@ -26,6 +26,16 @@ def test_flops_of_the_published_base_model_are_those_known() -> None:
     assert next(model.parameters()).device == CPU, "the model itself stays where it is"
 
 
+def test_flops_of_a_language_model_are_those_counted_by_hand() -> None:
+    model, _, _ = models.create("panderm_tiny_bert")
+    counted = speed.flop_model(model, image_size=64, context_length=64)
+    layers, width, hidden, length = 2, 96, 384, 64
+    products = 4 * width * width + 2 * width * hidden
+    attention = 2 * length * width
+    projection = 96 * 112 + 112 * 128
+    assert counted.text == 2 * (layers * length * (products + attention) + projection)
+
+
 def test_a_cpu_has_no_peak() -> None:
     assert speed.peak_flops(CPU) is None
 

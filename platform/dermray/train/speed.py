@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -67,14 +68,16 @@ def flop_model(model: nn.Module, *, image_size: int, context_length: int) -> Flo
         context_length: tokens of a full text.
     """
     shape_only = copy.deepcopy(model).to("meta").train()
-    # A batch norm refuses a single sample.
-    pixels = torch.empty(2, 3, image_size, image_size, device="meta")
-    tokens = torch.ones(2, context_length, dtype=torch.int64, device="meta")
     counts = []
-    for encode, value in ((shape_only.encode_image, pixels), (shape_only.encode_text, tokens)):
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            encode(value)  # type: ignore[operator]
-        counts.append(counter.get_total_flops() / 2)
+    # Transformers looks into a mask for padding unless its tensors are fake ones.
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        # A batch norm refuses a single sample.
+        pixels = torch.empty(2, 3, image_size, image_size, device="meta")
+        tokens = torch.ones(2, context_length, dtype=torch.int64, device="meta")
+        for encode, value in ((shape_only.encode_image, pixels), (shape_only.encode_text, tokens)):
+            with FlopCounterMode(display=False) as counter:
+                encode(value)  # type: ignore[operator]
+            counts.append(counter.get_total_flops() / 2)
     return FlopModel(counts[0], counts[1], context_length)
 
 
