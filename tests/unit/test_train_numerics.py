@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo import lookup_backend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dermray import models
 from dermray.train import numerics
 from dermray.train.settings import PretrainConfig, TrainConfig
 
 TOWERS = {"dermray_tiny": (48, {4, 2}), "panderm_tiny_bert": (64, {4, 2})}
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is computed, by operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[Any] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[function] += 1
+        return function(*args, **(kwargs or {}))
 
 
 def made(name: str, **settings: object) -> nn.Module:
@@ -49,7 +67,13 @@ def test_recomputed_blocks_are_spread(share: float, expected: list[int]) -> None
 
 @pytest.mark.parametrize("name", TOWERS)
 @pytest.mark.parametrize(
-    "settings", [{"grad_checkpointing": 1.0}, {"grad_checkpointing": 0.5}, {"channels_last": True}]
+    "settings",
+    [
+        {"grad_checkpointing": 1.0},
+        {"grad_checkpointing": 0.5},
+        {"grad_checkpointing": 1.0, "grad_checkpointing_keeps": "products"},
+        {"channels_last": True},
+    ],
 )
 def test_the_gradients_stay(name: str, settings: dict[str, object]) -> None:
     plain, changed = made(name), made(name, **settings)
@@ -73,6 +97,43 @@ def test_recomputed_blocks_do_run_twice() -> None:
         block.get_submodule("mlp").register_forward_pre_hook(lambda *_, number=number: count(number))
     gradients(model, 48)
     assert calls == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_products_are_kept_and_nothing_else(name: str) -> None:
+    """Of a block whose products are kept, the second pass computes all but these."""
+    counts = []
+    for settings in ({"grad_checkpointing_keeps": "products"}, {}, {"grad_checkpointing": 0}):
+        model = made(name, **{"grad_checkpointing": 1.0, **settings})
+        with Operations() as operations:
+            gradients(model, TOWERS[name][0])
+        counts.append(operations.counts)
+    kept, run_again, once = counts
+    assert sum(run_again[op] - once[op] for op in numerics.PRODUCTS) > 0
+    assert {op: kept[op] for op in numerics.PRODUCTS} == {op: once[op] for op in numerics.PRODUCTS}
+    norm = torch.ops.aten.native_layer_norm.default
+    assert kept[norm] == run_again[norm] > once[norm]
+
+
+@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("keeps", ["nothing", "products"])
+def test_blocks_are_compiled_that_are_recomputed(name: str, keeps: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced and cut as on a GPU, then run without a C++ compiler."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=backend))
+    torch.compiler.reset()
+    length = TOWERS[name][0]
+    expected = gradients(made(name), length)
+    settings = {"grad_checkpointing": 0.5, "grad_checkpointing_keeps": keeps, "compile": True}
+    actual = gradients(made(name, **settings), length)
+    assert len(graphs) == 4, "of each tower a block as it is and one that is recomputed; equal blocks share"
+    for key, value in expected.items():
+        torch.testing.assert_close(actual[key], value, atol=1e-6, rtol=1e-4)
 
 
 def test_channels_last_reaches_the_tower() -> None:

@@ -5,7 +5,6 @@ None of it changes what is computed, only its rounding; `train.precision` alone 
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 from contextlib import AbstractContextManager, nullcontext
@@ -13,10 +12,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from dermray import images
 from dermray.train.settings import PretrainConfig, TrainConfig
+
+aten = torch.ops.aten
+# What takes a block's time: its matrix products and its attention, on whatever device and by whichever kernel.
+PRODUCTS = (
+    aten.mm.default,
+    aten.addmm.default,
+    aten.bmm.default,
+    aten.baddbmm.default,
+    aten.convolution.default,
+    aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_efficient_attention.default,
+    aten._scaled_dot_product_cudnn_attention.default,
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+)
+# Of one function, for different shapes of its arguments.
+MAX_COMPILED_FORMS = 32
 
 
 def settle(config: PretrainConfig, device: torch.device) -> None:
@@ -52,12 +67,34 @@ def prepare(model: nn.Module, settings: TrainConfig) -> None:
         visual.register_forward_pre_hook(_to_channels_last)
     for blocks in residual_stacks(model):
         for number in recomputed(len(blocks), settings.grad_checkpointing):
-            block = blocks[number]
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            _recompute(blocks[number], keep_products=settings.grad_checkpointing_keeps == "products")
         if settings.compile:
             # Block by block: equal blocks share one compilation, and DDP still overlaps its communication.
             for block in blocks:
                 block.compile()
+    if settings.compile:
+        # Both towers' recomputed blocks count against one limit, beyond which blocks would run as they are. Texts come
+        # with and without padding, alone and together, in one length and in many: some six forms.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_COMPILED_FORMS)
+
+
+def _recompute(block: nn.Module, *, keep_products: bool) -> None:
+    """Let a block run again in the backward pass instead of keeping its inner results."""
+    forward = block.forward
+
+    # Functions that name their contexts: torch.compile leaves a module alone whose forward is a partial.
+    def keeping(*arguments: Any, **options: Any) -> Any:
+        return checkpoint(forward, *arguments, use_reentrant=False, context_fn=_keep_products, **options)
+
+    def keeping_nothing(*arguments: Any, **options: Any) -> Any:
+        return checkpoint(forward, *arguments, use_reentrant=False, **options)
+
+    block.forward = keeping if keep_products else keeping_nothing
+
+
+def _keep_products() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """The contexts of a block's forward pass and of its second one, which takes from the first what is dear."""
+    return create_selective_checkpoint_contexts(list(PRODUCTS))
 
 
 def _to_channels_last(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -32,6 +32,10 @@ class TrainConfig(Config):
     grad_checkpointing: float = Field(
         0.0, ge=0, le=1, description="share of each tower's blocks that are recomputed in the backward pass"
     )
+    grad_checkpointing_keeps: Literal["nothing", "products"] = Field(
+        "nothing",
+        description="of recomputed blocks; products: results of matrix products and attention, so little runs again",
+    )
     ema_decay: float | None = Field(
         None, gt=0, lt=1, description="average the weights with this decay a step, validate and export the average"
     )
@@ -155,6 +159,11 @@ class PretrainConfig(Config):
     def most_workers(self) -> int:
         """The most workers that the run will have."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
+    def samples_at_once(self, world_size: int) -> int:
+        """How many samples of a worker go through the towers together."""
+        of_worker = self.train.global_batch_size // world_size
+        return min(of_worker, self.train.micro_batch_size or of_worker)
 
     def trajectory(self) -> dict[str, Any]:
         """The keys that decide which weights come out; a resumed run must agree on all of them."""
