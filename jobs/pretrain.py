@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 
@@ -48,7 +49,12 @@ def run(config: PretrainConfig) -> int:
             printer(record)
             current.log_metrics(record.metrics, step=record.step)
 
-        result = pretrain(config, on_record=on_record, provenance=tracking.provenance(current, manifest))
+        result = pretrain(
+            config,
+            on_record=on_record,
+            on_notice=functools.partial(print, flush=True),
+            provenance=tracking.provenance(current, manifest),
+        )
         current.log_artifact("output", "model", result.model_uri, result.weights_sha256)
         current.set_tags(
             {"model_uri": result.model_uri, "weights_sha256": result.weights_sha256, "verdict": printer.verdict}

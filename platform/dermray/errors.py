@@ -62,6 +62,10 @@ class CollectiveError(DermRayError):
     """Ranks waited in vain for each other. A consequence: some rank died, hangs, or failed with an error of its own."""
 
 
+class DeviceMemoryError(DermRayError):
+    """The memory of the training device is too small for what a step keeps there."""
+
+
 class StoppedError(DermRayError):
     """A run ended before its time because it was asked to, with a checkpoint to go on from."""
 

@@ -13,10 +13,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from dermray.errors import DeviceMemoryError
 from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.memory import BatchMemory
 from dermray.losses import ClipLoss
-from dermray.train import numerics
+from dermray.train import failures, numerics
 from dermray.train.settings import TrainConfig
 from dermray.train.task import ContrastiveTask
 from tests.contrastive import features, value_and_gradients
@@ -70,6 +71,28 @@ def test_a_bf16_step_keeps_float32_weights_and_points_the_same_way() -> None:
     torch.testing.assert_close(loss, expected_loss, atol=0.05, rtol=0.02)
     one, other = (torch.cat([gradients[name].flatten() for name in expected]) for gradients in (got, expected))
     assert nn.functional.cosine_similarity(one, other, dim=0) > 0.98
+
+
+def test_compiled_blocks_that_are_recomputed_give_the_same_gradients() -> None:
+    plain = clip_trainer(configured(), 1).model.to(CUDA)
+    changed = copy.deepcopy(plain)
+    settings = {"compile": True, "grad_checkpointing": 0.5, "grad_checkpointing_keeps": "products"}
+    numerics.prepare(changed, TrainConfig.model_validate(settings))
+    expected_loss, expected = loss_and_gradients(plain, CUDA, "fp32")
+    loss, got = loss_and_gradients(changed, CUDA, "fp32")
+    torch.testing.assert_close(loss, expected_loss, atol=1e-4, rtol=0)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, atol=1e-3 * float(gradient.abs().max()) + 1e-6, rtol=0)
+
+
+def test_a_full_memory_is_explained() -> None:
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(256 / (torch.cuda.mem_get_info()[1] >> 20))
+    try:
+        with pytest.raises(DeviceMemoryError, match="micro_batch_size below 64"), failures.memory_explained(64):
+            torch.empty(1 << 30, dtype=torch.uint8, device=CUDA)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def test_two_optimiser_steps_are_those_of_the_cpu() -> None:

@@ -20,6 +20,7 @@ from dermray.train.pretrain import check, pretrain
 from dermray.train.progress import StepRecord
 from dermray.train.settings import PretrainConfig
 from tests import pretraining
+from tests.conftest import ROOT
 from tests.corpora import write_prepared_corpus
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -62,6 +63,26 @@ def test_a_run_leaves_checkpoints_a_model_folder_and_a_summary(root: Path, num_w
     assert trained.state_dict().keys() == latest[1]["model"].keys()
     for key, value in trained.state_dict().items():
         assert torch.equal(value, latest[1]["model"][key])
+
+
+def test_the_toy_of_the_panderm_recipe_trains_end_to_end(root: Path, tmp_path: Path) -> None:
+    """A PanDerm tower, a language model, blocks of both that are recomputed; and what whoever watches is told."""
+    config = parse(
+        PretrainConfig,
+        [
+            "--config", str(ROOT / "jobs" / "configs" / "dermlip_panderm_pubmed256.yaml"),
+            f"corpus={pretraining.corpus(root)}", f"output={tmp_path / 'out'}", "toy=true", "train.epochs=3",
+            "train.grad_checkpointing=1", "train.grad_checkpointing_keeps=products", "tracking.enabled=false",
+        ],
+    )  # fmt: skip
+    notices: list[str] = []
+    records: list[StepRecord] = []
+    result = pretrain(config, on_record=records.append, on_notice=notices.append)
+    assert result.num_steps == records[-1].step == 6
+    assert records[-1].metrics["model_tflops_per_s"] > 0
+    assert notices == ["starting the workers", "ready on CPU: training from step 1 of 6"]
+    trained, _, tokenizer = models.create(result.model_uri)
+    assert trained.encode_text(tokenizer(["psoriasis"])).isfinite().all()  # type: ignore[operator]
 
 
 def test_the_world_size_changes_rounding_and_nothing_else(root: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dermray.errors import CollectiveError, CorpusError, StorageError
+import pytest
+import torch
+
+from dermray.errors import CollectiveError, CorpusError, DeviceMemoryError, StorageError
 from dermray.train import failures
 
 
@@ -29,3 +32,14 @@ def test_what_may_pass_is_tried_again(tmp_path: Path) -> None:
         failures.record(str(tmp_path), 0, 7, CollectiveError("rank 1 did not come"))
         failures.record(str(tmp_path), 0, 7, StorageError("the store is away"))
     assert failures.repeated(str(tmp_path)) is None
+
+
+def test_a_full_memory_twice_ends_the_run_with_advice(tmp_path: Path) -> None:
+    folder = str(tmp_path / "scratch")
+    for asked in ("2.00 GiB", "1.98 GiB"):
+        with pytest.raises(DeviceMemoryError) as caught, failures.memory_explained(512):
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {asked}")
+        failures.record(folder, 0, 0, caught.value)
+    message = failures.repeated(folder)
+    assert message is not None
+    assert "train.micro_batch_size below 512" in message

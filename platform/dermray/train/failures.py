@@ -6,8 +6,13 @@ them; the group that is started after the second equal one reads it and gives up
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
 from dermray import storage
-from dermray.errors import CollectiveError, DermRayError, StorageError
+from dermray.errors import CollectiveError, DermRayError, DeviceMemoryError, StorageError
 
 NOTE_PREFIX = "failure-"
 # What another attempt may well cure.
@@ -33,3 +38,24 @@ def repeated(folder: str) -> str | None:
             if note["count"] > 1:
                 return str(note["message"])
     return None
+
+
+@contextmanager
+def memory_explained(samples_at_once: int) -> Iterator[None]:
+    """Say what helps where the device's memory is full.
+
+    Args:
+        samples_at_once: of a worker, through the towers.
+
+    Raises:
+        DeviceMemoryError: it was full within the block.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        # Without torch's figures, which differ from attempt to attempt.
+        raise DeviceMemoryError(
+            f"the device is out of memory with {samples_at_once:,} samples at once: set train.grad_checkpointing=1 "
+            "(with train.grad_checkpointing_keeps=products it costs little time, without it saves most memory), "
+            f"or a train.micro_batch_size below {samples_at_once:,}"
+        ) from error

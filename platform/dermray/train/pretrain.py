@@ -51,6 +51,7 @@ def pretrain(
     config: PretrainConfig,
     *,
     on_record: Callable[[StepRecord], None],
+    on_notice: Callable[[str], None] = lambda _: None,
     provenance: dict[str, Any] | None = None,
     extra_callbacks: list[Any] | None = None,
     until_step: int | None = None,
@@ -59,6 +60,7 @@ def pretrain(
 
     Args:
         on_record: called in the driver for every logged step.
+        on_notice: called in the driver with a line when workers start, and each time they are ready.
         provenance: facts for the model folder's `dermray.json` (MLflow run id, code version).
         extra_callbacks: Ray Train callbacks, e.g. Tune's.
         until_step: pause there, with a validation and a checkpoint; another call goes on.
@@ -78,7 +80,9 @@ def pretrain(
     filesystem, path = storage.filesystem(scratch)
     # Also notes of failures, which a killed driver may have left there.
     storage.remove(scratch)
-    with ProgressListener(on_record) as listener, on_sigterm(listener.request_stop, grace_s=config.train.grace_s):
+    listening = ProgressListener(on_record, on_notice)
+    on_notice("starting the workers")
+    with listening as listener, on_sigterm(listening.request_stop, grace_s=config.train.grace_s):
         trainer = _trainer(
             config,
             functools.partial(worker.train_worker, config, provenance or {}, listener.channel, until_step),

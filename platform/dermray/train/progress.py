@@ -32,16 +32,22 @@ class ProgressChannel:
 
     def __init__(self) -> None:
         self._records: list[StepRecord] = []
+        self._notices: list[str] = []
         self._stop = False
 
     def push(self, record: StepRecord) -> None:
         """Rank 0 hands in a record."""
         self._records.append(record)
 
-    def drain(self) -> list[StepRecord]:
+    def tell(self, notice: str) -> None:
+        """Rank 0 has a line for whoever watches."""
+        self._notices.append(notice)
+
+    def drain(self) -> tuple[list[str], list[StepRecord]]:
         """The driver takes what has come since it last asked."""
-        records, self._records = self._records, []
-        return records
+        notices, records = self._notices, self._records
+        self._notices, self._records = [], []
+        return notices, records
 
     def request_stop(self) -> None:
         """The driver wants a checkpoint and the end."""
@@ -53,13 +59,13 @@ class ProgressChannel:
 
 
 class ProgressListener:
-    """Drains a channel in a thread of the driver and calls `on_record` for each record, in order."""
+    """Drains a channel in a thread of the driver and hands on each notice and each record, in order."""
 
-    def __init__(self, on_record: Callable[[StepRecord], None]) -> None:
+    def __init__(self, on_record: Callable[[StepRecord], None], on_notice: Callable[[str], None]) -> None:
         # With the driver: on another node it would be lost with that node, and the run with it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.channel: ActorHandle = ProgressChannel.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-        self._on_record = on_record
+        self._on_record, self._on_notice = on_record, on_notice
         self._stop = threading.Event()
         self._stop_training = threading.Event()
         self._thread = threading.Thread(target=self._run, name="training-progress", daemon=True)
@@ -89,7 +95,10 @@ class ProgressListener:
             if self._stop_training.is_set() and not told:
                 ray.get(self.channel.request_stop.remote())
                 told = True
-            for record in ray.get(self.channel.drain.remote()):
+            notices, records = ray.get(self.channel.drain.remote())
+            for notice in notices:
+                self._on_notice(notice)
+            for record in records:
                 self._on_record(record)
             if stopping:
                 return

@@ -51,7 +51,7 @@ def train_worker(
         The summary; or, under the key `FAILED`, why another attempt would fail as this one did; or, under
         `STOPPED_STEP`, where the run was stopped.
     """
-    rank, _ = world()
+    rank, world_size = world()
     scratch = storage.join(config.output, SCRATCH_FOLDER)
     failed = failures.repeated(scratch)
     if failed is not None:
@@ -61,9 +61,12 @@ def train_worker(
         device = get_device()
         numerics.settle(config, device)
         manifest = Manifest.load(config.corpus)
-        trainer, loader, validator = _build(config, manifest, device)
-        _restore(config, manifest, trainer)
-        return _train(config, manifest, trainer, loader, validator, provenance, channel, until_step)
+        with failures.memory_explained(config.samples_at_once(world_size)):
+            trainer, loader, validator = _build(config, manifest, device)
+            _restore(config, manifest, trainer)
+            if rank == 0:
+                channel.tell.remote(_ready(trainer))
+            return _train(config, manifest, trainer, loader, validator, provenance, channel, until_step)
     except NonFiniteError as error:
         # Every rank has met the same; an exception would only have Ray Train start them all again.
         return {FAILED: str(error)}
@@ -160,6 +163,13 @@ def _restore(config: PretrainConfig, manifest: Manifest, trainer: loop.Trainer) 
     if latest is not None:
         trainer.restore(latest[1])
     _require_agreement(trainer.step, world()[1])
+
+
+def _ready(trainer: loop.Trainer) -> str:
+    device = trainer.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    slow = "; the first steps compile and take a minute or more" if trainer.config.train.compile else ""
+    return f"ready on {name}: training from step {trainer.step + 1} of {trainer.num_steps}{slow}"
 
 
 def _wrap(model: nn.Module, device: torch.device, world_size: int) -> nn.Module:
