@@ -1,9 +1,9 @@
 """Peak memory and time of CLIP's loss, forward and backward: `python benchmarks/loss.py [global batch …]`.
 
 Our three methods and open_clip's own loss on one process that holds the whole global batch, features of 512 numbers in
-float32. Each measurement is a fresh process, since memory once had is not always given back; the methods take turns.
-Memory is what comes on top of the features. Runs on a GPU if there is one. On a CPU the ratio of times is one of core
-seconds, which other users of the machine disturb less than those of the clock.
+float32; the methods take turns. Memory is what comes on top of the features. Runs on a GPU if there is one, whose
+allocator counts. On a CPU each measurement is a fresh process, since memory once had is not always given back, and the
+ratio of times is one of core seconds, which other users of the machine disturb less than those of the clock.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dermray.losses import ClipLoss
 GLOBAL_BATCH_SIZES = (4096, 8192, 16384, 32768, 65536)
 WIDTH = 512
 ROUNDS = 3
-# One round of the largest takes minutes.
+# On a CPU one round of the largest takes minutes.
 ONE_ROUND_FROM = 65536
 # Others use the machine too; a method is left out where its matrices would fill it.
 MAX_MEMORY_SHARE = 0.8
@@ -43,8 +43,9 @@ def main() -> int:
     peaks: dict[str, tuple[int, int]] = {}
     for size in sizes:
         chosen = [method for method in METHODS if fits(method, size, peaks)]
-        rounds = 1 if size >= ONE_ROUND_FROM else ROUNDS
-        runs = [{method: in_fresh_process(method, size) for method in chosen} for _ in range(rounds)]
+        rounds = 1 if size >= ONE_ROUND_FROM and not torch.cuda.is_available() else ROUNDS
+        once = measure if torch.cuda.is_available() else in_fresh_process
+        runs = [{method: once(method, size) for method in chosen} for _ in range(rounds)]
         for method in METHODS:
             if method in chosen:
                 peaks[method] = (size, int(statistics.median(run[method]["peak_bytes"] for run in runs)))
@@ -63,7 +64,10 @@ def fits(method: str, size: int, peaks: dict[str, tuple[int, int]]) -> bool:
 
 
 def free_bytes() -> int:
-    return int(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else int(psutil.virtual_memory().available)
+    if not torch.cuda.is_available():
+        return int(psutil.virtual_memory().available)
+    torch.cuda.empty_cache()
+    return int(torch.cuda.mem_get_info()[0])
 
 
 def print_row(size: int, method: str, runs: list[dict[str, dict[str, float]]]) -> None:
@@ -77,7 +81,7 @@ def print_row(size: int, method: str, runs: list[dict[str, dict[str, float]]]) -
         less = f"{statistics.median(run['dense']['peak_bytes'] / run[method]['peak_bytes'] for run in runs):.1f}"
         slower = f"{statistics.median(run[method]['cost_s'] / run['dense']['cost_s'] for run in runs):.2f}"
     print(
-        f"{size:>6}  {method:<9}  {median('peak_bytes') / 2**20:>9,.0f}  {less:>10}  {median('seconds'):>8.2f}  "
+        f"{size:>6}  {method:<9}  {median('peak_bytes') / 2**20:>9,.0f}  {less:>10}  {median('seconds'):>8.4f}  "
         f"{slower:>10}",
         flush=True,
     )
@@ -94,6 +98,8 @@ def in_fresh_process(method: str, size: int) -> dict[str, float]:
 def measure(method: str, size: int) -> dict[str, float]:
     """One forward and backward after a small one: seconds, what they cost, and peak bytes above the features."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # As both trainers have it.
+    torch.backends.cuda.matmul.allow_tf32 = True
     loss: nn.Module = open_clip.loss.ClipLoss() if method == "open_clip" else ClipLoss(method)  # type: ignore[arg-type]
     torch.manual_seed(0)
     forward_and_backward(loss, *pairs(1024, device))

@@ -162,7 +162,7 @@ def without_data(case: Case) -> Sides:
     batches = [synthetic_batch(case, step) for step in range(case.num_steps)]
     model = case.model()
     published = OpenClip(copy.deepcopy(model), case.batch_size)
-    trainer = our_trainer(model, case.batch_size)
+    trainer = our_trainer(model, configured(case.batch_size))
 
     def theirs() -> float:
         ready = [((batch.pixels.float() / 255 - 0.5) / 0.25, batch.tokens) for batch in batches]
@@ -200,10 +200,10 @@ def num_words(random: np.random.Generator, num_captions: int) -> np.ndarray:
 class OpenClip:
     """Their trainer around a model: arguments, loss, optimiser and schedule as their `main` makes them."""
 
-    def __init__(self, model: nn.Module, batch_size: int) -> None:
-        self.args = parse_args(["--model", "ViT-S-32", "--batch-size", str(batch_size), "--precision", "fp32"])
+    def __init__(self, model: nn.Module, batch_size: int, device: torch.device = CPU, precision: str = "fp32") -> None:
+        self.args = parse_args(["--model", "ViT-S-32", "--batch-size", str(batch_size), "--precision", precision])
         # What `main` finds out about devices and processes, and derives.
-        found = {"device": "cpu", "distributed": False, "rank": 0, "local_rank": 0, "world_size": 1}
+        found = {"device": str(device), "distributed": False, "rank": 0, "local_rank": 0, "world_size": 1}
         vars(self.args).update(found, distill=False, wandb=False)
         self.model = model
         self.model.output_dict = True  # type: ignore[assignment]
@@ -252,17 +252,16 @@ def configured(batch_size: int, **data: Any) -> PretrainConfig:
 
 
 def our_trainer(
-    model: nn.Module, batch_size: int, preprocess: models.Preprocessing = PLAIN, **data: Any
+    model: nn.Module, config: PretrainConfig, preprocess: models.Preprocessing = PLAIN, device: torch.device = CPU
 ) -> loop.Trainer:
-    config = configured(batch_size, **data)
     color = ColorAugmentation(config.data, 0)
     return loop.Trainer(
         config=config,
-        task=ContrastiveTask(preprocess.mean, preprocess.std, CPU, color, config.loss),
+        task=ContrastiveTask(preprocess.mean, preprocess.std, device, color, config.loss),
         model=model,
         wrapped=model,
         optimiser=build_optimiser(model, config.optim),
-        device=CPU,
+        device=device,
         num_steps=100_000,
     )
 
@@ -283,7 +282,7 @@ def with_data(folder: Path) -> Sides:
     model, _, tokenizer = models.create(name)
     preprocess = models.preprocessing(model)
     published = OpenClip(copy.deepcopy(model).train(), batch_size)
-    trainer = our_trainer(model.train(), batch_size, preprocess, **JITTER)
+    trainer = our_trainer(model.train(), configured(batch_size, **JITTER), preprocess)
     augmentation = AugmentationCfg(
         scale=(0.4, 1.0), color_jitter=JITTER["color_jitter"], color_jitter_prob=0.8, gray_scale_prob=0.2
     )
