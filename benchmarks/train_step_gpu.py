@@ -50,7 +50,7 @@ class Bench:
     """What the sides of a case share.
 
     Attributes:
-        num_tokens: text positions a sample that the last step went over.
+        num_tokens: text positions a sample that the last steps went over, their mean.
     """
 
     case: Case
@@ -92,6 +92,9 @@ def main() -> int:
     options = parser.parse_args()
     logging.disable(logging.INFO)
     device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("there is no CUDA device: nothing is measured")
+        return 0
     if device.type == "cuda":
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
     for name in options.cases:
