@@ -353,17 +353,17 @@ def _shot(output: str, shard: Shard, position: int) -> dict[str, Any]:
     return {**row, "thumbnail": reporting.thumbnail(row.pop("image"), max_side=220)}
 
 
-def _published(generations: Sequence[Generation], stats: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+def _published(generations: Sequence[Generation], stats: Mapping[str, Any]) -> list[tuple[str, int | str, int]]:
     """For Derm1M alone: what the paper (arXiv 2503.14911) says of the whole, beside what is here."""
     if {each.identity["source"] for each in generations} != {"derm1m"}:
         return []
     return [
-        ("images", "403,563", stats["samples"]),
-        ("image-text pairs", "1,029,761", stats["pairs"]),
-        ("raw captions", "403,563", stats["captions"]["raw"]),
-        ("ontology captions", "403,563", stats["captions"]["ontology"]),
-        ("concept captions", "222,635", stats["captions"]["concept"]),
+        ("images", 403_563, stats["samples"]),
+        ("image-text pairs", 1_029_761, stats["pairs"]),
+        ("raw captions", 403_563, stats["captions"]["raw"]),
+        ("ontology captions", 403_563, stats["captions"]["ontology"]),
+        ("concept captions", 222_635, stats["captions"]["concept"]),
         ("conditions", "over 390", len(stats["labels"])),
-        ("clinical concepts", "130", len(stats["concepts"])),
-        ("levels of the tree", "4", len(stats["levels"])),
+        ("clinical concepts", 130, len(stats["concepts"])),
+        ("levels of the tree", 4, len(stats["levels"])),
     ]
