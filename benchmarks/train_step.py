@@ -96,7 +96,7 @@ class Case:
     """What both sides train.
 
     Attributes:
-        name: on the command line.
+        name: on the command line; in `train_step_gpu.py` that of the architecture.
         batch_size: samples of a step.
         num_steps: measured steps of a round.
         vocabulary: token ids run from 1 to it; the last one ends a text.

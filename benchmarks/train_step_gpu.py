@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from train_step import JITTER, PLAIN, Case, OpenClip, our_trainer, synthetic_batch
+from train_step import PLAIN, Case, OpenClip, our_trainer, synthetic_batch
 
 from dermray import entry, models
 from dermray.config import validate
@@ -85,7 +85,6 @@ def main() -> int:
     parser.add_argument("cases", nargs="*", default=[*CASES], help=", ".join(CASES))
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--ours", nargs="*", default=OURS, metavar="SHARE:KEEPS:COMPILE")
-    parser.add_argument("--jitter", action="store_true", help="ours with the recipe's colour augmentation")
     parser.add_argument("--theirs", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--device", default="cuda")
@@ -101,7 +100,7 @@ def main() -> int:
         bench = prepared(replace(CASES[name], batch_size=options.batch), device)
         for variant in options.ours:
             with forgiving_memory(f"{name}: ours {variant}", device):
-                run_ours(f"{name}: ours {variant}", bench, settings(options, variant), options.profile)
+                run_ours(f"{name}: ours {variant}", bench, settings(options.batch, variant), options.profile)
         if options.theirs:
             with forgiving_memory(f"{name}: open_clip_train", device):
                 run_theirs(f"{name}: open_clip_train", bench)
@@ -119,18 +118,16 @@ def prepared(case: Case, device: torch.device) -> Bench:
     return Bench(case, device, model, flops, batches)
 
 
-def settings(options: argparse.Namespace, variant: str) -> PretrainConfig:
+def settings(batch_size: int, variant: str) -> PretrainConfig:
     share, keeps, compiled = variant.split(":")
     train = {
-        "global_batch_size": options.batch,
+        "global_batch_size": batch_size,
         "grad_checkpointing": float(share),
         "grad_checkpointing_keeps": keeps,
         "compile": compiled == "true",
         "precision": "bf16",
     }
-    return validate(
-        PretrainConfig, {"corpus": "c", "output": "o", "train": train, "data": JITTER if options.jitter else {}}
-    )
+    return validate(PretrainConfig, {"corpus": "c", "output": "o", "train": train})
 
 
 @contextmanager
@@ -166,7 +163,7 @@ def run_ours(title: str, bench: Bench, config: PretrainConfig, profiled: bool) -
     if profiled:
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as events:
             run(1)
-        print(events.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=100))
+        print(events.key_averages().table(sort_by="self_device_time_total", row_limit=40, max_name_column_width=100))
 
 
 def run_theirs(title: str, bench: Bench) -> None:

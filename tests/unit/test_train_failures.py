@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from dermray.errors import CollectiveError, CorpusError, DeviceMemoryError, StorageError
-from dermray.train import failures
+from dermray.train import failures, worker
+from dermray.train.settings import PretrainConfig, TrainConfig
+from tests.corpora import write_prepared_corpus
 
 
 def test_the_same_failure_twice_is_repeated(tmp_path: Path) -> None:
@@ -43,3 +45,22 @@ def test_a_full_memory_twice_ends_the_run_with_advice(tmp_path: Path) -> None:
     message = failures.repeated(folder)
     assert message is not None
     assert "train.micro_batch_size below 512" in message
+
+
+def test_a_worker_out_of_memory_explains_it_and_is_not_tried_a_third_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without Ray around it and without a card: what a full one raises."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    write_prepared_corpus(tmp_path / "corpus", {"train": 16})
+    monkeypatch.setattr(worker, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(worker, "_build", full)
+    settings = TrainConfig(global_batch_size=16, micro_batch_size=4)
+    config = PretrainConfig(corpus=str(tmp_path / "corpus"), output=str(tmp_path / "out"), train=settings)
+    for _ in range(2):
+        with pytest.raises(DeviceMemoryError, match="4 samples at once"):
+            worker.train_worker(config, {}, None)  # type: ignore[arg-type]
+    assert "4 samples at once" in worker.train_worker(config, {}, None)[worker.FAILED]  # type: ignore[arg-type]

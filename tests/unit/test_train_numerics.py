@@ -31,6 +31,19 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def collected_graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """What blocks are compiled to from now on, traced and cut as on a GPU but run without a C++ compiler."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=backend))
+    torch.compiler.reset()
+    return graphs
+
+
 def made(name: str, **settings: object) -> nn.Module:
     torch.manual_seed(0)
     model, _, _ = models.create(name)
@@ -118,15 +131,7 @@ def test_products_are_kept_and_nothing_else(name: str) -> None:
 @pytest.mark.parametrize("name", TOWERS)
 @pytest.mark.parametrize("keeps", ["nothing", "products"])
 def test_blocks_are_compiled_that_are_recomputed(name: str, keeps: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traced and cut as on a GPU, then run without a C++ compiler."""
-    graphs = []
-
-    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
-        graphs.append(graph)
-        return lookup_backend("aot_eager")(graph, inputs)
-
-    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=backend))
-    torch.compiler.reset()
+    graphs = collected_graphs(monkeypatch)
     length = TOWERS[name][0]
     expected = gradients(made(name), length)
     settings = {"grad_checkpointing": 0.5, "grad_checkpointing_keeps": keeps, "compile": True}
@@ -134,6 +139,22 @@ def test_blocks_are_compiled_that_are_recomputed(name: str, keeps: str, monkeypa
     assert len(graphs) == 4, "of each tower a block as it is and one that is recomputed; equal blocks share"
     for key, value in expected.items():
         torch.testing.assert_close(actual[key], value, atol=1e-6, rtol=1e-4)
+
+
+def test_texts_of_every_form_meet_compiled_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training and validation; beyond torch's limit of eight forms blocks would no longer be compiled."""
+    graphs = collected_graphs(monkeypatch)
+    settings = {"grad_checkpointing": 1.0, "grad_checkpointing_keeps": "products", "compile": True}
+    model = made("panderm_tiny_bert", **settings)
+    for train in (True, False):
+        model.train(train)
+        with torch.set_grad_enabled(train):
+            model.encode_image(torch.zeros(2, 3, 64, 64))  # type: ignore[operator]
+            for num_texts, length, num_words in ((4, 24, 20), (3, 32, 20), (1, 40, 20), (2, 48, 48), (1, 56, 56)):
+                tokens = torch.zeros(num_texts, length, dtype=torch.int64)
+                tokens[:, :num_words] = 7
+                model.encode_text(tokens)  # type: ignore[operator]
+    assert len(graphs) > 8
 
 
 def test_channels_last_reaches_the_tower() -> None:

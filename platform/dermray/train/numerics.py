@@ -73,8 +73,9 @@ def prepare(model: nn.Module, settings: TrainConfig) -> None:
             for block in blocks:
                 block.compile()
     if settings.compile:
-        # Both towers' recomputed blocks count against one limit, beyond which blocks would run as they are. Texts come
-        # with and without padding, alone and together, in one length and in many: some six forms.
+        # Both towers' recomputed blocks count against one limit, beyond which blocks run as they are. Texts come with
+        # and without padding, alone and together, in one length and in many, in training and in validation: more than
+        # torch's eight forms.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_COMPILED_FORMS)
 
 

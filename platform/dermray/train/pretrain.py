@@ -80,9 +80,9 @@ def pretrain(
     filesystem, path = storage.filesystem(scratch)
     # Also notes of failures, which a killed driver may have left there.
     storage.remove(scratch)
-    listening = ProgressListener(on_record, on_notice)
     on_notice("starting the workers")
-    with listening as listener, on_sigterm(listening.request_stop, grace_s=config.train.grace_s):
+    listening = ProgressListener(on_record, on_notice)
+    with listening as listener, on_sigterm(listener.request_stop, grace_s=config.train.grace_s):
         trainer = _trainer(
             config,
             functools.partial(worker.train_worker, config, provenance or {}, listener.channel, until_step),
