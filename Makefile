@@ -19,17 +19,20 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## synthesize, prepare, pretrain, evaluate, register and serve, on this machine (some 10 minutes)
 	@$(BIN)/python jobs/demo.py
 
-test: $(STAMP)  ## the tests, but for the few that take minutes (some 15 minutes on 2 cores)
+test: $(STAMP)  ## the tests, but for the few that take minutes (some 19 minutes on 2 cores)
 	@echo "== tests without Ray, two at a time"
-	@$(BIN)/python -m pytest tests/unit tests/golden -n 2 --dist worksteal --durations=5
+	@$(BIN)/python -m pytest tests/unit tests/golden -m "not long" -n 2 --dist worksteal --durations=5
 	@echo "== tests on a Ray cluster, with servers, a browser and killed processes; the slowest are printed at the end"
 	@$(BIN)/python -m pytest --ignore=tests/unit --ignore=tests/golden -m "not long" --durations=8
 
 test-long: $(STAMP)  ## the tests that take minutes: a sweep, a killed, a stopped and a two-node training (CI runs them too)
-	@$(BIN)/python -m pytest -m long --durations=8
+	@echo "== long tests without Ray, two at a time"
+	@$(BIN)/python -m pytest tests/unit -m long -n 2 --dist worksteal --durations=8
+	@echo "== long tests on Ray clusters, with servers and killed processes"
+	@$(BIN)/python -m pytest --ignore=tests/unit --ignore=tests/golden -m long --durations=25
 
-unit: $(STAMP)  ## the tests that need no Ray (some three minutes)
-	@$(BIN)/python -m pytest tests/unit tests/golden -n 2 --dist worksteal
+unit: $(STAMP)  ## the tests that need no Ray (some six minutes)
+	@$(BIN)/python -m pytest tests/unit tests/golden -m "not long" -n 2 --dist worksteal
 
 lint: $(STAMP)  ## ruff (lint and format) and mypy
 	@$(BIN)/ruff check .

@@ -30,8 +30,8 @@ from dermray.tuning.settings import SweepConfig
 from dermray.tuning.sweep import scheduler
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from dermray.commands import sweep as job
 from tests.corpora import write_model
-from tune import sweep as job
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_TRIALS = 16

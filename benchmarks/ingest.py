@@ -44,6 +44,8 @@ from dermray.ingest import augment
 from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Loader
 from dermray.ingest.settings import DataConfig
+from dermray.ingest.tokens import portable
+from dermray.train.objectives.contrastive.views import ImageAndCaption
 
 NUM_SAMPLES = 32768
 NUM_ORIGINALS = 1024
@@ -225,8 +227,7 @@ def make_loader(folder: str, manifest: Manifest) -> Loader:
         corpus=folder,
         manifest=manifest,
         settings=RECIPE,
-        image_size=IMAGE_SIZE,
-        tokenizer=functools.partial(models.tokenizer, MODEL),
+        views=ImageAndCaption(RECIPE, IMAGE_SIZE, portable(functools.partial(models.tokenizer, MODEL))),
         seed=0,
         global_batch_size=GLOBAL_BATCH_SIZE,
         rank=0,
@@ -245,7 +246,9 @@ def run_loader(folder: str, manifest: Manifest, *, augmented: bool = False) -> f
     started = time.perf_counter()
     for batch in loader.batches():
         if augmented:
-            pixels = color(batch.pixels, epoch=batch.epoch, samples=batch.samples).sub_(mean).div_(std)
+            pixels = (
+                color(batch["pixels"].permute(0, 3, 1, 2), epoch=batch.epoch, samples=batch.draws).sub_(mean).div_(std)
+            )
             assert pixels.shape == (GLOBAL_BATCH_SIZE, 3, IMAGE_SIZE, IMAGE_SIZE)
     return time.perf_counter() - started
 

@@ -9,7 +9,8 @@ images/s over the bare loop's times the cores, over the settled loop's times the
 side (what the machine can give), and over the pool's. The cluster is started before the clock.
 
 With `--memory N` it prepares N small images in a fresh process instead, and prints the peak memory of the driver and of
-the object store.
+the object store. With `--tasks N` it prepares N small images in turn on Ray Data's pool of actors, as `prepare` does,
+and by plain Ray tasks in a window; it prints images/s of both.
 """
 
 from __future__ import annotations
@@ -26,17 +27,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 from PIL import Image, ImageOps
 
-from dermray import cluster, entry, images
+from dermray import cluster, entry, images, pieces
 from dermray.config import ClusterConfig
 from dermray.prepare.pipeline import prepare
 from dermray.prepare.settings import PrepareConfig
@@ -54,8 +58,11 @@ def main() -> int:
     parser.add_argument("--size", choices=SIZES, help="only these photographs")
     parser.add_argument("--rounds", type=int, default=5, help="of which the medians are taken")
     parser.add_argument("--memory", type=int, metavar="N", help="peak memory at so many images instead")
+    parser.add_argument("--tasks", type=int, metavar="N", help="Ray Data against plain tasks at so many images instead")
     options = parser.parse_args()
     cluster.connect(ClusterConfig())
+    if options.tasks:
+        return compare_tasks(options.tasks, options.rounds)
     if options.memory:
         return measure_memory(options.memory)
     for size in [options.size] if options.size else SIZES:
@@ -142,6 +149,47 @@ def run(raw: Path, *, rows_per_shard: int, limit: int | None = None) -> None:
                 jpeg_quality=JPEG_QUALITY, limit=limit, rows_per_shard=rows_per_shard,
             )
         )  # fmt: skip
+
+
+def compare_tasks(number: int, rounds: int) -> int:
+    """Rounds of Ray Data and plain tasks, each first every other time, and the median of the ratios of images/s."""
+    width, height, _, rows_per_shard = SIZES["small"]
+    ratios = []
+    with tempfile.TemporaryDirectory(prefix="dermray-bench-") as folder:
+        raw = Path(folder) / "raw"
+        write(raw, width, height, number)
+        warm_up(raw, os.cpu_count() or 1, rows_per_shard)
+        sides = {"Ray Data": pieces.run, "plain tasks": run_plain}
+        for round_number in range(rounds):
+            speeds, told = {}, []
+            for name in list(sides)[:: -1 if round_number % 2 else 1]:
+                with mock.patch.object(pieces, "run", sides[name]):
+                    speeds[name] = run_graph(raw, number, rows_per_shard)
+                told.append(f"{name} {speeds[name]:,.0f} images/s")
+            ratios.append(speeds["Ray Data"] / speeds["plain tasks"])
+            print(f"{number:,} of {width} x {height}: {'; '.join(told)}; {ratios[-1]:.2f}", flush=True)
+    print(f"median of Ray Data over plain tasks: {np.median(ratios):.2f}")
+    return 0
+
+
+def run_plain(
+    todo: Mapping[str, Any], work: Callable[[Any], Any], pool: pieces.Pool, **_: object
+) -> Iterator[tuple[str, Any]]:
+    """In the place of `pieces.run`: a plain task a piece, two of them handed out for each that can be at work."""
+    task = ray.remote(do_plain).options(name=pool.operator, num_cpus=pool.needs["CPU"])
+    kept = ray.put(work)
+    left, running = dict(todo), dict[ray.ObjectRef, str]()
+    while left or running:
+        while left and len(running) < 2 * pool.num_workers(len(todo)):
+            name = next(iter(left))
+            running[task.remote(left.pop(name), kept)] = name
+        (done,), _others = ray.wait(list(running))
+        yield running.pop(done), ray.get(done)
+
+
+def do_plain(piece: Any, work: Callable[[Any], Any]) -> Any:
+    """Ray's side of a plain task."""
+    return work(piece)
 
 
 def use_one_thread() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import resource
 import subprocess
@@ -39,15 +40,25 @@ def main() -> int:
     """Write the table, measure in a fresh process, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, help="folder of a real release whose rows and tree are repeated")
-    parser.add_argument("--num-rows", type=int, default=NUM_ROWS)
+    parser.add_argument("--num-rows", type=int, nargs="+", default=[NUM_ROWS])
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         return measure(options.measure)
-    with tempfile.TemporaryDirectory(prefix="dermray-bench-") as folder:
-        write(Path(folder), options.num_rows, options.input)
-        command = [sys.executable, __file__, "--measure", folder]
-        return subprocess.run(command, check=False).returncode
+    peaks: list[float] = []
+    for num_rows in options.num_rows:
+        with tempfile.TemporaryDirectory(prefix="dermray-bench-") as folder:
+            write(Path(folder), num_rows, options.input)
+            command = [sys.executable, __file__, "--measure", folder]
+            done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+        print(done.stdout.splitlines()[-1] if done.stdout else "", flush=True)
+        if done.returncode:
+            return done.returncode
+        peaks.append(float(done.stdout.rpartition("peak memory ")[2].split()[0]))
+    for first, second in itertools.pairwise(zip(options.num_rows, peaks, strict=True)):
+        growth = (second[1] - first[1]) * 1e9 / (second[0] - first[0])
+        print(f"from {first[0]:,} to {second[0]:,} rows the peak grows by {growth:.0f} bytes a row")
+    return 0
 
 
 def write(folder: Path, num_rows: int, real: Path | None) -> None:
@@ -132,7 +143,7 @@ def measure(folder: Path) -> int:
     print(
         f"{num_rows:,} rows in {len(work.plan.shards):,} shards: read and planned in {planned - started:.1f} s, "
         f"resolved {num_resolved:,} of {num_labelled:,} labelled rows and listed in {done - planned:.1f} s, "
-        f"{done - started:.1f} s in all; peak memory {peak_gb():.2f} GB ({bare:.2f} GB of it the imports)"
+        f"{done - started:.1f} s in all; peak memory {peak_gb():.3f} GB ({bare:.3f} GB of it the imports)"
     )
     return 0
 

@@ -41,14 +41,16 @@ from dermray.config import ClusterConfig, parse, validate
 from dermray.corpus.manifest import Manifest
 from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Batch, Loader
+from dermray.ingest.tokens import portable
 from dermray.models import towers
 from dermray.models.texts import accept_short
 from dermray.prepare.pipeline import prepare
 from dermray.prepare.settings import PrepareConfig
 from dermray.train import loop
+from dermray.train.objectives.contrastive.module import Contrastive
+from dermray.train.objectives.contrastive.views import ImageAndCaption
 from dermray.train.optimiser import build_optimiser
 from dermray.train.settings import PretrainConfig
-from dermray.train.task import ContrastiveTask
 
 CPU = torch.device("cpu")
 ROUNDS = 3
@@ -165,7 +167,10 @@ def without_data(case: Case) -> Sides:
     trainer = our_trainer(model, configured(case.batch_size))
 
     def theirs() -> float:
-        ready = [((batch.pixels.float() / 255 - 0.5) / 0.25, batch.tokens) for batch in batches]
+        ready = [
+            ((batch["pixels"].permute(0, 3, 1, 2).contiguous().float() / 255 - 0.5) / 0.25, batch["tokens"].long())
+            for batch in batches
+        ]
         return published.train(ready, case.num_steps)
 
     def ours() -> float:
@@ -185,9 +190,11 @@ def synthetic_batch(case: Case, step: int) -> Batch:
     return Batch(
         step=step,
         epoch=0,
-        samples=np.arange(case.batch_size),
-        pixels=torch.from_numpy(random.integers(0, 256, (case.batch_size, 3, 224, 224), dtype=np.uint8)),
-        tokens=torch.from_numpy(tokens),
+        draws=np.arange(case.batch_size),
+        arrays={
+            "pixels": torch.from_numpy(random.integers(0, 256, (case.batch_size, 224, 224, 3), dtype=np.uint8)),
+            "tokens": torch.from_numpy(tokens),
+        },
     )
 
 
@@ -257,7 +264,7 @@ def our_trainer(
     color = ColorAugmentation(config.data, 0)
     return loop.Trainer(
         config=config,
-        task=ContrastiveTask(preprocess.mean, preprocess.std, device, color, config.loss),
+        objective=Contrastive(preprocess.mean, preprocess.std, device, color, config.loss),
         model=model,
         wrapped=model,
         optimiser=build_optimiser(model, config.optim),
@@ -271,7 +278,7 @@ def train_ours(trainer: loop.Trainer, batches: Iterable[Batch], num_batches: int
     timed = Timed(batches, num_batches, trainer.config.train.global_batch_size)
     for batch in timed:
         logs = trainer.train_step(batch)
-    assert logs["loss"].isfinite().item()
+    assert logs["loss"].value.isfinite().item()
     return timed.samples_per_s()
 
 
@@ -306,8 +313,9 @@ def with_data(folder: Path) -> Sides:
             corpus=str(corpus),
             manifest=manifest,
             settings=trainer.config.data,
-            image_size=preprocess.size,
-            tokenizer=functools.partial(models.tokenizer, name),
+            views=ImageAndCaption(
+                trainer.config.data, preprocess.size, portable(functools.partial(models.tokenizer, name))
+            ),
             seed=0,
             global_batch_size=batch_size,
             rank=0,

@@ -34,6 +34,7 @@ from dermray import entry, models
 from dermray.config import validate
 from dermray.ingest.loader import Batch
 from dermray.train import numerics, speed
+from dermray.train.objectives.contrastive.cost import FlopModel, flop_model
 from dermray.train.settings import PretrainConfig
 
 CASES = {
@@ -56,7 +57,7 @@ class Bench:
     case: Case
     device: torch.device
     model: nn.Module
-    flops: speed.FlopModel
+    flops: FlopModel
     batches: list[Batch]
     num_tokens: float = 0.0
 
@@ -111,10 +112,13 @@ def prepared(case: Case, device: torch.device) -> Bench:
     """Model with random weights on the CPU, and batches."""
     torch.manual_seed(0)
     model = models.create(case.name)[0].train()
-    flops = speed.flop_model(model, image_size=PLAIN.size, context_length=case.context_length)
+    flops = flop_model(model, image_size=PLAIN.size, context_length=case.context_length)
     batches = [synthetic_batch(case, step) for step in range(NUM_BATCHES)]
     if device.type == "cuda":
-        batches = [replace(batch, pixels=batch.pixels.pin_memory()) for batch in batches]
+        batches = [
+            replace(batch, arrays={name: array.pin_memory() for name, array in batch.arrays.items()})
+            for batch in batches
+        ]
     return Bench(case, device, model, flops, batches)
 
 
@@ -153,8 +157,8 @@ def run_ours(title: str, bench: Bench, config: PretrainConfig, profiled: bool) -
     def run(num_steps: int) -> None:
         tokens, loss = [], torch.zeros(())
         for number in range(num_steps):
-            loss = trainer.train_step(bench.batches[number % NUM_BATCHES])["loss"]
-            tokens.append(trainer.task.text_tokens)
+            loss = trainer.train_step(bench.batches[number % NUM_BATCHES])["loss"].value
+            tokens.append(trainer.figures.take()["text_tokens"].value)
         # Waits for the device.
         assert loss.isfinite().item()
         bench.num_tokens = statistics.mean(tokens)
@@ -183,8 +187,8 @@ def run_theirs(title: str, bench: Bench) -> None:
 
 
 def normalised(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    pixels = (batch.pixels.float() / 255 - 0.5) / 0.25
-    return (pixels.pin_memory() if device.type == "cuda" else pixels), batch.tokens
+    pixels = (batch["pixels"].permute(0, 3, 1, 2).contiguous().float() / 255 - 0.5) / 0.25
+    return (pixels.pin_memory() if device.type == "cuda" else pixels), batch["tokens"].long()
 
 
 if __name__ == "__main__":

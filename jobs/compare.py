@@ -1,43 +1,11 @@
-"""Set several evaluations side by side: `python jobs/compare.py reports=[URI,URI] output=URI`."""
+"""Set several evaluations side by side: the same as `dermray compare`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
-from dermray import entry, storage
-from dermray.config import load
-from dermray.evaluate.comparison import HTML_NAME, CompareConfig
-from dermray.evaluate.comparison import run as compare
-
-DESCRIPTION = (
-    "Differences of models that were evaluated on the same samples, with paired 95 % intervals and p-values; writes "
-    "comparison.json and comparison.html."
-)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and run."""
-    return run(load(CompareConfig, argv, prog="jobs/compare.py", description=DESCRIPTION))
-
-
-def run(config: CompareConfig) -> int:
-    """Compare under an MLflow run, save the pages, print the headline."""
-    from dermray import tracking
-
-    name = config.run_name or f"compare {' and '.join(storage.name_of(uri) for uri in config.reports)}"
-    with tracking.run(config.tracking, kind="compare", name=name, resolved=config) as current:
-        found = compare(config)
-        found.save(config.output)
-        for uri in config.reports:
-            current.log_artifact("input", "report", uri, storage.sha256(storage.join(uri, "report.json")))
-        current.log_metrics(found.metrics())
-        current.log_folder(config.output, "comparison")
-    for line in found.headline():
-        print(line)
-    print(f"comparison: {storage.join(storage.normalise(config.output), HTML_NAME)}")
-    return 0
-
+from dermray import entry
+from dermray.commands.compare import main
 
 if __name__ == "__main__":
     sys.exit(entry.run_job(main))

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import Field
 
-from dermray import entry, storage
+from dermray import entry, scales, storage
 from dermray.config import ClusterConfig, Config, TrackingConfig, load
 from dermray.errors import DermRayError
 
@@ -53,7 +53,7 @@ class Demo:
         """Run every stage and print what was made."""
         started = time.monotonic()
         self._stage("1/6 draw the corpus", "half a minute", self.synthesize)
-        self._stage("2/6 prepare it with Ray Data", "half a minute", self.prepare)
+        self._stage("2/6 prepare it on Ray", "half a minute", self.prepare)
         self._stage("3/6 pretrain a tiny CLIP with Ray Train", "5 minutes", self.pretrain)
         self._stage("4/6 evaluate on held-out images", "a minute", self.evaluate)
         self._stage("5/6 register in MLflow", "some seconds", self.register)
@@ -132,7 +132,7 @@ class Demo:
         self.figures["zero_shot_accuracy"] = accuracy["value"]
         self.figures["zero_shot_accuracy_low"] = accuracy["low"]
         self.figures["zero_shot_accuracy_high"] = accuracy["high"]
-        for direction in ("image_to_text", "text_to_image"):
+        for direction in scales.RETRIEVAL_WAYS:
             for k in (1, 5, 10):
                 value = tasks["retrieval"]["metrics"][f"{direction}_R@{k}"]["value"]
                 self.figures[f"{direction}_R_at_{k}"] = value
@@ -151,18 +151,20 @@ class Demo:
         """Bring the registered model up on a free port, ask it about one held-out photograph, take it down."""
         import httpx
         from ray import serve
+        from ray.serve.config import HTTPOptions
 
         sys.path.insert(0, str(ROOT))
         from serve.app import build
+        from serve.command import start_serve, stop_serve
 
         port = _free_port()
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        start_serve(HTTPOptions(host="127.0.0.1", port=port))
         try:
             serve.run(build({"model": f"models:/{MODEL_NAME}@champion"}), name="demo")
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
                 self._ask(client)
         finally:
-            serve.shutdown()
+            stop_serve()
 
     def _ask(self, client: Any) -> None:
         image, condition = self._held_out_image()
@@ -204,7 +206,7 @@ class Demo:
             f"zero-shot top-1         {f['zero_shot_accuracy']:.1%} "
             f"(95 % interval {f['zero_shot_accuracy_low']:.1%} to {f['zero_shot_accuracy_high']:.1%})"
         )
-        for direction in ("image_to_text", "text_to_image"):
+        for direction in scales.RETRIEVAL_WAYS:
             ranks = "  ".join(f"R@{k} {f[f'{direction}_R_at_{k}']:.1%}" for k in (1, 5, 10))
             print(f"{direction.replace('_', ' '):<23} {ranks}")
         print(f"request latency         {f['request_latency_ms_p50']:.0f} ms (median over HTTP)")

@@ -1,40 +1,11 @@
-"""Index embeddings for search: `python jobs/index.py embeddings=URI output=URI`."""
+"""Index embeddings for search: the same as `dermray index`."""
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Sequence
 
-from dermray import entry, storage
-from dermray.config import load
-from dermray.index.settings import IndexConfig
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; see `--help`."""
-    config = load(
-        IndexConfig,
-        argv,
-        prog="jobs/index.py",
-        description="Make the index behind /v1/search from what jobs/embed.py wrote.",
-    )
-    from dermray import tracking
-    from dermray.index.vectors import build
-
-    name = config.run_name or f"index {storage.name_of(config.embeddings)}"
-    with tracking.run(config.tracking, kind="index", name=name, resolved=config) as current:
-        started = time.monotonic()
-        done = build(config.embeddings, config.output, exact_below=config.exact_below)
-        seconds = time.monotonic() - started
-        current.set_tags({"model_digest": done.maker.model_digest, "index_digest": done.digest})
-        current.log_metrics({"images": done.images.num_vectors, "recall_at_10": done.images.recall_at_10})
-    for kind, side in (("images", done.images), ("captions", done.texts)):
-        if side is not None:
-            print(f"{side.num_vectors:,} {kind}: {side.method}, recall@10 {side.recall_at_10:.3f}")
-    print(f"index of {seconds:.0f} s: {config.output}")
-    return 0
-
+from dermray import entry
+from dermray.commands.index import main
 
 if __name__ == "__main__":
     sys.exit(entry.run_job(main))

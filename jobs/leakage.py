@@ -1,57 +1,11 @@
-"""Find evaluation images in a training corpus: `python jobs/leakage.py corpus=URI against=[URI,URI] output=URI`."""
+"""Find evaluation images in a training corpus: the same as `dermray leakage`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
-from dermray import entry, storage
-from dermray.config import load
-from dermray.prepare.leakage_settings import LeakageConfig
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; see `--help`."""
-    config = load(
-        LeakageConfig,
-        argv,
-        prog="jobs/leakage.py",
-        description="Find samples of evaluation corpora that resemble training samples; writes a report with pictures.",
-    )
-    return run(config)
-
-
-def run(config: LeakageConfig) -> int:
-    """Search under an MLflow run, write the report and say what came of it."""
-    from dermray import cluster, tracking
-    from dermray.corpus.manifest import Manifest
-    from dermray.prepare import leakage_report
-    from dermray.prepare.leakage import check_inputs, find_leakage
-
-    check_inputs(config)
-    cluster.connect(config.cluster)
-    name = config.run_name or f"leakage {storage.name_of(config.corpus)}"
-    with tracking.run(config.tracking, kind="leakage", name=name, resolved=config) as current:
-        leakage = find_leakage(config, say=_say)
-        current.log_corpus(config.corpus, Manifest.load(config.corpus), context="training")
-        # A run has each data set once, so the training corpus keeps its context when one of its splits is evaluated.
-        for uri in dict.fromkeys(part.uri for part in config.parts() if part.uri != config.corpus):
-            current.log_corpus(uri, Manifest.load(uri), context="evaluation")
-        document = leakage_report.write(config, leakage)
-        current.log_metrics(leakage_report.metrics(document))
-        current.log_folder(config.output, "report")
-    _say(
-        f"{document['num_evaluation_samples_found']:,} of {document['num_evaluation_samples']:,} evaluation samples "
-        f"resemble {document['training']['num_samples_found']:,} of {document['training']['num_samples']:,} training "
-        f"samples within {config.max_distance} bits"
-    )
-    _say(f"report: {storage.join(config.output, leakage_report.HTML)}")
-    return 0
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
+from dermray import entry
+from dermray.commands.leakage import main
 
 if __name__ == "__main__":
     sys.exit(entry.run_job(main))

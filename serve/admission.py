@@ -1,4 +1,4 @@
-"""What every request passes before and after its route: token, size and time limits, headers, metrics, last resort.
+"""What every request passes before and after its route: origin, size and time limits, headers, metrics, last resort.
 
 A client that goes away takes its request with it: the route is cancelled, and what waits for a batch is dropped.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dermray.printable import printable
 from dermray.serving import ServedModel
 from serve.auth import Access
 from serve.catalogue import Catalogue
@@ -34,9 +36,14 @@ CONTENT_SECURITY_POLICY = "; ".join(
         "base-uri 'none'",
         "form-action 'none'",
         "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
     ]
 )
+# Of a path, and of each end of a long traceback.
+LOGGED_CHARS = 500
+TRACE_CHARS = 4000
 SECURITY_HEADERS = {
+    "Cache-Control": "no-store",
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -145,6 +152,15 @@ def body_too_large(limit_bytes: int) -> Refusal:
     return too_large("the request body is too large", f"{limit_bytes / 2**20:.0f} MB")
 
 
+def _without_long_texts(error: Exception) -> Exception:
+    """The error itself, or one that shows the ends of what it says where that, or what led to it, is long."""
+    trace = "".join(traceback.format_exception(error))
+    if len(trace) <= 2 * TRACE_CHARS:
+        return error
+    shown = f"{trace[:TRACE_CHARS]}\n… {len(trace) - 2 * TRACE_CHARS:,} characters …\n{trace[-TRACE_CHARS:]}"
+    return RuntimeError(shown)
+
+
 class Admission:
     """ASGI middleware around the whole application."""
 
@@ -176,7 +192,7 @@ class Admission:
     async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
         try:
             headers = Headers(scope=scope)
-            self._access.check(scope["path"], headers.get("authorization", ""))
+            self._access.origins.check(scope["method"], headers)
             self._check_announced_size(headers)
             async with asyncio.timeout(self._limits.request_timeout_s):
                 await exchange.run(self._app, scope)
@@ -185,8 +201,10 @@ class Admission:
         except TimeoutError:
             message = f"no answer within {self._limits.request_timeout_s:g} s"
             await self._refuse(scope, exchange, Refusal(504, message, code="deadline_exceeded", retry=True))
-        except Exception:
-            logger.exception("%s %s failed", scope["method"], scope["path"])
+        except Exception as error:
+            # What is logged passes the redaction, which takes its time for long texts: an error may hold a whole body.
+            method, path = (printable(scope[key][:LOGGED_CHARS]) for key in ("method", "path"))
+            logger.error("%s %s failed", method, path, exc_info=_without_long_texts(error))
             message = "the server failed on this request; its log says why"
             await self._refuse(scope, exchange, Refusal(500, message, code="internal_error"))
 

@@ -1,13 +1,16 @@
 """`serve run serve.app:build model=URI [key=value …]`, from the repository root.
 
 `build` checks its arguments and finds the models before anything starts; then the deployments come up: `gateway`
-(HTTP) and one `encoder` a model (replicated and batched), or `gateway` alone with `single_process=true`.
+(HTTP, two of them) and one `encoder` a model (replicated and batched), or `gateway` alone with `single_process=true`;
+and `rollout`, where a model follows an alias.
 `serve/config.yaml` is the same for `serve deploy`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -16,48 +19,95 @@ from ray import serve
 from ray.serve.config import BackpressureConfig
 from ray.serve.handle import DeploymentHandle
 
-from dermray import storage
+from dermray import redaction, storage
 from dermray.errors import ConfigError, DermRayError
 from dermray.index import VectorIndex
+from dermray.progress import busy
 from dermray.serving import ModelSource, locate
+from dermray.serving.gate import Check
+from serve import command, following
 from serve.auth import Access
 from serve.catalogue import Catalogue, Fleet, Served, Slot
+from serve.ending import Draining, Ending
+from serve.engine import max_ongoing
 from serve.errors import RETRY_AFTER_S
+from serve.following import GATEWAY, AskedChanges, Follower, scrape_all_gateways
+from serve.origins import Origins
+from serve.ports import bound_address, require_first
 from serve.replica import EncoderReplica, LocalFleet, ReplicaFleet
-from serve.rollout import Rollout, load_ontology
+from serve.rollout import load_ontology
 from serve.routes import create_app
 from serve.settings import ServeArgumentError, ServeConfig, parse_arguments
 
 REGISTRY_PREFIX = "models:/"
 MAX_GATEWAY_REQUESTS = 1024
-# How soon a replica that died is replaced.
+# How soon a replica that died is seen, and how long one may take to say that it is there. Serve asks three times before
+# it replaces one that hangs.
 HEALTH_CHECK_PERIOD_S = 2.0
+HEALTH_CHECK_TIMEOUT_S = 5.0
+# Beyond the time that a request may take, before a replica that is to go is killed.
+GRACE_S = 5.0
+GRACEFUL_LOOK_S = 0.2
 
 
 @serve.ingress()
 class Gateway:
-    """The HTTP side: one process that speaks for all encoder replicas, or one of several with encoders inside."""
+    """The HTTP side: one of several processes that speak for all encoder replicas, or have encoders inside."""
 
     # Ray Serve awaits an ingress's constructor, which mypy does not know of.
     async def __init__(  # type: ignore[misc]
-        self, sources: tuple[ModelSource, ...], settings: ServeConfig, access: Access, *encoders: DeploymentHandle
+        self,
+        sources: tuple[ModelSource, ...],
+        settings: ServeConfig,
+        access: Access,
+        rollout: DeploymentHandle | None,
+        *encoders: DeploymentHandle,
     ) -> None:
-        access.require_safe_host(_bound_host())
-        fleets: list[Fleet] = [ReplicaFleet(one) for one in encoders] or [LocalFleet(settings) for _ in sources]
-        slots = [await _slot(fleet, source) for fleet, source in zip(fleets, sources, strict=True)]
-        catalogue = Catalogue(slots)
+        redaction.install()
+        host, port = bound_address()
+        access = access.listening_on(host)
+        require_first(port)
+        self._local = {} if encoders else {source.name: LocalFleet(settings) for source in sources}
+        fleets: dict[str, Fleet] = dict(self._local) or {
+            source.name: ReplicaFleet(handle) for source, handle in zip(sources, encoders, strict=True)
+        }
+        follower = Follower(rollout, fleets) if rollout is not None else None
+        standings = await follower.begin() if follower is not None else {}
+        current = [standings[source.name].current if source.name in standings else source for source in sources]
+        slots = {source.name: await _slot(fleets[source.name], source) for source in current}
+        catalogue = Catalogue(list(slots.values()))
         index = await asyncio.to_thread(VectorIndex.load, settings.index) if settings.index else None
         if index is not None:
             index.require_model(catalogue.default.model.digest, catalogue.default.model.preprocessing_digest)
-        rollouts = _rollouts(settings, slots, fleets)
-        every_s = settings.rollout.poll_s
+        changes = {name: AskedChanges(follower, name) for name in standings} if follower is not None else {}
         # Kept, because the event loop itself keeps no hold on its tasks.
-        self._polls = [asyncio.create_task(one.poll(every_s)) for one in rollouts.values() if every_s]
-        self._app = create_app(catalogue, settings.limits, access=access, index=index, rollouts=rollouts)
+        self._following = asyncio.create_task(follower.follow(slots)) if follower is not None else None
+        self._ending = Ending()
+        self._app = create_app(
+            catalogue, settings.limits, access=access, index=index, rollouts=changes, scrape=scrape_all_gateways
+        )
+        self._app.add_middleware(Draining, ending=self._ending)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve once the constructor has run."""
         return self._app
+
+    async def examine(self, source: ModelSource) -> list[Check]:
+        """See `Engines.examine`; for the versions of encoders inside."""
+        return await self._local[source.name].examine(source)
+
+    async def scrape(self) -> tuple[str, bytes]:
+        """The id of this replica, and its own counters as Prometheus text."""
+        return serve.get_replica_context().replica_id.unique_id, self._app.state.service.render_metrics()
+
+    async def finish(self, within_s: float) -> int:
+        """Take no more requests, and wait for those that have begun; returns how many are left."""
+        return await self._ending.finish(within_s)
+
+    async def check_health(self) -> None:
+        """Ray Serve replaces the replica when this raises or hangs."""
+        for fleet in self._local.values():
+            await fleet.check()
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -67,10 +117,15 @@ def build(args: dict[str, Any]) -> serve.Application:
         ServeArgumentError: an argument is wrong or a model is not there, in one line.
     """
     settings = parse_arguments(args)
+    # Not on stdout, where `serve build` writes its YAML.
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    say(f"dermray: looking for {settings.model} …")
     try:
+        command.attend(settings, GATEWAY)
         # Read here and handed on as digests: a replica's environment may be another one.
-        access = Access.load(settings.auth)
-        sources = find_models(settings)
+        access = Access.load(settings.auth, Origins(settings.allowed_hosts, settings.cors))
+        with busy(f"dermray: looking for {settings.model}", say):
+            sources = find_models(settings)
         _record(sources, settings)
     except DermRayError as error:
         raise ServeArgumentError(str(error)) from error
@@ -109,27 +164,40 @@ def find_model(settings: ServeConfig) -> ModelSource:
 
 def application(sources: tuple[ModelSource, ...], settings: ServeConfig, access: Access) -> serve.Application:
     """The deployments, bound together."""
-    gateway = serve.deployment(Gateway, name="gateway")
-    if settings.single_process:
-        # The engine refuses before Ray would, in the shape of all refusals.
-        options = _scaling(settings) | {"max_ongoing_requests": MAX_GATEWAY_REQUESTS}
-        return gateway.options(ray_actor_options=_resources(settings), **options).bind(sources, settings, access)
-    # A replica takes more requests than one batch holds, so that the next batch fills during a forward pass.
-    max_ongoing = max(16, 2 * settings.max_batch_size)
     encoder = serve.deployment(EncoderReplica).options(
-        max_ongoing_requests=max_ongoing,
-        max_queued_requests=settings.limits.queued_requests,
-        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        max_ongoing_requests=max_ongoing(settings),
+        # Each gateway has a queue of its own.
+        max_queued_requests=-(-settings.limits.queued_requests // settings.num_gateways),
         ray_actor_options=_resources(settings),
+        **_health(settings),
         **_scaling(settings),
     )
     encoders = [
         encoder.options(name="encoder" if number == 1 else f"encoder-{number}").bind(source, settings)
-        for number, source in enumerate(sources, 1)
+        for number, source in enumerate(() if settings.single_process else sources, 1)
     ]
-    return gateway.options(max_ongoing_requests=MAX_GATEWAY_REQUESTS, ray_actor_options={"num_cpus": 0}).bind(
-        sources, settings, access, *encoders
+    # The engine, or the encoders, refuse before Ray would, in the shape of all refusals.
+    gateway = serve.deployment(Gateway, name=GATEWAY).options(
+        max_ongoing_requests=MAX_GATEWAY_REQUESTS, **_health(settings)
     )
+    if settings.single_process:
+        gateway = gateway.options(ray_actor_options=_resources(settings), **_scaling(settings))
+    else:
+        gateway = gateway.options(ray_actor_options={"num_cpus": 0}, num_replicas=settings.num_gateways)
+    rollout = following.deployment(sources, settings, encoders, _health(settings))
+    return gateway.bind(sources, settings, access, rollout, *encoders)
+
+
+def _health(settings: ServeConfig) -> dict[str, Any]:
+    """How soon a replica is missed, and how long one that is to go may finish what it has begun."""
+    return {
+        "health_check_period_s": HEALTH_CHECK_PERIOD_S,
+        "health_check_timeout_s": HEALTH_CHECK_TIMEOUT_S,
+        "graceful_shutdown_timeout_s": settings.limits.request_timeout_s + GRACE_S,
+        "graceful_shutdown_wait_loop_s": GRACEFUL_LOOK_S,
+        # A line a request is in the log file of Serve's proxy; figures are in /metrics.
+        "logging_config": {"enable_access_log": False},
+    }
 
 
 def _scaling(settings: ServeConfig) -> dict[str, Any]:
@@ -173,29 +241,3 @@ def _record(sources: tuple[ModelSource, ...], settings: ServeConfig) -> None:
 
 async def _slot(fleet: Fleet, source: ModelSource) -> Slot:
     return Slot(Served(await fleet.start(source), load_ontology(source), source))
-
-
-def _rollouts(settings: ServeConfig, slots: list[Slot], fleets: list[Fleet]) -> dict[str, Rollout]:
-    """One for each model that was asked for by an alias, by the model's name."""
-    uris = (settings.model, *settings.models)
-    followed = [number for number, uri in enumerate(uris) if uri.startswith(REGISTRY_PREFIX) and "@" in uri]
-    if not followed:
-        return {}
-    from serve.registry import MlflowRegistry
-
-    registry = MlflowRegistry(settings)
-    return {
-        slots[number].current.model.name: Rollout(slots[number], fleets[number], registry, uris[number])
-        for number in followed
-    }
-
-
-def _bound_host() -> str | None:
-    """The address that Serve's HTTP side listens on; None when Ray does not say, which counts as everywhere."""
-    try:
-        # There is no public way to ask from inside a replica.
-        from ray.serve.context import _get_global_client
-
-        return str(_get_global_client().http_config.host)
-    except (ImportError, AttributeError, RuntimeError):
-        return None

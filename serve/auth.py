@@ -1,31 +1,41 @@
 """Who may ask: bearer tokens from the environment or files, compared in constant time.
 
-Without any token the service answers on loopback alone. Tokens are kept as SHA-256 digests; neither the configuration
-nor a log ever holds one.
+Every route says whom it is for (`GuardedRoute`), whatever its path is called. Without any token the service answers
+on loopback alone, and nobody administers. Tokens are kept as SHA-256 digests; neither the configuration nor a log ever
+holds one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
 
 from dermray import storage
 from dermray.errors import ConfigError, StorageError
 from serve.errors import Refusal
+from serve.origins import LOOPBACK_ALONE, Origins, is_loopback
 from serve.settings import AuthConfig
 
 TOKENS_VARIABLE = "DERMRAY_SERVE_TOKENS"
 ADMIN_TOKENS_VARIABLE = "DERMRAY_SERVE_ADMIN_TOKENS"
 MIN_TOKEN_CHARS = 16
-# What probes and browsers fetch before they can know a token; nothing of a model's answers is among it.
-OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz"})
-OPEN_FOLDER = "/assets/"
-ADMIN_FOLDER = "/v1/admin/"
 _BEARER = "bearer "
+
+
+class Audience(Enum):
+    """Whom a route is for."""
+
+    EVERYBODY = "everybody"
+    USERS = "users"
+    ADMINISTRATORS = "administrators"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +44,21 @@ class Access:
 
     tokens: tuple[bytes, ...] = ()
     admin_tokens: tuple[bytes, ...] = ()
+    origins: Origins = LOOPBACK_ALONE
 
     @classmethod
-    def load(cls, config: AuthConfig) -> Access:
+    def load(cls, config: AuthConfig, origins: Origins = LOOPBACK_ALONE) -> Access:
         """Read the configured files and the environment.
 
         Raises:
             ConfigError: a file is missing, or a token is too short.
         """
-        return cls(
-            _digests(config.token_file, TOKENS_VARIABLE), _digests(config.admin_token_file, ADMIN_TOKENS_VARIABLE)
-        )
+        tokens = _digests(config.token_file, TOKENS_VARIABLE)
+        return cls(tokens, _digests(config.admin_token_file, ADMIN_TOKENS_VARIABLE), origins)
 
     @property
     def is_open(self) -> bool:
-        """Nobody needs a token."""
+        """Nobody needs a token to ask."""
         return not self.tokens and not self.admin_tokens
 
     def require_safe_host(self, host: str | None) -> None:
@@ -63,31 +73,69 @@ class Access:
                 "auth.token_file, or bind http_options.host to 127.0.0.1"
             )
 
-    def check(self, path: str, authorization: str) -> None:
+    def listening_on(self, host: str | None) -> Access:
+        """The same at an address: beyond loopback, every address of the machine is one of ours.
+
+        Raises:
+            ConfigError: as `require_safe_host`.
+        """
+        self.require_safe_host(host)
+        return replace(self, origins=replace(self.origins, any_address=not is_loopback(host)))
+
+    def check(self, audience: Audience, authorization: str) -> None:
         """Let a request pass or refuse it.
 
         Raises:
-            Refusal: 401 without a known token, 403 for a token that may not administer.
+            Refusal: 401 without a known token, 403 for one that may not administer.
         """
-        if self.is_open or path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
+        if audience is Audience.EVERYBODY or (audience is Audience.USERS and self.is_open):
             return
         given = authorization[len(_BEARER) :].strip() if authorization[: len(_BEARER)].lower() == _BEARER else ""
         digest = _digest(given)
         may_administer = _among(digest, self.admin_tokens)
-        if not (_among(digest, self.tokens) or may_administer):
+        if not (_among(digest, self.tokens) or may_administer or self.is_open):
             raise Refusal(401, "send Authorization: Bearer with a token of this service", code="invalid_api_key")
-        if path.startswith(ADMIN_FOLDER) and not may_administer:
-            raise Refusal(403, "this token may ask, but not administer", code="not_an_administrator")
+        if audience is Audience.ADMINISTRATORS and not may_administer:
+            message = "this token may ask, but not administer"
+            if not self.admin_tokens:
+                message = (
+                    "nobody administers this service: start it with a token in "
+                    f"{ADMIN_TOKENS_VARIABLE} or auth.admin_token_file"
+                )
+            raise Refusal(403, message, code="not_an_administrator")
 
 
-def is_loopback(host: str | None) -> bool:
-    """Whether a server bound to `host` can be reached from its own machine alone."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return False
+class GuardedRoute(APIRoute):
+    """A route that asks for a token before anything of the request is read; for administrators, if not said."""
+
+    audience = Audience.ADMINISTRATORS
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request that matched, or refuse it."""
+        authorise(scope, self.audience)
+        await super().handle(scope, receive, send)
+
+
+class OpenRoute(GuardedRoute):
+    """What probes and browsers fetch before they can know a token; nothing of a model's answers is among it."""
+
+    audience = Audience.EVERYBODY
+
+
+class UserRoute(GuardedRoute):
+    """What a token of any kind opens."""
+
+    audience = Audience.USERS
+
+
+def authorise(scope: Scope, audience: Audience) -> None:
+    """Check a request's token by the application's `Access`.
+
+    Raises:
+        Refusal: as `Access.check`.
+    """
+    access: Access = scope["app"].state.access
+    access.check(audience, Headers(scope=scope).get("authorization", ""))
 
 
 def _among(digest: bytes, known: Iterable[bytes]) -> bool:

@@ -7,7 +7,7 @@ torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,8 +64,20 @@ class Annotated:
     rejection: Rejection | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What a model says of one image by itself: float32 arrays by name; or why the image was rejected."""
+
+    values: Mapping[str, np.ndarray]
+    timing: Timing
+    rejection: Rejection | None = None
+
+
 class Backend(Protocol):
-    """A served model. Every method may raise `serve.errors.Refusal` (429, 503) when it cannot answer now."""
+    """A served model; routes ask only what is in `model.answers`.
+
+    Every method may raise `serve.errors.Refusal` (429, 503) when it cannot answer now.
+    """
 
     @property
     def model(self) -> ServedModel:
@@ -82,6 +94,9 @@ class Backend(Protocol):
 
     async def annotate(self, image: bytes, concepts: Sequence[str]) -> Annotated:
         """Presence of concepts, all of which have published terms, in one encoded image."""
+
+    async def predict(self, image: bytes) -> Predicted:
+        """What a model whose kind predicts says of one encoded image."""
 
     async def probe(self) -> None:
         """Return when the model has just answered a question of our own; raise otherwise."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dermray.corpus.ontology import Ontology
+from dermray.models.kinds import IN_WORDS, Answer
 from dermray.serving import ModelSource, ServedModel
-from dermray.serving.gate import Check
 from serve.backend import Backend
 from serve.errors import Refusal
 
@@ -18,13 +18,6 @@ class Fleet(Protocol):
 
     async def start(self, source: ModelSource) -> Backend:
         """Load a version and return what answers with it."""
-
-    async def examine(self, source: ModelSource) -> list[Check]:
-        """Load a version everywhere and say what it shows; see `dermray.serving.gate`.
-
-        Raises:
-            Refusal: 503 when that is not possible just now.
-        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +33,29 @@ class Served:
         """Its identity."""
         return self.backend.model
 
+    def require(self, *answers: Answer) -> None:
+        """Refuse a question that models of this kind do not answer.
+
+        Raises:
+            Refusal: 422; says what the model gives.
+        """
+        missing = [answer for answer in answers if answer not in self.model.answers]
+        if missing:
+            gives = ", ".join(IN_WORDS[one] for one in IN_WORDS if one in self.model.answers)
+            raise Refusal(
+                422,
+                f"model: {self.model.name} is of the kind {self.model.kind} and gives no {IN_WORDS[missing[0]]}, which "
+                f"this needs; it gives {gives}",
+                code="not_answered",
+                param="model",
+            )
+
 
 class Slot:
-    """One served model. Requests that have begun keep the version they began with; `follow` is one assignment."""
+    """One served model. Requests that have begun keep the version they began with; a change is one assignment."""
 
     def __init__(self, served: Served) -> None:
         self.current = served
-        self.previous: Served | None = None
-
-    def follow(self, served: Served) -> None:
-        """Let another version answer from now on."""
-        self.current, self.previous = served, self.current
 
 
 class Catalogue:

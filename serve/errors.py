@@ -91,6 +91,8 @@ def from_details(details: Sequence[Mapping[str, Any]]) -> Refusal:
         message = f"{param}: no such field"
     else:
         message = f"{param}: {first['msg']}" if param else first["msg"]
+    if first["type"] == "token_numbers":
+        return Refusal(400, message, code="token_numbers", param=param)
     if len(details) > 1:
         message += f" (and {len(details) - 1} more)"
     return Refusal(422, message, code="invalid_field", param=param)

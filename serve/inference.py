@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
@@ -14,16 +14,18 @@ from fastapi.responses import JSONResponse, Response
 
 from dermray.corpus.ontology import Ontology
 from dermray.index import Hit, VectorIndex
-from dermray.serving import ServedModel, roll_up
+from dermray.serving import RankedClass, ServedModel, roll_up
 from serve import payload, uploads
 from serve.admission import model_headers
 from serve.backend import Rejection, Timing
+from serve.bodies import QuestionRoute
 from serve.catalogue import Catalogue, Served
 from serve.errors import Refusal
 from serve.metrics import Metrics
 from serve.page import Page
-from serve.rollout import Rollout
+from serve.rollout import Changes
 from serve.schemas import (
+    DEFAULT_HITS,
     ClassifyRequest,
     ClassifyResponse,
     ConceptsRequest,
@@ -32,6 +34,8 @@ from serve.schemas import (
     EmbeddingsResponse,
     ErrorResponse,
     ModelIdentity,
+    PredictRequest,
+    PredictResponse,
     SearchRequest,
     SearchResponse,
 )
@@ -47,7 +51,12 @@ class Service:
     metrics: Metrics
     page: Page
     index: VectorIndex | None = None
-    rollouts: dict[str, Rollout] = field(default_factory=dict)
+    rollouts: dict[str, Changes] = field(default_factory=dict)
+    scrape: Callable[[], Awaitable[bytes]] | None = None
+
+    def render_metrics(self) -> bytes:
+        """What this process has counted."""
+        return self.metrics.render(served.model for served in self.catalogue.served)
 
 
 async def _service(request: Request) -> Service:
@@ -60,16 +69,18 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "unusable image, empty or overlong text, no or bad class list, wrong dimension",
         401: "no or an unknown token",
+        403: "a page of another site may not ask",
         404: "no such model here",
         413: "body or list of inputs too large",
         415: "neither JSON nor a form",
-        422: "the body does not fit its schema; the message names the field",
+        421: "the Host header names no host of this service",
+        422: "the body does not fit its schema, or the model answers no such question; the message says which",
         429: "the queue is full; try again after Retry-After seconds",
         503: "the model cannot answer now; try again after Retry-After seconds",
         504: "no answer within the time limit",
     }.items()
 }
-router = APIRouter(prefix="/v1", responses=ERRORS, tags=["inference"])
+router = APIRouter(prefix="/v1", route_class=QuestionRoute, responses=ERRORS, tags=["inference"])
 
 
 @router.post("/embeddings", response_model=EmbeddingsResponse, summary="Texts and images to unit vectors")
@@ -81,7 +92,11 @@ async def embeddings(body: EmbeddingsRequest, service: ServiceDep) -> Response:
     if body.dimensions is not None and body.dimensions != model.embedding_dim:
         message = f"dimensions: this model makes vectors of {model.embedding_dim}, not {body.dimensions}"
         raise Refusal(400, message, code="unsupported_dimensions", param="dimensions")
-    inputs = payload.split_inputs(body, service.limits)
+    inputs = await asyncio.to_thread(payload.split_inputs, body, service.limits)
+    if inputs.images:
+        served.require("images")
+    if inputs.texts:
+        served.require("texts")
     embedded = await served.backend.embed(inputs.images, inputs.texts)
     if embedded.rejections:
         raise _rejected(embedded.rejections[0], body, inputs.order)
@@ -111,22 +126,17 @@ async def classify(request: Request, service: ServiceDep) -> Response:
     started_s = time.perf_counter()
     body, image = await uploads.read(request, ClassifyRequest, service.limits)
     served = service.catalogue.find(body.model)
-    labels = payload.choose_labels(body, served.model.classes, served.ontology, service.limits)
-    templates = payload.choose_templates(body, service.limits)
+    served.require("images", "texts")
+    own_classes, tree = served.model.classes, served.ontology
+    # What texts of others cost is computed beside the event loop, here and below.
+    labels = await asyncio.to_thread(payload.choose_labels, body, own_classes, tree, service.limits)
+    templates = await asyncio.to_thread(payload.choose_templates, body, service.limits)
     classified = await served.backend.classify(image, labels, templates)
     if classified.rejection is not None:
         raise _unusable(classified.rejection, "image")
     service.metrics.observe_items(served.model, 1, 0, classified.timing)
-    tree = served.ontology
-    content = {
-        "object": "classification",
-        "ranking": [
-            {"label": one.label, "probability": one.probability, "logit": one.logit, "path": _path(tree, one.label)}
-            for one in classified.ranking
-        ],
-        "hierarchy": [asdict(node) for node in roll_up(classified.ranking, tree)] if tree is not None else [],
-        "logit_scale": served.model.logit_scale,
-    }
+    content = await asyncio.to_thread(_classification, classified.ranking, tree)
+    content["logit_scale"] = served.model.logit_scale
     return _answer(content, served.model, classified.timing, started_s)
 
 
@@ -141,12 +151,34 @@ async def concepts(request: Request, service: ServiceDep) -> Response:
     started_s = time.perf_counter()
     body, image = await uploads.read(request, ConceptsRequest, service.limits)
     served = service.catalogue.find(body.model)
-    annotated = await served.backend.annotate(image, payload.choose_concepts(body.concepts))
+    served.require("images", "texts")
+    asked = await asyncio.to_thread(payload.choose_concepts, body.concepts)
+    annotated = await served.backend.annotate(image, asked)
     if annotated.rejection is not None:
         raise _unusable(annotated.rejection, "image")
     service.metrics.observe_items(served.model, 1, 0, annotated.timing)
     content = {"object": "concepts", "concepts": [asdict(one) for one in annotated.concepts]}
     return _answer(content, served.model, annotated.timing, started_s)
+
+
+@router.post(
+    "/predict",
+    response_model=PredictResponse,
+    summary="What a model predicts of one image by itself",
+    openapi_extra=uploads.body_schema(PredictRequest),
+)
+async def predict(request: Request, service: ServiceDep) -> Response:
+    """Of models whose kind predicts; what each array means, the kind says. JSON with a data URI, or multipart."""
+    started_s = time.perf_counter()
+    body, image = await uploads.read(request, PredictRequest, service.limits)
+    served = service.catalogue.find(body.model)
+    served.require("predictions")
+    predicted = await served.backend.predict(image)
+    if predicted.rejection is not None:
+        raise _unusable(predicted.rejection, "image")
+    service.metrics.observe_items(served.model, 1, 0, predicted.timing)
+    values = await asyncio.to_thread(lambda: {name: one.tolist() for name, one in predicted.values.items()})
+    return _answer({"object": "prediction", "prediction": values}, served.model, predicted.timing, started_s)
 
 
 @router.post(
@@ -159,19 +191,21 @@ async def search(body: SearchRequest, service: ServiceDep) -> Response:
     """Text to images, image to images, and either to captions, over the loaded index."""
     started_s = time.perf_counter()
     served = service.catalogue.find(body.model)
-    index = _usable_index(service.index, served, body.target)
+    target, k = body.target or "image", body.k or DEFAULT_HITS
+    index = _usable_index(service.index, served, target)
     if (body.query is None) == (body.image is None):
         raise Refusal(400, "send query or image, one of them", code="conflict", param="query")
-    images = [payload.decode_data_uri(body.image, "image")] if body.image is not None else []
+    served.require("texts" if body.image is None else "images")
+    images = [await asyncio.to_thread(payload.decode_data_uri, body.image, "image")] if body.image is not None else []
     texts = [body.query] if body.query is not None else []
     for text in texts:
-        payload.check_text(text, "query", service.limits)
+        await asyncio.to_thread(payload.check_query, text, service.limits)
     embedded = await served.backend.embed(images, texts)
     if embedded.rejections:
         raise _unusable(embedded.rejections[0], "image")
     service.metrics.observe_items(served.model, len(images), len(texts), embedded.timing)
     vector = (embedded.images if images else embedded.texts)[0]
-    hits = await asyncio.to_thread(index.search, vector, body.k, body.target)
+    hits = await asyncio.to_thread(index.search, vector, k, target)
     content = {"object": "list", "data": [_hit(one) for one in hits], "index": index.digest}
     return _answer(content, served.model, embedded.timing, started_s)
 
@@ -222,6 +256,18 @@ def _rejected(rejection: Rejection, body: EmbeddingsRequest, order: Sequence[tup
 
 def _unusable(rejection: Rejection, param: str) -> Refusal:
     return Refusal(400, f"{param}: {rejection.message}", code=rejection.reason, param=param)
+
+
+def _classification(ranking: Sequence[RankedClass], tree: Ontology | None) -> dict[str, Any]:
+    """A ranking as it is answered, with what the tree says of its classes."""
+    return {
+        "object": "classification",
+        "ranking": [
+            {"label": one.label, "probability": one.probability, "logit": one.logit, "path": _path(tree, one.label)}
+            for one in ranking
+        ],
+        "hierarchy": [asdict(node) for node in roll_up(ranking, tree)] if tree is not None else [],
+    }
 
 
 def _path(ontology: Ontology | None, label: str) -> list[str] | None:

@@ -5,9 +5,12 @@ Stages inside an encoder replica travel with each answer (`backend.Timing`), so 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from dermray.serving import ServedModel
 from serve.backend import Timing
@@ -82,3 +85,24 @@ class Metrics:
             identity = (model.name, model.version or "", model.alias or "", model.digest, model.preprocessing_digest)
             self._models.labels(*identity).set(1)
         return generate_latest(self._registry)
+
+
+def merged(texts: Mapping[str, bytes]) -> bytes:
+    """The counters of several gateways in one text, each with the label `gateway`; `texts` are theirs by name."""
+    registry = CollectorRegistry()
+    registry.register(_Merged(texts))
+    return generate_latest(registry)
+
+
+@dataclass(eq=False)
+class _Merged(Collector):
+    texts: Mapping[str, bytes]
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, Metric] = {}
+        for gateway, text in self.texts.items():
+            for family in text_string_to_metric_families(text.decode()):
+                whole = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    whole.add_sample(sample.name, sample.labels | {"gateway": gateway}, sample.value)
+        yield from families.values()

@@ -9,15 +9,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dermray.corpus import spelling
 from dermray.corpus.ontology import Ontology, display_names
 from dermray.errors import ConfigError
 from dermray.evaluate import benchmarks
-from dermray.serving import concept_names
+from dermray.serving import concept_names, num_prompts
+from dermray.serving.classifier import PROMPT_CHARS
+from serve import stray_images
 from serve.errors import Refusal, too_large
 from serve.schemas import ClassifyRequest, EmbeddingsRequest
 from serve.settings import LimitsConfig
 
 IMAGE_PREFIX = "data:image/"
+# No class is written in so many letters and also in another spelling: a longer one is compared as it stands.
+FOLDED_CHARS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +38,11 @@ def decode_data_uri(text: str, param: str) -> bytes:
     """The bytes of `data:image/…;base64,…`. What they hold is the decoder's business.
 
     Raises:
-        Refusal: 400 when it is a link, another kind of data URI, or not base64.
+        Refusal: 400 when it is a link, a path, another kind of data URI, or not base64.
     """
     head, comma, payload = text.partition(",")
-    if text[:8].lower().startswith(("http://", "https://", "file://", "s3://")):
-        raise Refusal(
-            400, f"{param}: links are not fetched; send the image as data:image/…;base64,…", code="url", param=param
-        )
     if not comma or not head.lower().startswith(IMAGE_PREFIX) or not head.lower().endswith(";base64"):
-        raise Refusal(400, f"{param}: an image is sent as data:image/…;base64,…", code="invalid_data_uri", param=param)
+        stray_images.refuse_as_image(text, param)
     try:
         return base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError):
@@ -71,6 +72,8 @@ def split_inputs(request: EmbeddingsRequest, limits: LimitsConfig) -> Inputs:
             inputs.order.append((True, len(inputs.images)))
             inputs.images.append(decode_data_uri(value, param))
         else:
+            if request.modality is None:
+                stray_images.refuse(value, param)
             check_text(value, param, limits)
             inputs.order.append((False, len(inputs.texts)))
             inputs.texts.append(value)
@@ -93,9 +96,23 @@ def check_text(text: str, param: str, limits: LimitsConfig) -> None:
         raise Refusal(400, message, code="invalid_text", param=param)
 
 
+def check_query(text: str, limits: LimitsConfig) -> None:
+    """A text to search for.
+
+    Raises:
+        Refusal: 400, as `check_text`, and for an image in another dress.
+    """
+    stray_images.refuse(text, "query", advice="into the field image")
+    check_text(text, "query", limits)
+
+
 def is_unicode(text: str) -> bool:
     """False for a text that JSON escapes can make and UTF-8 cannot hold."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def choose_labels(
@@ -104,13 +121,14 @@ def choose_labels(
     """The classes to rank: those given, a benchmark's, the leaves below an ontology node, or the model's own.
 
     Raises:
-        Refusal: 400 when there are none, too many, a blank or a repeated one, an unknown node or benchmark.
+        Refusal: 400 when there are none, too many, too long, a blank or a repeated one, an unknown node or benchmark.
     """
     given = [name for name in ("labels", "benchmark", "ontology") if getattr(request, name) is not None]
     if len(given) > 1:
         raise Refusal(400, f"send {' or '.join(given)}, not both", code="conflict", param=given[1])
     if request.labels is not None:
-        return _check_labels(request.labels, limits)
+        own = tuple(own_classes)
+        return own if tuple(request.labels) == own else _check_labels(request.labels, request.templates, limits)
     if request.benchmark is not None:
         return _benchmark(request.benchmark).classes
     if request.ontology is not None:
@@ -173,38 +191,63 @@ def check_templates(given: Sequence[str] | None, limits: LimitsConfig) -> tuple[
     return tuple(given)
 
 
-def encode_vector(vector: np.ndarray, encoding_format: str) -> list[float] | str:
+def encode_vector(vector: np.ndarray, encoding_format: str | None) -> list[float] | str:
     """A vector as JSON numbers, or as the base64 of its little-endian float32 bytes."""
     if encoding_format == "base64":
         return base64.b64encode(np.ascontiguousarray(vector, dtype="<f4").tobytes()).decode("ascii")
     return [float(value) for value in vector]
 
 
-def _check_labels(labels: Sequence[str], limits: LimitsConfig) -> tuple[str, ...]:
+def check_cost(labels: Sequence[str], templates: Sequence[str], limits: LimitsConfig) -> None:
+    """Refuse a class list whose classifier takes more than `limits.prompts`, by the lengths of its texts alone.
+
+    Raises:
+        Refusal: 400.
+    """
+    cost = num_prompts(labels, templates)
+    if cost > limits.prompts:
+        message = (
+            f"labels: {len(labels):,} classes in {len(templates)} templates make {cost:,} prompts, each counted once "
+            f"for every {PROMPT_CHARS} characters begun; the limit is {limits.prompts:,}"
+        )
+        raise Refusal(400, message, code="too_many_prompts", param="labels")
+
+
+def _check_labels(labels: Sequence[str], templates: Sequence[str] | None, limits: LimitsConfig) -> tuple[str, ...]:
     if not labels:
         raise Refusal(400, "labels: send at least one class", code="no_labels", param="labels")
     _check_count(len(labels), "labels", limits)
+    if templates is None or len(templates) <= limits.templates:
+        # Without templates the model has at least one of its own, of which the encoder knows more.
+        check_cost(labels, templates or ("",), limits)
     names = [label.strip() for label in labels]
     for index, name in enumerate(names):
         check_text(name, f"labels.{index}", limits)
-    seen: set[str] = set()
+    seen: dict[str, int] = {}
     for index, name in enumerate(names):
-        if name in seen:
-            message = f"labels.{index}: {name[:80]!r} is listed twice"
+        # One class for all ways to spell it, as in a corpus.
+        folded = spelling.spelling(spelling.key(name)) if len(name) <= FOLDED_CHARS else ""
+        first = seen.setdefault(folded or name, index)
+        if first != index:
+            other = "" if names[first] == name else f", before as {names[first][:80]!r}"
+            message = f"labels.{index}: {name[:80]!r} is listed twice{other}"
             raise Refusal(400, message, code="duplicate_label", param=f"labels.{index}")
-        seen.add(name)
     return tuple(names)
 
 
 def _leaves_below(text: str, ontology: Ontology | None, limits: LimitsConfig) -> tuple[str, ...]:
     if ontology is None:
         raise Refusal(400, "no ontology is served here: send labels", code="no_ontology", param="ontology")
+    check_text(text, "ontology", limits)
     node = ontology.resolve(text)
     if node is None:
         message = f"ontology: {text[:80]!r} is not a node of the served ontology"
         raise Refusal(400, message, code="unknown_node", param="ontology")
     leaves = set(ontology.leaves())
     below = [name for name in (node, *ontology.descendants(node)) if name in leaves]
+    if not below:
+        message = f"ontology: every leaf that may be below {node[:80]!r} may be elsewhere too: send labels"
+        raise Refusal(400, message, code="no_labels", param="ontology")
     _check_count(len(below), "ontology", limits)
     return display_names(below)
 

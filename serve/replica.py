@@ -12,18 +12,20 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from dermray.errors import ModelError
+from dermray import redaction
+from dermray.errors import DermRayError, ModelError
 from dermray.serving import ModelSource, ServedModel
 from dermray.serving.gate import Check
-from serve.backend import Annotated, Backend, Classified, Embedded
+from serve.backend import Annotated, Backend, Classified, Embedded, Predicted
 from serve.engine import Engine
 from serve.errors import Refusal, unavailable
 from serve.settings import ServeConfig
 
 # The version that answers, the one before it (for a roll-back), and one more while it is examined.
 MAX_VERSIONS = 3
-# An engine that has answered nobody for so long is asked by the health check.
+# An engine that has answered nobody for so long is asked by the health check, and by a readiness probe.
 QUIET_S = 10.0
+FRESH_S = 2.0
 
 
 class Engines:
@@ -62,19 +64,19 @@ class Engines:
             return [Check("loads", False, str(error))]
 
     async def check(self) -> None:
-        """Ask every loaded version that has not answered lately.
+        """Ask every loaded version that has not answered lately; returns soon, whatever they have to do.
 
         Raises:
-            ModelError: one gives no usable answer.
+            ModelError: one gives no usable answer, or none for as long as a request may take.
         """
-        for engine in list(self._loaded.values()):
-            await engine.check(QUIET_S)
+        await asyncio.gather(*(engine.check_soon(QUIET_S) for engine in list(self._loaded.values())))
 
 
 class EncoderReplica:
     """One process with a copy of the model: what a Serve handle reaches."""
 
     async def __init__(self, source: ModelSource, settings: ServeConfig) -> None:  # type: ignore[misc]
+        redaction.install()
         self._engines = Engines(settings)
         await self._engines.of(source)
 
@@ -96,9 +98,13 @@ class EncoderReplica:
         """See `Backend.annotate`."""
         return await (await self._engines.of(source)).annotate(image, concepts)
 
+    async def predict(self, source: ModelSource, image: bytes) -> Predicted:
+        """See `Backend.predict`."""
+        return await (await self._engines.of(source)).predict(image)
+
     async def probe(self, source: ModelSource) -> None:
         """See `Backend.probe`."""
-        await (await self._engines.of(source)).probe()
+        await (await self._engines.of(source)).check(FRESH_S)
 
     async def examine(self, source: ModelSource) -> list[Check]:
         """See `Engines.examine`."""
@@ -110,8 +116,8 @@ class EncoderReplica:
 
 
 @contextlib.contextmanager
-def _faults_are_refusals() -> Iterator[None]:
-    """What a handle may raise, as the 429 or 503 that it means for a client."""
+def faults_are_refusals() -> Iterator[None]:
+    """What a handle may raise, as the 429 or 503 that it means, or as the error of ours that it carries."""
     try:
         yield
     except BackPressureError:
@@ -122,7 +128,7 @@ def _faults_are_refusals() -> Iterator[None]:
     except RayTaskError as error:
         if isinstance(error.cause, ModelError):
             raise unavailable("the model gives no usable answer") from error
-        if isinstance(error.cause, Refusal):
+        if isinstance(error.cause, (Refusal, DermRayError)):
             raise error.cause from None
         raise
 
@@ -152,12 +158,16 @@ class ReplicaBackend:
         """See `Backend.annotate`."""
         return await self._ask("annotate", image, concepts)
 
+    async def predict(self, image: bytes) -> Predicted:
+        """See `Backend.predict`."""
+        return await self._ask("predict", image)
+
     async def probe(self) -> None:
         """See `Backend.probe`."""
         await self._ask("probe")
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
-        with _faults_are_refusals():
+        with faults_are_refusals():
             response = getattr(self._handle, method).remote(self._source, *arguments)
             try:
                 return await response
@@ -175,7 +185,7 @@ class ReplicaFleet:
 
     async def start(self, source: ModelSource) -> Backend:
         """Have a version loaded and return what answers with it."""
-        with _faults_are_refusals():
+        with faults_are_refusals():
             return ReplicaBackend(self._handle, source, await self._handle.describe.remote(source))
 
     async def examine(self, source: ModelSource) -> list[Check]:
@@ -184,7 +194,7 @@ class ReplicaFleet:
         Raises:
             Refusal: 503 when a replica dies meanwhile, or there is none just now.
         """
-        with _faults_are_refusals():
+        with faults_are_refusals():
             reports = await self._handle.broadcast("examine", source).results_async()
         if not reports:
             raise unavailable("the model is restarting")
@@ -204,6 +214,10 @@ class LocalFleet:
     async def examine(self, source: ModelSource) -> list[Check]:
         """Load and examine a version."""
         return await self._engines.examine(source)
+
+    async def check(self) -> None:
+        """See `Engines.check`."""
+        await self._engines.check()
 
 
 @contextlib.contextmanager
@@ -240,7 +254,12 @@ class LocalBackend:
         with _damage_is_unavailable():
             return await self._engine.annotate(image, concepts)
 
+    async def predict(self, image: bytes) -> Predicted:
+        """See `Backend.predict`."""
+        with _damage_is_unavailable():
+            return await self._engine.predict(image)
+
     async def probe(self) -> None:
         """See `Backend.probe`."""
         with _damage_is_unavailable():
-            await self._engine.probe()
+            await self._engine.check(FRESH_S)

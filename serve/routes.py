@@ -6,28 +6,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Receive, Scope, Send
 
 import dermray
 from dermray.errors import DermRayError
 from dermray.index import VectorIndex
 from serve import inference
 from serve.admission import Admission
-from serve.auth import Access
+from serve.auth import Access, Audience, GuardedRoute, OpenRoute, UserRoute, authorise
 from serve.catalogue import Catalogue, Served
 from serve.errors import Refusal, from_validation, respond, unavailable
 from serve.inference import ERRORS, Service, ServiceDep, identity
 from serve.metrics import Metrics
 from serve.page import Page
-from serve.rollout import Outcome, Rollout
+from serve.rollout import Changes, Outcome
 from serve.schemas import ErrorResponse, Health, ModelCard, ModelsResponse, RolloutCheck, RolloutResponse
 from serve.settings import LimitsConfig
 
@@ -41,7 +43,18 @@ CHANGES: dict[int | str, dict[str, Any]] = {
     **{status: ERRORS[status] for status in (401, 404, 503)},
     403: {"model": ErrorResponse, "description": "the token may ask, but not administer"},
 }
-router = APIRouter()
+READABLE_HEADERS = [
+    "Retry-After",
+    "Server-Timing",
+    "X-DermRay-Model",
+    "X-DermRay-Model-Alias",
+    "X-DermRay-Model-Digest",
+    "X-DermRay-Model-Version",
+    "X-DermRay-Preprocessing-Digest",
+]
+open_routes = APIRouter(route_class=OpenRoute)
+user_routes = APIRouter(route_class=UserRoute)
+administration = APIRouter(prefix="/v1/admin", route_class=GuardedRoute, responses=CHANGES, tags=["administration"])
 
 
 def create_app(
@@ -50,7 +63,8 @@ def create_app(
     *,
     access: Access | None = None,
     index: VectorIndex | None = None,
-    rollouts: Mapping[str, Rollout] | None = None,
+    rollouts: Mapping[str, Changes] | None = None,
+    scrape: Callable[[], Awaitable[bytes]] | None = None,
 ) -> FastAPI:
     """The whole HTTP application over the models of `catalogue`."""
     metrics = Metrics()
@@ -58,16 +72,34 @@ def create_app(
         title="DermRay",
         version=dermray.__version__,
         description=DESCRIPTION,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
     )
-    app.state.service = Service(catalogue, limits, metrics, Page.load(), index, dict(rollouts or {}))
-    app.include_router(router)
-    app.include_router(inference.router)
+    access = access or Access()
+    app.state.access = access
+    app.state.service = Service(catalogue, limits, metrics, Page.load(), index, dict(rollouts or {}), scrape)
+    for router in (open_routes, user_routes, administration, inference.router):
+        app.include_router(router)
+    app.router.default = _nothing_here
     app.add_exception_handler(HTTPException, _answer_refusal)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
-    app.add_middleware(Admission, catalogue=catalogue, limits=limits, access=access or Access(), metrics=metrics)
+    app.add_middleware(Admission, catalogue=catalogue, limits=limits, access=access, metrics=metrics)
+    if access.origins.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.origins.cors,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=READABLE_HEADERS,
+        )
     return app
+
+
+async def _nothing_here(scope: Scope, receive: Receive, send: Send) -> None:
+    """No route has the path; who may not ask is not told so."""
+    authorise(scope, Audience.USERS)
+    raise HTTPException(404)
 
 
 async def _answer_refusal(request: Request, error: Exception) -> Response:
@@ -81,25 +113,33 @@ async def _answer_invalid(request: Request, error: Exception) -> Response:
     return await _answer_refusal(request, from_validation(error))
 
 
-@router.get("/", include_in_schema=False)
+@open_routes.get("/", include_in_schema=False)
 async def page(request: Request, service: ServiceDep) -> Response:
     """The web page."""
     return service.page.answer("index.html", request)
 
 
-@router.get("/docs", include_in_schema=False)
+@open_routes.get("/docs", include_in_schema=False)
 async def reference(request: Request, service: ServiceDep) -> Response:
     """The API reference, drawn from `/openapi.json` without any outside resource."""
     return service.page.answer("docs.html", request)
 
 
-@router.get("/assets/{name}", include_in_schema=False)
+@open_routes.get("/openapi.json", include_in_schema=False)
+async def specification(request: Request) -> JSONResponse:
+    """The OpenAPI document, with the prefix that the service is mounted under."""
+    document = request.app.openapi()
+    prefix = request.scope.get("root_path", "").rstrip("/")
+    return JSONResponse(document | {"servers": [{"url": prefix}]} if prefix else document)
+
+
+@open_routes.get("/assets/{name}", include_in_schema=False)
 async def asset(name: str, request: Request, service: ServiceDep) -> Response:
     """A file of the web page."""
     return service.page.answer(f"assets/{name}", request)
 
 
-@router.get(
+@user_routes.get(
     "/v1/models",
     response_model=ModelsResponse,
     responses={401: ERRORS[401]},
@@ -111,30 +151,30 @@ async def models(service: ServiceDep) -> ModelsResponse:
     return ModelsResponse(data=[_card(served, service.index) for served in service.catalogue.served])
 
 
-@router.post(
-    "/v1/admin/models/{name}/refresh",
+@administration.post(
+    "/models/{name}/refresh",
     response_model=RolloutResponse,
-    responses=CHANGES,
-    tags=["administration"],
     summary="Look at the registry's alias now, and follow it when the version passes",
 )
 async def refresh(name: str, service: ServiceDep) -> RolloutResponse:
-    """Also tries a version again that was refused. No request is dropped, whatever comes of it."""
+    """For an administrator's token. Also tries a version again that was refused.
+
+    No request is dropped, whatever comes of it.
+    """
     try:
         return _outcome(await _rollout(service, name).look(again=True))
     except DermRayError as error:
         raise unavailable(f"the registry cannot be asked: {error}") from error
 
 
-@router.post(
-    "/v1/admin/models/{name}/rollback",
+@administration.post(
+    "/models/{name}/rollback",
     response_model=RolloutResponse,
-    responses=CHANGES | {409: {"model": ErrorResponse, "description": "no earlier version is known"}},
-    tags=["administration"],
+    responses={409: {"model": ErrorResponse, "description": "no earlier version is known"}},
     summary="Let the version before answer again",
 )
 async def rollback(name: str, service: ServiceDep) -> RolloutResponse:
-    """Moves the registry's alias back too, so that it stays.
+    """For an administrator's token. Moves the registry's alias back too, so that it stays.
 
     Takes effect at once, or, after a restart, once the version that answered before it has been loaded and examined.
     """
@@ -144,13 +184,13 @@ async def rollback(name: str, service: ServiceDep) -> RolloutResponse:
         raise unavailable(f"/v1/models tells which version answers; the registry failed: {error}") from error
 
 
-@router.get("/healthz", response_model=Health, tags=["health"], summary="Is the process up?")
+@open_routes.get("/healthz", response_model=Health, tags=["health"], summary="Is the process up?")
 async def healthz() -> Health:
     """Answers without asking a model."""
     return Health(status="ok")
 
 
-@router.get(
+@open_routes.get(
     "/readyz",
     response_model=Health,
     responses={503: ERRORS[503]},
@@ -167,7 +207,7 @@ async def readyz(service: ServiceDep) -> Health:
     return Health(status="ready")
 
 
-@router.get(
+@user_routes.get(
     "/metrics",
     responses={401: ERRORS[401]},
     tags=["health"],
@@ -176,7 +216,7 @@ async def readyz(service: ServiceDep) -> Health:
 )
 async def metrics(service: ServiceDep) -> Response:
     """Requests, failures by code, latencies, stages inside the encoders, batch sizes."""
-    text = service.metrics.render(served.model for served in service.catalogue.served)
+    text = await service.scrape() if service.scrape is not None else service.render_metrics()
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
@@ -190,13 +230,15 @@ def _card(served: Served, index: VectorIndex | None) -> ModelCard:
         context_length=model.context_length,
         parameters=model.parameters,
         logit_scale=model.logit_scale,
+        kind=model.kind,
+        answers=sorted(model.answers),
         classes=list(model.classes),
         model_info=identity(model),
         can_search=index is not None and index.fits(model.digest, model.preprocessing_digest),
     )
 
 
-def _rollout(service: Service, name: str) -> Rollout:
+def _rollout(service: Service, name: str) -> Changes:
     rollout = service.rollouts.get(name)
     if rollout is None:
         message = f"{name[:80]!r} does not follow an alias of the registry"

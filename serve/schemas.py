@@ -6,15 +6,39 @@ image data URIs are NV-CLIP's. Unknown fields are refused by name.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 # A dark square on skin colour, 16 x 16 pixels, so that the examples are requests that can be sent as they are.
 EXAMPLE_IMAGE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAABAAAAAQAQMAAAAlPW0iAAAABlBMVEXWqpRgOjAiEpLMAAAAFElEQV"
     "R42mNgQAXsD5gYGJARGgAAHSAA8hMsgPUAAAAASUVORK5CYII="
 )
+DEFAULT_HITS = 10
+
+
+def _texts(value: Any) -> Any:
+    """Pass a text or a list of texts, and say of anything else what it is, in one error whatever its size."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise PydanticCustomError("no_text", "send a text or an image, or a list of them")
+    wrong = next((position for position, one in enumerate(value) if not isinstance(one, str)), None)
+    if wrong is None:
+        return value
+    one = value[wrong][0] if isinstance(value[wrong], list) and value[wrong] else value[wrong]
+    if isinstance(one, int) and not isinstance(one, bool):
+        raise PydanticCustomError(
+            "token_numbers",
+            "token numbers mean nothing to this model: send texts (LangChain: check_embedding_ctx_length=False)",
+        )
+    raise PydanticCustomError("no_text", "item {position} is no text", {"position": wrong})
+
+
+# The first item that is none ends the look at a list.
+Texts = Annotated[list[str], Field(fail_fast=True)]
 
 
 class Request(BaseModel):
@@ -36,14 +60,16 @@ class EmbeddingsRequest(Request):
         }
     )
 
-    input: str | list[str] = Field(description="one text or image, or a list of them")
+    input: Annotated[str | list[str], BeforeValidator(_texts)] = Field(
+        description="one text or image, or a list of them"
+    )
     model: str | None = Field(None, description="a name from /v1/models; empty: the model served here")
-    encoding_format: Literal["float", "base64"] = Field(
-        "float", description="base64: the vector's little-endian float32 bytes"
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="empty: float; base64: the vector's little-endian float32 bytes"
     )
     dimensions: int | None = Field(None, description="the model's own dimension, or empty")
     modality: Literal["text", "image"] | None = Field(
-        None, description="what the inputs are; empty: a string that starts with data:image/ is an image"
+        None, description="what the inputs are; empty: an image if it starts with data:image/, else words"
     )
     user: str | None = Field(None, description="accepted for compatibility, neither used nor kept")
 
@@ -67,14 +93,14 @@ class ClassifyRequest(ImageRequest):
         }
     )
 
-    labels: list[str] | None = Field(None, description="classes to rank; empty: the model's own list")
+    labels: Texts | None = Field(None, description="classes to rank; empty: the model's own list")
     benchmark: str | None = Field(
         None, description="rank the classes of this published benchmark, by its prompts if it has any"
     )
     ontology: str | None = Field(
         None, description="rank the leaves below this node of the served ontology, instead of labels"
     )
-    templates: list[str] | None = Field(None, description="prompts with {} for the class; empty: the published eight")
+    templates: Texts | None = Field(None, description="prompts with {} for the class; empty: the published eight")
 
 
 class ConceptsRequest(ImageRequest):
@@ -84,7 +110,13 @@ class ConceptsRequest(ImageRequest):
         json_schema_extra={"examples": [{"image": EXAMPLE_IMAGE, "concepts": ["plaque", "scale", "erythema"]}]}
     )
 
-    concepts: list[str] | None = Field(None, description="concepts with published terms; empty: all of them")
+    concepts: Texts | None = Field(None, description="concepts with published terms; empty: all of them")
+
+
+class PredictRequest(ImageRequest):
+    """One image for a model that predicts by itself."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"image": EXAMPLE_IMAGE}]})
 
 
 class SearchRequest(Request):
@@ -101,8 +133,8 @@ class SearchRequest(Request):
 
     query: str | None = Field(None, description="a text; or send image")
     image: str | None = Field(None, description="an image as a data URI; or send query")
-    target: Literal["image", "text"] = Field("image", description="find images, or captions")
-    k: int = Field(10, ge=1, le=100, description="how many")
+    target: Literal["image", "text"] | None = Field(None, description="find images (also if empty), or captions")
+    k: int | None = Field(None, ge=1, le=100, description=f"how many; empty: {DEFAULT_HITS}")
     model: str | None = Field(None, description="a name from /v1/models; it must be the model that made the index")
 
 
@@ -148,7 +180,9 @@ class RankedLabel(BaseModel):
     label: str
     probability: Annotated[float, Field(ge=0, le=1)]
     logit: float = Field(description="the model's logit scale times the cosine of image and class")
-    path: list[str] | None = Field(None, description="the class in the served ontology, from below the root")
+    path: Texts | None = Field(
+        None, description="what is above the class on all its paths in the served ontology, and its node last"
+    )
 
 
 class RolledUpNode(BaseModel):
@@ -187,6 +221,15 @@ class ConceptsResponse(BaseModel):
     model_info: ModelIdentity
 
 
+class PredictResponse(BaseModel):
+    """What a model of a kind that predicts says of one image."""
+
+    object: Literal["prediction"] = "prediction"
+    prediction: dict[str, Any] = Field(description="numbers, or nested lists of them, by name; the model's kind says")
+    model: str
+    model_info: ModelIdentity
+
+
 class SearchHit(BaseModel):
     """One neighbour."""
 
@@ -218,7 +261,11 @@ class ModelCard(BaseModel):
     image_size: int
     context_length: int
     parameters: int
-    logit_scale: float
+    logit_scale: float | None = Field(description="null of a model that takes no texts")
+    kind: str = Field(description="clip, image_encoder, or one that an installed package brings")
+    answers: list[Literal["images", "texts", "predictions"]] = Field(
+        description="vectors of images, vectors of texts (and so classes, concepts, search by words), /v1/predict"
+    )
     classes: list[str] = Field(description="ranked when a request names none; may be empty")
     model_info: ModelIdentity
     can_search: bool = Field(description="an index made by this model is loaded")

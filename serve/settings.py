@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import click
-import yaml
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from dermray import config
 from dermray.config import Config, TrackingConfig
 from dermray.errors import ConfigError
+from dermray.printable import printable
+
+Lowercase = AfterValidator(str.lower)
+HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,253}$|^[0-9A-Fa-f:.]{2,45}$"), Lowercase]
+Origin = Annotated[str, StringConstraints(pattern=r"^[Hh][Tt][Tt][Pp][Ss]?://[^/?#@\s]{1,261}$"), Lowercase]
 
 
 class LimitsConfig(Config):
@@ -23,6 +27,10 @@ class LimitsConfig(Config):
     items: int = Field(32, ge=1, description="most inputs of one embeddings request (413)")
     labels: int = Field(1000, ge=1, description="most candidate classes of one classify request (400)")
     templates: int = Field(32, ge=1, description="most prompt templates of one classify request (400)")
+    prompts: int = Field(
+        8000, ge=1, description="most labels x templates of one classify request; every 256 characters count (400)"
+    )
+    pending_classifiers: int = Field(8, ge=1, description="class lists that one encoder prepares at a time (429)")
     text_chars: int = Field(8192, ge=1, description="longest text, label or template, in characters (400)")
     queued_requests: int = Field(256, ge=1, description="requests that may wait for the encoders (429)")
     request_timeout_s: float = Field(60.0, gt=0, description="time one request may take, in seconds (504)")
@@ -74,11 +82,21 @@ class ServeConfig(Config):
     max_replicas: int | None = Field(
         None, ge=1, description="replicas added while requests queue, up to this many; empty: always num_replicas"
     )
+    port: int | None = Field(
+        None, ge=1, le=65535, description="port of `serve run`, on loopback; empty: 8000; a file has http_options.port"
+    )
+    num_gateways: int = Field(2, ge=1, description="HTTP replicas, so that one may die; not with single_process")
     single_process: bool = Field(False, description="encoders inside the HTTP replicas: one hop fewer")
     num_cpus: float = Field(1.0, gt=0, description="CPUs of one encoder replica")
     num_gpus: float = Field(0.0, ge=0, description="GPUs of one encoder replica")
     decode_threads: int = Field(2, ge=1, description="threads that decode images in one encoder replica")
     classifier_cache: int = Field(64, ge=1, description="text classifiers that one replica keeps")
+    allowed_hosts: tuple[HostName, ...] = Field(
+        (), description="names that requests may call this service by, beside localhost and loopback addresses"
+    )
+    cors: tuple[Origin, ...] = Field(
+        (), description="pages elsewhere whose scripts may ask, as https://page.example; empty: none"
+    )
     limits: LimitsConfig = LimitsConfig()
     auth: AuthConfig = AuthConfig()
     rollout: RolloutConfig = RolloutConfig()
@@ -89,7 +107,7 @@ class ServeArgumentError(ConfigError, click.ClickException):
     """A bad argument: `serve run` prints it as one line; `serve status` shows it for a deployed config."""
 
     def __init__(self, message: str) -> None:
-        click.ClickException.__init__(self, f"serve.app: {message}")
+        click.ClickException.__init__(self, f"serve.app: {printable(message)}")
 
     def __reduce__(self) -> tuple[type[ServeArgumentError], tuple[str]]:
         return type(self), (self.message.removeprefix("serve.app: "),)
@@ -101,13 +119,8 @@ def parse_arguments(arguments: Mapping[str, Any]) -> ServeConfig:
     Raises:
         ServeArgumentError: an unknown key, a wrong value or no model, in one line that names the key.
     """
-    overrides = [f"{key}={_as_text(value)}" for key, value in arguments.items()]
     try:
-        return config.parse(ServeConfig, overrides)
+        return config.parse(ServeConfig, [], arguments)
     except ConfigError as error:
         # A builder has no command line of its own to ask for help.
         raise ServeArgumentError(str(error).replace("--help lists", "docs/serving.md lists")) from None
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).strip()

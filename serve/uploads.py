@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import json
 import sys
 from collections.abc import AsyncIterator
 from typing import Any, TypeVar
@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.formparsers import MultiPartException, MultiPartParser, parse_options_header
 from starlette.requests import Request
 
+from serve import bodies
 from serve.errors import Refusal, from_details
 from serve.payload import decode_data_uri
 from serve.schemas import ImageRequest
@@ -58,16 +59,15 @@ async def read(request: Request, request_class: type[RequestT], limits: LimitsCo
     if content_type == "multipart/form-data":
         return await _read_form(request, request_class, limits)
     if content_type == "application/json" or content_type.endswith("+json"):
-        body = _validate(request_class, await request.body())
-        return body, decode_data_uri(body.image, "image")
+        body = _validate(request_class, await request.json())
+        return body, await asyncio.to_thread(decode_data_uri, body.image, "image")
     message = "send application/json with the image as a data URI, or multipart/form-data with a file named image"
     raise Refusal(415, message, code="unsupported_media_type", param="Content-Type")
 
 
-def _validate(request_class: type[RequestT], body: bytes | dict[str, Any]) -> RequestT:
+def _validate(request_class: type[RequestT], body: dict[str, Any]) -> RequestT:
+    bodies.check_fields(len(body))
     try:
-        if isinstance(body, bytes):
-            return request_class.model_validate_json(body)
         return request_class.model_validate(body)
     except ValidationError as error:
         raise from_details(error.errors(include_url=False, include_context=False)) from None
@@ -82,12 +82,20 @@ async def _read_form(request: Request, request_class: type[RequestT], limits: Li
             message = "image: the form has no file field named image"
             raise Refusal(422, message, code="invalid_field", param="image")
         else:
-            data = decode_data_uri(image, "image")
-        return _validate(request_class, _form_fields(form)), data
+            data = await asyncio.to_thread(decode_data_uri, image, "image")
+        return await asyncio.to_thread(_from_form, request_class, form, limits), data
+
+
+def _from_form(request_class: type[RequestT], form: FormData, limits: LimitsConfig) -> RequestT:
+    return _validate(request_class, _form_fields(form, limits))
 
 
 @contextlib.asynccontextmanager
 async def _parsed_form(request: Request, limits: LimitsConfig) -> AsyncIterator[FormData]:
+    _, options = parse_options_header(request.headers["content-type"])
+    if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
+        # Python knows codecs that are none for texts, and some that fail in ways of their own.
+        raise Refusal(415, "send the form as UTF-8", code="unsupported_media_type", param="Content-Type")
     max_fields = limits.labels + limits.templates + _OTHER_FIELDS
     async with contextlib.aclosing(request.stream()) as stream:
         parser = _InMemory(request.headers, stream, max_files=1, max_fields=max_fields, max_part_size=MAX_FIELD_BYTES)
@@ -101,29 +109,29 @@ async def _parsed_form(request: Request, limits: LimitsConfig) -> AsyncIterator[
         await form.close()
 
 
-def _form_fields(form: FormData) -> dict[str, Any]:
+def _form_fields(form: FormData, limits: LimitsConfig) -> dict[str, Any]:
     """The form's fields by name; the image's own bytes stay aside."""
-    fields: dict[str, Any] = {"image": ""}
-    for name in form:
-        if name in IMAGE_FIELDS:
-            continue
-        values = form.getlist(name)
-        if name in LIST_FIELDS:
-            fields[name] = _text_list(name, values)
-        else:
-            fields[name] = values[-1]
-    return fields
+    sent: dict[str, list[UploadFile | str]] = {}
+    for name, value in form.multi_items():
+        if name not in IMAGE_FIELDS:
+            sent.setdefault(name, []).append(value)
+    fields = {
+        name: _text_list(name, values, limits) if name in LIST_FIELDS else values[-1] for name, values in sent.items()
+    }
+    return {"image": "", **fields}
 
 
-def _text_list(name: str, values: list[UploadFile | str]) -> list[UploadFile | str]:
+def _text_list(name: str, values: list[UploadFile | str], limits: LimitsConfig) -> list[Any]:
     """A field sent several times, or once with a JSON list, one text a line, or commas between labels."""
     if len(values) != 1 or not isinstance(values[0], str):
         return values
     text = values[0].strip()
     if text.startswith("["):
         try:
-            parsed = json.loads(text)
-        except (json.JSONDecodeError, RecursionError):
+            parsed = bodies.parse_value(text.encode(), limits)
+        except Refusal as refusal:
+            if refusal.status_code == 413:
+                raise
             message = f"{name}: starts like a JSON list but is none"
             raise Refusal(422, message, code="invalid_field", param=name) from None
         return parsed if isinstance(parsed, list) else [text]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,12 @@ settings.register_profile("dermray", deadline=None)
 settings.load_profile("dermray")
 
 ROOT = Path(__file__).resolve().parent.parent
+# What an installed package of somebody's own would bring: entry points, which lead into `tests`.
+INSTALLED = ROOT / "tests" / "installed"
+sys.path.append(str(INSTALLED))
 # Subprocesses and Ray workers import the source tree the tests belong to.
 os.environ["PYTHONPATH"] = os.pathsep.join(
-    [str(ROOT / "platform"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    [str(ROOT / "platform"), str(ROOT), str(INSTALLED), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 # Vectors that tests compute, and records that they have not delivered, do not stay with whoever runs them.
@@ -38,7 +42,7 @@ def ray_cluster() -> Iterator[None]:
     from dermray.config import ClusterConfig
 
     os.environ.pop("RAY_ADDRESS", None)
-    cluster.connect(ClusterConfig(num_cpus=4))
+    cluster.connect(ClusterConfig(num_cpus=4, dashboard=False))
     yield
     import ray
 

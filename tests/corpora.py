@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,7 @@ def write_prepared_corpus(
     broken: Collection[int] = (),
     unlabelled: Collection[int] = (),
     without_raw: Collection[int] = (),
+    draw: Callable[[int], bytes] | None = None,
 ) -> Manifest:
     """Write a prepared corpus of coloured patches with four conditions.
 
@@ -90,6 +91,7 @@ def write_prepared_corpus(
         broken: indices inside each split whose image bytes are no image.
         unlabelled: indices inside each split without labels.
         without_raw: indices inside each split without a raw caption.
+        draw: the encoded image of an index; None: a patch of its condition's colour.
     """
     sizes = {"train": num_samples, "val": num_samples // 2} if isinstance(num_samples, int) else num_samples
     (folder / "data").mkdir(parents=True)
@@ -99,7 +101,7 @@ def write_prepared_corpus(
             sample(
                 index,
                 split,
-                image=b"not an image" if index in broken else None,
+                image=b"not an image" if index in broken else None if draw is None else draw(index),
                 labelled=index not in unlabelled,
                 raw=index not in without_raw,
             )
@@ -150,4 +152,24 @@ def write_model(
     size = config["vision_cfg"]["image_size"]
     set_model_preprocess_cfg(model, vars(PreprocessCfg(size=size)))
     models.save(model, str(folder), model_cfg=config, provenance=provenance or {})
+    return folder
+
+
+def write_image_encoder(folder: Path, library: str) -> Path:
+    """Write a tiny image classifier with random weights as timm or transformers saves one."""
+    import torch
+
+    folder.mkdir(parents=True)
+    torch.manual_seed(0)
+    if library == "timm":
+        import timm
+        from timm.models import save_for_hf
+
+        save_for_hf(timm.create_model("test_vit", pretrained=False, num_classes=5), folder, safe_serialization=True)
+    else:
+        from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+        ViTForImageClassification(ViTConfig(image_size=32, patch_size=8, **sizes)).save_pretrained(folder)
+        ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     return folder

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from dermray.encoder import EncoderInfo
+from dermray.encoder_info import EncoderInfo
 from dermray.evaluate.features import Features
 from dermray.evaluate.samples import Samples
 

@@ -75,7 +75,7 @@ class Chain:
         return folder
 
     def register(self, model: Path, report: Path, name: str = "derm", **overrides: Any) -> str:
-        from jobs import register
+        from dermray.commands import register
 
         arguments = {
             "model": model,

@@ -7,6 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ray
+import ray.util
+from ray._raylet import PlacementGroupID
+from ray.util.placement_group import PlacementGroup
+
 from dermray.config import parse
 from dermray.train.pretrain import PretrainResult, pretrain
 from dermray.train.progress import StepRecord
@@ -89,3 +94,10 @@ def undisturbed(root: Path, num_workers: int) -> tuple[Path, PretrainResult, lis
     output = root / "pretraining" / f"undisturbed-{num_workers}"
     result, records = run(configured(root, output, f"num_workers={num_workers}"))
     return output, result, records
+
+
+def free_places() -> None:
+    """Give back what a controller had reserved that was ended while it started workers: Ray would at the job's end."""
+    for name, group in ray.util.placement_group_table().items():
+        if group["state"] != "REMOVED":
+            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))

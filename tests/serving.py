@@ -28,11 +28,13 @@ from dermray.errors import ImageError
 from dermray.index.embeddings import Embeddings, Maker, Part, images_table, part_file, texts_table, to_parquet
 from dermray.index.vectors import VectorIndex, build
 from dermray.serving import ConceptScore, ServedModel, locate, rank
-from serve.backend import Annotated, Classified, Embedded, Rejection, Timing
+from serve.backend import Annotated, Classified, Embedded, Predicted, Rejection, Timing
 from serve.catalogue import Catalogue, Served, Slot
 from serve.routes import create_app
 from serve.settings import LimitsConfig, ServeConfig
 
+# A host name that the service takes for its own; the test client's own one is not.
+LOCAL = "http://127.0.0.1"
 CLASSES = ("melanoma", "melanocytic nevus", "psoriasis", "acne vulgaris", "vitiligo")
 
 
@@ -138,6 +140,10 @@ class DummyBackend:
             return Annotated((), embedded.timing, embedded.rejections[0])
         return Annotated(tuple(ConceptScore(name, 0.5) for name in concepts), embedded.timing)
 
+    async def predict(self, image: bytes) -> Predicted:
+        """The vector of the digest by another name."""
+        return Predicted({"digest": self._vectors([image])[0]}, Timing())
+
     async def probe(self) -> None:
         """Fails when it was told to."""
         if self.failure is not None:
@@ -157,15 +163,28 @@ def _rejection(index: int, data: bytes) -> Rejection | None:
     return None
 
 
-def encoder_pids(deployment: str = "encoder") -> list[int]:
-    """Processes of a deployment's replicas on this machine."""
-    name = f"ServeReplica:dermray-test:{deployment}"
-    return [one.pid for one in psutil.process_iter(["cmdline"]) if name in " ".join(one.info["cmdline"] or ())]
+def replica_pids(deployment: str) -> list[int]:
+    """Processes of a deployment's replicas on this machine, the oldest first."""
+    return pids_of(f"ServeReplica:dermray-test:{deployment}")
+
+
+def pids_of(title: str) -> list[int]:
+    """Processes of the connected Ray cluster that are called so, the oldest first."""
+    import ray
+
+    cluster, found = ray.get_runtime_context().gcs_address, []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            # Behind the name stands what it is doing.
+            name = " ".join(process.cmdline()).partition(".")[0].strip()
+            if name == f"ray::{title}" and cluster in " ".join(process.parent().cmdline()):
+                found.append((process.create_time(), process.pid))
+    return [pid for _, pid in sorted(found)]
 
 
 def kill_encoder() -> int:
     """SIGKILL one encoder replica, the oldest; returns its process id, 0 when there is none."""
-    pids = sorted(encoder_pids())
+    pids = replica_pids("encoder")
     for pid in pids[:1]:
         os.kill(pid, signal.SIGKILL)
     return pids[0] if pids else 0
@@ -213,22 +232,24 @@ def listening(app: FastAPI) -> Iterator[str]:
 def running(**arguments: object) -> Iterator[str]:
     """A real Serve application on the connected Ray cluster; yields its base URL and stops it."""
     from ray import serve
+    from ray.serve.config import HTTPOptions
 
     from serve.app import build
+    from serve.command import start_serve, stop_serve
 
     port = free_port()
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    start_serve(HTTPOptions(host="127.0.0.1", port=port))
     try:
         serve.run(build(dict(arguments)), name="dermray-test", route_prefix="/")
         yield f"http://127.0.0.1:{port}"
     finally:
-        serve.shutdown()
+        stop_serve()
 
 
-def save_embeddings(folder: Path, *, num_parts: int = 1, rows: int = 40, dim: int = 8) -> np.ndarray:
+def save_embeddings(folder: Path, *, num_parts: int = 1, rows: int = 40, dim: int = 8, seed: int = 0) -> np.ndarray:
     """Embeddings of the dummy model over random unit vectors, as jobs/embed.py leaves them; returns the vectors."""
     maker = Maker(name="dummy", embedding_dim=dim, model_digest="d" * 64, preprocessing_digest="e" * 64)
-    vectors = np.random.default_rng(0).normal(size=(num_parts * rows, dim)).astype(np.float32)
+    vectors = np.random.default_rng(seed).normal(size=(num_parts * rows, dim)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     thumbnails = [b"jpeg %d" % number for number in range(len(vectors))]
     write_embeddings(folder, maker, vectors, thumbnails, rows=rows)
@@ -263,8 +284,11 @@ def write_embeddings(
         ids, captions = [f"sample-{i}" for i in span], [f"caption {i}" for i in span]
         own = vectors[start : start + rows]
         images = images_table(ids, own, captions, [["psoriasis"]] * rows, thumbnails[start : start + rows])
+        digests = {}
         for kind, table in (("images", images), ("texts", texts_table(ids, captions, own))):
-            storage.write_bytes(part_file(str(folder), kind, name), to_parquet(table, row_group_size=64))
-        parts.append(Part(name=name, num_images=rows, num_texts=rows, failures={}))
+            data = to_parquet(table, row_group_size=64)
+            storage.write_bytes(part_file(str(folder), kind, name), data)
+            digests[f"{kind}_sha256"] = hashlib.sha256(data).hexdigest()
+        parts.append(Part(name=name, num_images=rows, num_texts=rows, failures={}, **digests))
     manifest = Embeddings(maker=maker, corpus_uri="corpus", corpus_digest="c", content={}, parts=tuple(parts))
     storage.write_text(storage.join(str(folder), "embeddings.json"), manifest.model_dump_json())

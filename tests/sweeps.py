@@ -33,6 +33,8 @@ def sweep_config(folder: Path, *arguments: str) -> SweepConfig:
 class Notebook:
     """Stands for the sweep's ledger: keeps what is handed out, and writes the records that a ledger would."""
 
+    interrupted = False
+
     def __init__(self) -> None:
         self.records: dict[str, TrialRecord] = {}
         self.trials: dict[str, Trial] = {}

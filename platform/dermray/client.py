@@ -1,7 +1,8 @@
 """A small client of the serving endpoints: `Client("http://localhost:8000").classify("photo.jpg")`.
 
-Every question is free of side effects, so what may succeed a moment later is asked again: 429, 503, and connections
-that break.
+Every question is free of side effects, so what may succeed a moment later is asked again: 429, 503, connections that
+break, and a status from 500 up without an error of the service itself, which a proxy gives when the process that worked
+on the request has died.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import numpy as np
 from dermray.errors import ServiceError
 
 RETRIED_STATUSES = frozenset({429, 503})
+# The code of an answer that is not of the service: its errors are JSON and have codes of their own.
+NOT_OURS = "http_error"
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 # The server's own default limit on the inputs of one request.
@@ -103,6 +106,12 @@ class Client:
         body = {"image": data_uri(image), **_given({"concepts": concepts, "model": model})}
         return {one["concept"]: one["score"] for one in self._ask("POST", "/v1/concepts", body)["concepts"]}
 
+    def predict(self, image: Image, *, model: str | None = None) -> dict[str, np.ndarray]:
+        """What a model whose kind predicts says of an image: float32 arrays by name."""
+        body = {"image": data_uri(image), **_given({"model": model})}
+        prediction = self._ask("POST", "/v1/predict", body)["prediction"]
+        return {name: np.asarray(values, dtype=np.float32) for name, values in prediction.items()}
+
     def search(
         self,
         query: str | None = None,
@@ -136,7 +145,7 @@ class Client:
                 return error
             # Spread, so that many clients do not come back at the same moment.
             wait_s = max(wait_s or 0.0, pause_s * random.uniform(0.5, 1.5))
-            if error.status not in (0, *RETRIED_STATUSES) or time.monotonic() + wait_s > deadline_s:
+            if not _may_succeed_later(error) or time.monotonic() + wait_s > deadline_s:
                 raise error
             self._sleep(wait_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
@@ -168,10 +177,15 @@ def _given(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def _may_succeed_later(error: ServiceError) -> bool:
+    bare = error.status >= 500 and error.code == NOT_OURS
+    return bare or error.status in (0, *RETRIED_STATUSES)
+
+
 def _refusal(answer: httpx.Response) -> ServiceError:
     try:
         error = answer.json()["error"]
         return ServiceError(error["message"], status=answer.status_code, code=error["code"], param=error["param"])
     except (ValueError, KeyError, TypeError):
-        # Not ours: a proxy in between.
-        return ServiceError(f"HTTP status {answer.status_code}", status=answer.status_code, code="http_error")
+        # A proxy in between.
+        return ServiceError(f"HTTP status {answer.status_code}", status=answer.status_code, code=NOT_OURS)

@@ -11,15 +11,18 @@ import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar, cast
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic_core import PydanticUndefined
 
-from dermray import storage
-from dermray.errors import ConfigError
+from dermray import documents, keys, redaction, storage
+from dermray.documents import Scalar
+from dermray.errors import ConfigError, DocumentError
+from dermray.keys import Argument, Reader
 
 
 class Config(BaseModel):
@@ -39,15 +42,43 @@ class Config(BaseModel):
         return type(self) is type(other) and self.__dict__ == other.__dict__
 
     def to_yaml(self) -> str:
-        """The resolved tree as YAML that `--config` accepts."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """The resolved tree as YAML that `--config` accepts; secrets are hidden in it."""
+        return yaml.safe_dump(self.recorded(), sort_keys=False, allow_unicode=True)
+
+    def recorded(self, **selection: Any) -> dict[str, Any]:
+        """The tree as JSON values for records and reports, with secrets hidden.
+
+        Args:
+            selection: `include` and `exclude`, as `model_dump` takes them.
+        """
+        return cast(dict[str, Any], redaction.hidden(self.model_dump(mode="json", **selection)))
+
+    @classmethod
+    def prepared(cls, tree: Mapping[str, Any], reader: Reader) -> Mapping[str, Any]:
+        """The section as it was given, before its values are read; a section may read some by types of its own."""
+        return tree
 
 
 def _absolute(uri: str) -> str:
     if not uri:
         raise ValueError("must not be blank")
+    if redaction.holds_credentials(uri):
+        raise ValueError("must hold no user, password or signature; credentials come from the environment")
     return storage.normalise(uri)
 
+
+class Bearing(Enum):
+    """What a key of a training run has to do with the weights that come out; `dermray.train.trajectory` reads it."""
+
+    DECIDES = "decides"
+    LEAVES = "leaves"
+
+
+ValueT = TypeVar("ValueT")
+# Beside the key, in place of its type: another value gives other weights, or it does not (where things lie, how often
+# something is told, how numbers are rounded). A section that says so speaks for all of its keys.
+DecidesWeights = Annotated[ValueT, Bearing.DECIDES]
+LeavesWeights = Annotated[ValueT, Bearing.LEAVES]
 
 # A file or folder. Of a local one the path becomes absolute, since Ray's workers change directory.
 Uri = Annotated[str, AfterValidator(_absolute)]
@@ -79,6 +110,9 @@ class ClusterConfig(Config):
     num_cpus: int | None = Field(
         None, ge=1, description="logical CPUs of an own cluster; empty: twice the cores, since tasks wait for input"
     )
+    dashboard: bool = Field(
+        True, description="an own cluster has Ray's dashboard, on this machine's loopback; false: none"
+    )
     log_to_driver: bool = Field(False, description="true: show what Ray workers print (always in Ray's own log files)")
 
 
@@ -90,67 +124,96 @@ def load(config_class: type[ConfigT], argv: Sequence[str] | None = None, *, prog
 
     On a bad key, value or file it prints one line that names it and exits with code 2, so call it before
     anything expensive starts.
+
+    Args:
+        prog: the script that does the same: "jobs/prepare.py".
     """
+    called = _as_called(prog)
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" in arguments or "-h" in arguments:
-        print(help_text(config_class, prog=prog, description=description))
+        print(help_text(config_class, called=called, description=description))
         sys.exit(0)
     print_config = "--print-config" in arguments
     try:
         config = parse(config_class, [a for a in arguments if a != "--print-config"])
     except ConfigError as error:
-        refuse(prog, error)
+        refuse(called.removeprefix("python "), error)
     if print_config:
         print(config.to_yaml(), end="")
         sys.exit(0)
     return config
 
 
+def _as_called(script: str) -> str:
+    """How whoever reads it has called a command: "dermray prepare", or "python jobs/prepare.py"."""
+    own = f"dermray {Path(script).stem}"
+    return own if sys.argv[0] == own else f"python {script}"
+
+
 def refuse(prog: str, error: ConfigError) -> NoReturn:
     """Print a configuration error as one line and exit with its code."""
-    print(f"{prog}: {error}", file=sys.stderr)
+    print(f"{prog}: {redaction.without_secrets(str(error))}", file=sys.stderr)
     sys.exit(error.exit_code)
 
 
-def parse(config_class: type[ConfigT], arguments: Sequence[str]) -> ConfigT:
+def parse(config_class: type[ConfigT], arguments: Sequence[str], values: Mapping[str, Any] | None = None) -> ConfigT:
     """`[--config FILE] [key=value …]` → a validated config.
 
+    Args:
+        config_class: what there is to configure.
+        arguments: of a command line.
+        values: dotted key → value, over the arguments; a text counts as one from the command line.
+
     Raises:
-        ConfigError: an unknown key, a wrong type, a missing file or a malformed argument, by name.
+        ConfigError: unknown keys, wrong values, a missing file or malformed arguments: all of them, by name.
     """
     tree: dict[str, Any] = {}
     files: list[str] = []
-    overrides: list[str] = []
+    overrides: dict[str, Any] = {}
+    problems: list[str] = []
     pending = iter(arguments)
     for argument in pending:
         if argument == "--config" or argument.startswith("--config="):
             file = argument.partition("=")[2] or next(pending, "")
-            tree = _merge(tree, read_yaml(file))
+            tree = keys.merged(tree, read_yaml(file))
             files.append(os.path.abspath(file))
         elif "=" in argument and not argument.startswith("-"):
-            overrides.append(argument)
+            key, _, text = argument.partition("=")
+            overrides = keys.merged(overrides, _nest(key, Argument(text), problems))
         else:
-            raise ConfigError(
-                f"cannot read the argument {argument!r}: write key=value, or see --help for what there is"
-            )
-    for override in overrides:
-        key, _, text = override.partition("=")
-        tree = _merge(tree, _nest(key, _parse_value(key, text)))
-    config = validate(config_class, tree)
+            problems.append(f"cannot read the argument {argument!r}: write key=value, or see --help for what there is")
+    for key, value in (values or {}).items():
+        overrides = keys.merged(overrides, _nest(key, Argument(value) if isinstance(value, str) else value, problems))
+    config = _read(config_class, keys.merged(tree, overrides), problems)
     config._files = tuple(files)
     return config
 
 
+def _read(config_class: type[ConfigT], tree: Mapping[str, Any], malformed: Sequence[str]) -> ConfigT:
+    reader = Reader()
+    typed = reader.section(config_class, tree)
+    error, config = None, None
+    try:
+        config = config_class.model_validate(typed)
+    except ValidationError as found:
+        error = found
+    told = keys.explain((name for name, _ in keys.described(config_class)), error, reader.problems)
+    if config is None or reader.problems or malformed:
+        raise ConfigError("; ".join([*malformed, *([told] if told else [])]))
+    return config
+
+
 def validate(config_class: type[ConfigT], tree: Mapping[str, Any]) -> ConfigT:
-    """Validate a nested mapping; the first error becomes a one-line `ConfigError` that names its key."""
+    """Validate a nested mapping; what is wrong becomes a one-line `ConfigError` that names each key."""
     try:
         return config_class.model_validate(dict(tree))
     except ValidationError as error:
-        raise ConfigError(_explain(config_class, error)) from None
+        names = (name for name, _ in keys.described(config_class))
+        raise ConfigError(keys.explain(names, error, {})) from None
 
 
 def read_yaml(file: str) -> dict[str, Any]:
-    """Read a YAML mapping from a local file.
+    """Read a YAML mapping from a local file, as `documents.parse_yaml` gives it.
 
     Raises:
         ConfigError: no such file, not YAML, or not a mapping at the top.
@@ -158,26 +221,29 @@ def read_yaml(file: str) -> dict[str, Any]:
     if not file:
         raise ConfigError("--config needs a file: --config FILE.yaml")
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        with open(file, "rb") as stream:
+            # No more than what is refused as too large: the file may have no end.
+            data = stream.read(documents.MAX_YAML_BYTES + 1)
+        content = documents.parse_yaml(data, f"config file {file!r}")
     except FileNotFoundError:
         raise ConfigError(f"config file {file!r} does not exist (looked in {os.getcwd()})") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"config file {file!r} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config file {file!r} is not YAML: {' '.join(str(error).split())}") from None
-    if content is None:
+    except DocumentError as error:
+        raise ConfigError(str(error)) from None
+    if content is None or content == Scalar(""):
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"config file {file!r} must hold key: value pairs at its top level")
     return content
 
 
-def help_text(config_class: type[Config], *, prog: str, description: str) -> str:
+def help_text(config_class: type[Config], *, called: str, description: str) -> str:
     """Every key with its type, default and one line of explanation."""
-    rows = list(_describe(config_class, ""))
+    rows = list(_describe(config_class))
     width = min(max(len(key) + len(kind) for key, kind, _, _ in rows) + 3, 58)
     lines = [
-        f"usage: python {prog} [--config FILE.yaml] [key=value ...] [--print-config] [--help]",
+        f"usage: {called} [--config FILE.yaml] [key=value ...] [--print-config] [--help]",
         "",
         description,
         "",
@@ -188,27 +254,14 @@ def help_text(config_class: type[Config], *, prog: str, description: str) -> str
     return "\n".join(lines)
 
 
-def _describe(config_class: type[Config], prefix: str) -> Iterator[tuple[str, str, str, str]]:
-    for name, field in config_class.model_fields.items():
-        section = _section_of(field.annotation)
-        if section is not None:
-            yield from _describe(section, f"{prefix}{name}.")
-            continue
+def _describe(config_class: type[Config]) -> Iterator[tuple[str, str, str, str]]:
+    for name, field in keys.described(config_class):
         if field.is_required():
             default = "required"
         else:
             value = field.get_default(call_default_factory=True)
             default = "required" if value is PydanticUndefined else _show(value)
-        yield f"{prefix}{name}", _type_name(field.annotation), default, field.description or ""
-
-
-def _section_of(annotation: Any) -> type[Config] | None:
-    """The config class of a nested section, also when it is optional."""
-    candidates = typing.get_args(annotation) or (annotation,)
-    for candidate in candidates:
-        if isinstance(candidate, type) and issubclass(candidate, Config):
-            return candidate
-    return None
+        yield name, _type_name(field.annotation), default, field.description or ""
 
 
 def _type_name(annotation: Any) -> str:
@@ -232,54 +285,11 @@ def _show(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
 
 
-def _parse_value(key: str, text: str) -> Any:
-    """A YAML scalar or flow collection; whatever else YAML would see in a bare text (`a: b`, a date) stays text."""
-    if not text:
-        return None
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"{key}: cannot read the value {text!r}; quote it as YAML") from None
-    if value is None or isinstance(value, bool | int | float | str) or text.lstrip()[0] in "[{":
-        return value
-    return text
-
-
-def _nest(key: str, value: Any) -> dict[str, Any]:
+def _nest(key: str, value: Any, problems: list[str]) -> dict[str, Any]:
     parts = key.split(".")
     if not all(parts):
-        raise ConfigError(f"{key!r} is not a key: write section.name=value")
+        problems.append(f"{key!r} is not a key: write section.name=value")
+        return {}
     for part in reversed(parts):
         value = {part: value}
-    return value
-
-
-def _merge(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in update.items():
-        below = merged.get(key)
-        merged[key] = _merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
-def _explain(config_class: type[Config], error: ValidationError) -> str:
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{_suggest(config_class, key)}{more}; --help lists every key"
-    if first["type"] == "missing":
-        return f"{key} is required: give {key}=...{more}"
-    reason = first["msg"][0].lower() + first["msg"][1:]
-    if first["type"] == "value_error":
-        reason = first["msg"].removeprefix("Value error, ")
-        return f"{key}: {reason}{more}" if key else f"{reason}{more}"
-    return f"{key}: {reason}, got {first['input']!r}{more}"
-
-
-def _suggest(config_class: type[Config], key: str) -> str:
-    from rapidfuzz import process
-
-    names = [name for name, _, _, _ in _describe(config_class, "")]
-    match = process.extractOne(key, names, score_cutoff=70)
-    return f", did you mean {match[0]!r}?" if match else ""
+    return cast(dict[str, Any], value)

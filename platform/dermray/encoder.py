@@ -1,4 +1,6 @@
-"""The one way from image bytes and texts to unit vectors: evaluation, batch embedding and serving all use it.
+"""The one way from image bytes and texts to unit vectors, and to what a model predicts of images by itself.
+
+Evaluation, batch embedding and serving all use it, for models of every kind (`dermray.models.kinds`).
 
 Images go through `dermray.images.decode` and then the model's own validation transform, so preprocessing
 equals the published one: shorter side to the model's size (bicubic, antialiased), centre crop, mean and
@@ -9,12 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from os import PathLike, cpu_count
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Self, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -24,10 +26,15 @@ from PIL import Image
 from torch import nn
 
 from dermray import images, models, storage
+from dermray.encoder_info import WITHOUT_TEXTS, EncoderInfo, Precision
 from dermray.errors import ImageError, ModelError
+from dermray.model_uri import LOCAL_PREFIX
+from dermray.models import kinds, layout
+from dermray.models.factory import ImageTransform, Tokenizer
+from dermray.models.image_encoders import ImageEncoder
+from dermray.models.kinds import Answer
 from dermray.models.texts import expanded, grouped
 
-Precision = Literal["fp32", "bf16"]
 ItemT = TypeVar("ItemT")
 
 # What happens to bytes before the model's own transform; part of the preprocessing digest.
@@ -44,47 +51,32 @@ MISSING = "missing"
 _HASH_CHUNK_BYTES = 1 << 22
 
 
-@dataclass(frozen=True)
-class EncoderInfo:
-    """What made a vector: enough to decide whether two vectors may be compared."""
-
-    name: str
-    embedding_dim: int
-    image_size: int
-    context_length: int
-    # SHA-256 of the weights file, or of names and values of all tensors where a model has no folder.
-    model_digest: str
-    # SHA-256 of the canonical JSON of the model's preprocessing and of `DECODE_RULES`.
-    preprocessing_digest: str
-    parameters: int
-
-
 class Encoder:
     """A model with its transform and tokeniser, ready to embed. Thread-safe; equal input, equal vectors."""
 
     def __init__(
         self,
         model: nn.Module,
-        image_transform: models.factory.ImageTransform,
-        tokenizer: models.factory.Tokenizer,
+        image_transform: ImageTransform,
+        tokenizer: Tokenizer | None,
         *,
         name: str,
         model_digest: str | None = None,
         device: str | None = None,
         precision: Precision = "fp32",
-        compiled: bool = False,
+        answers: frozenset[Answer] | None = None,
     ) -> None:
         """Wrap a loaded model; use `Encoder.load` to get one from a folder or a name.
 
         Args:
-            model: an open_clip model: `encode_image`, `encode_text`, `logit_scale`.
+            model: an open_clip model: `encode_image`, `encode_text`, `logit_scale`; or an `ImageEncoder`.
             image_transform: PIL image to float32 `[3, S, S]`.
-            tokenizer: N texts to int64 `[N, L]`.
+            tokenizer: N texts to int64 `[N, L]`; None: of an `ImageEncoder`, which takes no texts.
             name: what to call it in reports.
             model_digest: SHA-256 of its weights file; without it the tensors are hashed.
             device: `cpu`, `cuda`, `cuda:1`; empty: a GPU if there is one.
             precision: `bf16` runs the towers under autocast; vectors are float32 all the same.
-            compiled: hand the image tower to torch.compile; the first pass of each batch size class is slow then.
+            answers: what its kind can be asked; None: vectors of images, and of texts where there is a tokeniser.
 
         Raises:
             ModelError: an unknown precision.
@@ -93,22 +85,27 @@ class Encoder:
             raise ModelError(f"precision {precision!r} is unknown: give one of {', '.join(get_args(Precision))}")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         digest = model_digest or _state_digest(model)
+        self.answers = answers or kinds.OURS[layout.CLIP if tokenizer is not None else layout.IMAGE_ENCODER].answers
         self._model = model.to(self.device).eval()
-        if compiled:
-            self._model.visual.compile(dynamic=True)  # type: ignore[union-attr]
+        self._name = name
         self._transform = image_transform
         self._tokenizer = tokenizer
         self._precision = precision
         # Fast tokenisers of `transformers` refuse to be borrowed by two threads at once.
         self._tokenizer_lock = threading.Lock()
-        preprocessing = get_model_preprocess_cfg(model)
-        side = preprocessing["size"]
-        self.logit_scale = float(model.logit_scale.exp().item())  # type: ignore[operator]
+        if isinstance(model, ImageEncoder):
+            preprocessing, side, self._resized_side = model.preprocessing, model.image_size, model.resized_side
+            self.logit_scale = math.nan
+        else:
+            preprocessing = get_model_preprocess_cfg(model)
+            sides = preprocessing["size"]
+            side = self._resized_side = int(sides if isinstance(sides, int) else sides[0])
+            self.logit_scale = float(model.logit_scale.exp().item())  # type: ignore[operator]
         self.info = EncoderInfo(
             name=name,
-            embedding_dim=self.encode_texts([""]).shape[1],
-            image_size=int(side if isinstance(side, int) else side[0]),
-            context_length=int(tokenizer([""]).shape[1]),
+            embedding_dim=self._dimension(side),
+            image_size=side,
+            context_length=0 if tokenizer is None else int(tokenizer([""]).shape[1]),
             model_digest=digest,
             preprocessing_digest=_canonical_digest({"decode": DECODE_RULES, "transform": preprocessing}),
             parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -123,40 +120,53 @@ class Encoder:
         precision: Precision = "fp32",
         compiled: bool = False,
     ) -> Encoder:
-        """Load a model folder (path, URI or `local-dir:`), or a model by its open_clip name.
+        """Load a folder of a model or an image encoder (path, URI or `local-dir:`), or a model by its open_clip name.
+
+        Args:
+            compiled: hand the image tower to torch.compile; the first pass of each batch size class is slow then.
 
         Raises:
-            ModelError: unknown name, missing or malformed files, or an unknown precision.
+            ModelError: unknown name or kind, missing or malformed files, or an unknown precision.
         """
         name = str(uri)
-        folder = name.removeprefix(models.factory.LOCAL_PREFIX)
-        weights = models.folder.weights_of(folder)
-        if weights is None:
+        folder = name.removeprefix(LOCAL_PREFIX)
+        weights = layout.weights_of(folder)
+        kind = kinds.of(name)
+        own: dict[str, Any] = {"device": device, "precision": precision, "answers": kind.answers}
+        if weights is None and kind is kinds.OURS[layout.CLIP]:
             model, transform, tokenizer = models.create(name)
-            return cls(model, transform, tokenizer, name=name, device=device, precision=precision, compiled=compiled)
+            return cls(model, transform, tokenizer, name=name, **own)._compiled(compiled)
+        weights = weights or layout.SAFE_WEIGHTS_NAME
         # A remote folder comes down once for both the weights and their digest.
-        with storage.local_folder(folder) as path:
-            model, transform, tokenizer = models.create(str(path))
+        with layout.local(folder) as path:
+            if not (path / weights).exists():
+                raise ModelError(f"{folder} has no {weights}")
+            made = kind.load(path)
             digest = _file_digest(str(path / weights))
-        label = storage.name_of(folder)
-        return cls(
-            model,
-            transform,
-            tokenizer,
-            name=label,
-            model_digest=digest,
-            device=device,
-            precision=precision,
-            compiled=compiled,
-        )
+        return cls(*made, name=storage.name_of(folder), model_digest=digest, **own)._compiled(compiled)
 
+    def _compiled(self, wanted: bool) -> Self:
+        if wanted:
+            self._model.visual.compile(dynamic=True)  # type: ignore[union-attr]
+        return self
+
+    def _dimension(self, side: int) -> int:
+        """Length of a vector, found with an empty text, or an image where there are no texts; 0 without vectors."""
+        if self._tokenizer is not None:
+            return int(self.encode_texts([""]).shape[1])
+        if "images" not in self.answers:
+            return 0
+        return int(self.encode_pixels(np.zeros((1, 3, side, side), dtype=np.float32)).shape[1])
+
+    @images.costs_one_image
     def preprocess(self, data: bytes) -> np.ndarray:
         """Encoded image to the model's input, float32 `[3, S, S]`.
 
         Raises:
-            ImageError: the bytes are not an acceptable image.
+            ImageError: the bytes are not an acceptable image; `too_elongated`: bringing its shorter side to the model's
+                would take more than `image_bounds.MAX_ENLARGED_PIXELS`.
         """
-        pixels = images.decode(data)
+        pixels = images.decode(data, enlarged_side=self._resized_side)
         return self._transform(Image.fromarray(pixels)).numpy()
 
     @torch.inference_mode()
@@ -164,30 +174,57 @@ class Encoder:
         """Preprocessed images, float32 `[N, 3, S, S]`, to unit vectors, float32 `[N, D]`, in one pass.
 
         Without `normalise` the vectors keep the length that the tower gives them, as linear probes want them.
+
+        Raises:
+            ModelError: the model gives none.
         """
+        if "images" not in self.answers:
+            raise ModelError(f"{self._name} gives no {kinds.IN_WORDS['images']}")
         if len(pixels) == 0:
             return np.zeros((0, self.info.embedding_dim), dtype=np.float32)
-        batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
         with self._autocast():
-            features = self._model.encode_image(batch)  # type: ignore[operator]
+            features = self._model.encode_image(self._on_device(pixels))  # type: ignore[operator]
         return _unit(features) if normalise else features.float().cpu().numpy()
+
+    @torch.inference_mode()
+    def predict_pixels(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Preprocessed images, float32 `[N, 3, S, S]`, N ≥ 1, to what the model predicts: float32 `[N, …]` by name.
+
+        Raises:
+            ModelError: the model predicts nothing by itself, or something else than so many rows.
+        """
+        if "predictions" not in self.answers:
+            raise ModelError(f"{self._name} gives no {kinds.IN_WORDS['predictions']}")
+        with self._autocast():
+            given = self._model.predict(self._on_device(pixels))  # type: ignore[operator]
+        found = {name: value.float().cpu().numpy() for name, value in given.items()}
+        odd = next((name for name, value in found.items() if value.shape[:1] != (len(pixels),)), None)
+        if odd is not None:
+            raise ModelError(f"{self._name} predicts {odd} of shape {list(found[odd].shape)} for {len(pixels)} images")
+        return found
+
+    def _on_device(self, pixels: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
 
     def encode_images(self, images: Sequence[bytes], *, batch_size: int = 64) -> np.ndarray:
         """Encoded images to unit vectors, float32 `[N, D]`, in their order.
 
         Raises:
-            ImageError: one of them is not an acceptable image; nothing is returned then.
+            ImageError: one of them is not an acceptable image; it says which, and nothing is returned then.
         """
         vectors = [np.zeros((0, self.info.embedding_dim), dtype=np.float32)]
-        vectors.extend(self.encode_pixels(np.stack(batch)) for batch in self._decoded(images, batch_size, _raise))
+        vectors.extend(self.encode_pixels(np.stack(batch)) for batch in self._decoded(images, batch_size, _raise_of))
         return np.concatenate(vectors)
 
-    def encode_readable(self, images: Sequence[bytes | None], *, batch_size: int = 64) -> tuple[np.ndarray, np.ndarray]:
-        """Encoded images to vectors in the length that the tower gives them; one that is no image costs its row alone.
+    def encode_readable(
+        self, images: Sequence[bytes | None], *, batch_size: int = 64, normalise: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Encoded images to vectors; one that is no image costs its row alone.
 
         Args:
             images: encoded; None: there is none.
             batch_size: images per forward pass.
+            normalise: vectors of length 1, else in the length that the tower gives them.
 
         Returns:
             Vectors, float32 `[N, D]`, zeros where there is none; why there is none, object `[N]`: `missing`, a reason
@@ -195,21 +232,60 @@ class Encoder:
         """
         vectors = np.zeros((len(images), self.info.embedding_dim), dtype=np.float32)
         reasons = np.full(len(images), "", dtype=object)
-        start = 0
-        for batch in self._decoded(images, batch_size, lambda error: error):
-            rows = [row for row, one in enumerate(batch, start) if isinstance(one, np.ndarray)]
-            if rows:
-                pixels = np.stack([batch[row - start] for row in rows])
-                vectors[rows] = self.encode_pixels(pixels, normalise=False)
-            reasons[start : start + len(batch)] = ["" if isinstance(one, np.ndarray) else one.reason for one in batch]
-            start += len(batch)
+        for rows, pixels, left_out in self._readable(images, batch_size):
+            vectors[rows] = self.encode_pixels(pixels, normalise=normalise)
+            reasons[list(left_out)] = list(left_out.values())
         return vectors, reasons
+
+    def predict_readable(
+        self, images: Sequence[bytes | None], *, batch_size: int = 64
+    ) -> tuple[list[dict[str, np.ndarray] | None], np.ndarray]:
+        """What the model predicts of those images that can be read, a float32 array by name for each.
+
+        Returns:
+            Predictions, None where there is none; why there is none, object `[N]`, as in `encode_readable`.
+
+        Raises:
+            ModelError: as in `predict_pixels`.
+        """
+        found: list[dict[str, np.ndarray] | None] = [None] * len(images)
+        reasons = np.full(len(images), "", dtype=object)
+        for rows, pixels, left_out in self._readable(images, batch_size):
+            predicted = self.predict_pixels(pixels) if rows else {}
+            for place, row in enumerate(rows):
+                found[row] = {name: values[place] for name, values in predicted.items()}
+            reasons[list(left_out)] = list(left_out.values())
+        return found, reasons
+
+    def _readable(
+        self, images: Sequence[bytes | None], batch_size: int
+    ) -> Iterator[tuple[list[int], np.ndarray, dict[int, str]]]:
+        """Batches: the rows that can be read, their pixels, and of the others the reason by row."""
+        start = 0
+        for batch in self._decoded(images, batch_size, lambda _, error: error):
+            rows = [row for row, one in enumerate(batch, start) if isinstance(one, np.ndarray)]
+            side = self.info.image_size
+            pixels = (
+                np.stack([batch[row - start] for row in rows]) if rows else np.zeros((0, 3, side, side), np.float32)
+            )
+            yield (
+                rows,
+                pixels,
+                {at: one.reason for at, one in enumerate(batch, start) if not isinstance(one, np.ndarray)},
+            )
+            start += len(batch)
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 256) -> np.ndarray:
-        """Texts to unit vectors, float32 `[N, D]`; longer ones are cut at the model's context length."""
+        """Texts to unit vectors, float32 `[N, D]`; longer ones are cut at the model's context length.
+
+        Raises:
+            ModelError: the model takes no texts.
+        """
         if not texts:
             return np.zeros((0, self.info.embedding_dim), dtype=np.float32)
+        if self._tokenizer is None:
+            raise ModelError(WITHOUT_TEXTS.format(self.info.name))
         vectors = []
         for batch in _batches(texts, batch_size):
             with self._tokenizer_lock:
@@ -221,27 +297,27 @@ class Encoder:
         return np.concatenate(vectors)
 
     def _decoded(
-        self, data: Sequence[bytes | None], batch_size: int, refused: Callable[[ImageError], Any]
+        self, data: Sequence[bytes | None], batch_size: int, refused: Callable[[int, ImageError], Any]
     ) -> Iterator[list[Any]]:
         """Batches of preprocessed images; the next one is decoded while the caller computes with this one.
 
-        In the place of an image that cannot be had stands what `refused` makes of the error.
+        In the place of an image that cannot be had stands what `refused` makes of its number and the error.
         """
 
-        def attempt(one: bytes | None) -> Any:
+        def attempt(number: int, one: bytes | None) -> Any:
             try:
                 if one is None:
                     raise ImageError(MISSING, "there are no bytes")
                 return self.preprocess(one)
             except ImageError as error:
-                return refused(error)
+                return refused(number, error)
 
         # On the CPU the towers use every core themselves; beside a GPU the cores are free to decode.
         num_threads = 1 if self.device.type == "cpu" else min(MAX_DECODE_THREADS, cpu_count() or 1)
         with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
             ahead: list[Future[Any]] = []
-            for batch in _batches(data, batch_size):
-                submitted = [pool.submit(attempt, one) for one in batch]
+            for batch in _batches(list(enumerate(data)), batch_size):
+                submitted = [pool.submit(attempt, *one) for one in batch]
                 if ahead:
                     yield [future.result() for future in ahead]
                 ahead = submitted
@@ -252,8 +328,8 @@ class Encoder:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16")
 
 
-def _raise(error: ImageError) -> Any:
-    raise error
+def _raise_of(number: int, error: ImageError) -> Any:
+    raise ImageError(error.reason, f"image {number}: {error}") from error
 
 
 def _batches(items: Sequence[ItemT], batch_size: int) -> Iterator[Sequence[ItemT]]:

@@ -23,6 +23,14 @@ class StorageError(DermRayError):
     """A URI cannot be understood, read or written."""
 
 
+class ClaimError(DermRayError):
+    """Another run writes into the same output, or has taken it over while this one stood still."""
+
+
+class DocumentError(StorageError):
+    """A JSON or YAML document is malformed, or larger or deeper than any document of ours."""
+
+
 class ImageError(DermRayError):
     """Bytes that are not an acceptable image. `reason` is a short stable word for reports (`truncated`, …)."""
 
@@ -38,12 +46,20 @@ class CorpusError(DermRayError):
     """A raw table or a prepared corpus is missing something, contradicts itself, or is too damaged to go on."""
 
 
+class SplitError(CorpusError):
+    """The corpus or table has no split of the name that a key gives: another value is needed."""
+
+    exit_code = 2
+
+
 class OntologyError(CorpusError):
     """The disease tree has a cycle, an orphan, or a malformed file."""
 
 
 class PlanError(DermRayError):
-    """The corpus, the global batch and the number of workers do not fit together."""
+    """The corpus, the global batch and the number of workers do not fit together: other keys are needed."""
+
+    exit_code = 2
 
 
 class ModelError(DermRayError):

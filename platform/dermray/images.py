@@ -4,30 +4,44 @@ The size is read from the header and refused before any pixel is decoded. Plain 
 scaled down in the DCT domain where the target allows it); everything else goes through Pillow. Pixels come out
 upright, as sRGB, without alpha, and encoded images carry no metadata. What is in the published form already stays as
 it is, byte for byte.
+
+What a decode costs is bounded before it starts, by `dermray.image_bounds`: a thread that decodes cannot be stopped. And
+whatever a codec raises costs the one image: it comes out as an `ImageError`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import io
 import warnings
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageCms, JpegImagePlugin
+from PIL import Image, JpegImagePlugin
 
+from dermray import avif_bounds, dicom, foreign, image_bounds, image_colour, webp_bounds
 from dermray.errors import ImageError
 
 DEFAULT_MAX_PIXELS = 50_000_000
 # Pillow refuses more than this by itself, whatever limit is asked for.
 PILLOW_MAX_PIXELS = 178_956_970
 # Raster formats only: Pillow also opens formats that run interpreters (EPS) or hold no photograph.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
+# Longer sides than this cannot be stored: the JPEG format and its library end here.
+MAX_JPEG_SIDE = 65_500
+# An image without anything brighter than this (of 255, in its grey picture of 32 x 32) is counted as dark.
+DARK_LEVEL = 32
+# Of which a caller may not want to know.
+UNASKED = {b"GIF8": "GIF", b"BM": "BMP", b"II*\x00": "TIFF", b"MM\x00*": "TIFF"}
 ORIENTATION_TAG = 0x0112
+# Tags of TIFF.
+NEW_SUBFILE_TYPE, MAKE = 254, 271
 # Side of the grey picture whose lowest frequencies make the perceptual hash, and of the one that tells a blank image.
 HASH_SIDE = 32
 # Where the 64 coefficients of the hash are among all of the grey picture's, row by row: 8 x 8 but the constant one, and
@@ -40,11 +54,26 @@ PREFILTER = 0.4
 # given back to the system beyond the second.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_PIECE, KEPT_FREE = 32 << 20, 256 << 20
-# What Pillow's readers raise on damaged content, beyond OSError.
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, TypeError, OverflowError, MemoryError)
-
 # The header is checked against a limit of ours, which Pillow's warning would only repeat.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+ParamsT = ParamSpec("ParamsT")
+ResultT = TypeVar("ResultT")
+
+
+def costs_one_image(function: Callable[ParamsT, ResultT]) -> Callable[ParamsT, ResultT]:
+    """What codecs raise on odd content has no common base: whatever it is, it becomes this image's error."""
+
+    @functools.wraps(function)
+    def guarded(*args: ParamsT.args, **kwargs: ParamsT.kwargs) -> ResultT:
+        try:
+            return function(*args, **kwargs)
+        except ImageError:
+            raise
+        except Exception as error:
+            raise ImageError("truncated", f"a codec gave it up: {_told(error)}") from error
+
+    return guarded
 
 
 class ImageHeader(NamedTuple):
@@ -63,35 +92,54 @@ class StandardImage(NamedTuple):
     height: int
     phash: int
     original: ImageHeader
+    is_dark: bool = False
 
 
-def inspect(data: bytes) -> ImageHeader:
+@costs_one_image
+def inspect(data: bytes, *, accepted: Sequence[str] = ()) -> ImageHeader:
     """Format and size from the header alone.
 
+    Args:
+        data: the encoded image.
+        accepted: formats to look for; empty: all. Readers of others are not even asked.
+
     Raises:
-        ImageError: `zero_byte`, `not_an_image`, or `too_many_pixels` (beyond what Pillow opens at all).
+        ImageError: `zero_byte`, `not_an_image`, `unsupported_format`, `too_complex`, or `too_many_pixels` (beyond what
+            Pillow opens at all).
     """
-    return _header(_open(data))
+    return _header(_open(data, PILLOW_MAX_PIXELS, accepted))
 
 
+@costs_one_image
 def decode(
-    data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS, min_side: int = 1, shorter_side: int | None = None
+    data: bytes,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    min_side: int = 1,
+    shorter_side: int | None = None,
+    enlarged_side: int | None = None,
 ) -> np.ndarray:
     """Bytes of any supported format → uint8 [H, W, 3] RGB, upright.
 
     EXIF orientation is applied, transparency composited on white, an embedded ICC profile converted to sRGB;
     CMYK, palette, 16-bit and grey images become 8-bit RGB; of an animation the first frame is taken.
-    With `shorter_side` a large JPEG may come out reduced, its shorter side still at least that long.
+    With `shorter_side` a large JPEG may come out reduced, its shorter side still at least that long. With
+    `enlarged_side`, to which the caller will bring the shorter side, images too elongated for that are refused.
+
+    It takes `image_bounds.MAX_DECODE_BYTES` of memory at most, in proportion more above the default `max_pixels`.
 
     Raises:
-        ImageError: with reason `zero_byte`, `not_an_image`, `truncated` (also: damaged), `too_many_pixels` or
-            `too_small`.
+        ImageError: with reason `zero_byte`, `not_an_image`, `unsupported_format`, `truncated` (also: damaged),
+            `too_many_pixels`, `too_small`, `too_elongated`, `too_complex` or `burned_in_annotation`.
     """
-    image = _open(data)
+    image = _open(data, max_pixels)
     _check_size(_header(image), max_pixels, min_side)
-    return _pixels(image, data, shorter_side)
+    if enlarged_side is not None:
+        image_bounds.check_enlarged(image.width, image.height, enlarged_side)
+    return _pixels(image, data, shorter_side, max_pixels)
 
 
+@costs_one_image
 def standardise(
     data: bytes,
     *,
@@ -107,20 +155,36 @@ def standardise(
     lose quality.
 
     Raises:
-        ImageError: as `decode`; and `blank`, where brightness varies by less than `min_contrast` of 255 levels.
+        ImageError: as `decode`; `blank`, where brightness varies by less than `min_contrast` of 255 levels; and
+            `too_elongated`, where it is longer than a JPEG can be.
     """
-    image = _open(data)
+    image = _open(data, max_pixels)
     header = _header(image)
     _check_size(header, max_pixels, min_side)
-    pixels = resize_shorter(_pixels(image, data, image_size), image_size)
+    pixels = resize_shorter(_pixels(image, data, image_size, max_pixels), image_size)
     height, width = pixels.shape[:2]
     jpeg = data if _is_published(image, data, image_size, jpeg_quality) else encode_jpeg(pixels, jpeg_quality)
     small = _small_grey(pixels)
     if int(small.max()) - int(small.min()) < min_contrast:
         raise ImageError("blank", f"its brightness varies by less than {min_contrast} of 255 levels: nothing to see")
-    return StandardImage(jpeg, width, height, _hash(small), header)
+    return StandardImage(jpeg, width, height, _hash(small), header, int(small.max()) < DARK_LEVEL)
 
 
+@costs_one_image
+def thumbnail(data: bytes, *, max_side: int, quality: int) -> bytes:
+    """A small JPEG of an encoded image, longer side at most `max_side` pixels; never enlarged.
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    header = inspect(data)
+    shorter = max(1, round(max_side * min(header.width, header.height) / max(header.width, header.height)))
+    pixels = resize_shorter(decode(data, shorter_side=shorter), shorter)
+    # Of a picture much longer than wide a shorter side of one pixel is still too much.
+    return encode_jpeg(pixels[:max_side, :max_side], quality)
+
+
+@costs_one_image
 def perceptual_hash(image: bytes) -> int:
     """64-bit perceptual hash of an image: signs of the lowest frequencies of its 32 x 32 grey picture.
 
@@ -158,8 +222,13 @@ def use_one_core() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, KEPT_FREE)
 
 
+@costs_one_image
 def resize_shorter(image: np.ndarray, side: int) -> np.ndarray:
-    """Shrink uint8 [H, W, 3] so that its shorter side is `side`, with antialiasing; never enlarges."""
+    """Shrink uint8 [H, W, 3] so that its shorter side is `side`, with antialiasing; never enlarges.
+
+    Raises:
+        ImageError: `truncated`: the library gives it up.
+    """
     height, width = image.shape[:2]
     shorter = min(height, width)
     if shorter <= side:
@@ -175,8 +244,16 @@ def resize_shorter(image: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(smooth, size, interpolation=cv2.INTER_LINEAR)
 
 
+@costs_one_image
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """uint8 [H, W, 3] RGB → baseline JPEG with 4:2:0 chroma and no metadata."""
+    """uint8 [H, W, 3] RGB → baseline JPEG with 4:2:0 chroma and no metadata.
+
+    Raises:
+        ImageError: `too_elongated`: a side is longer than a JPEG's can be.
+    """
+    height, width = image.shape[:2]
+    if max(height, width) > MAX_JPEG_SIDE:
+        raise ImageError("too_elongated", f"{width} x {height}: a JPEG ends at {MAX_JPEG_SIDE:,} pixels; crop it")
     return simplejpeg.encode_jpeg(
         np.ascontiguousarray(image), quality=quality, colorspace="RGB", colorsubsampling="420", fastdct=False
     )
@@ -219,17 +296,72 @@ def _quantization(quality: int) -> dict[int, list[int]]:
     return made.quantization
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, max_pixels: int, accepted: Sequence[str] = ()) -> Image.Image:
     if not data:
         raise ImageError("zero_byte", "the file is empty")
+    if foreign.is_dicom(data) and not accepted:
+        return dicom.read(data, max_pixels)
+    image_bounds.check_structure(data)
+    data = data if accepted else avif_bounds.checked(data)
+    _take_heif()
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=tuple(accepted) or FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError("too_many_pixels", str(error)) from None
-    except Image.UnidentifiedImageError:
-        raise ImageError("not_an_image", f"no known image format; it begins with {data[:12]!r}") from None
-    except DAMAGE as error:
-        raise ImageError("not_an_image", f"the header is unreadable: {error}") from None
+    except Exception as error:
+        raise _unreadable(data, error, accepted) from None
+    if image.format == "PNG":
+        image.info["stored_bits"] = data[24]
+        image.info["significant_bits"] = image_bounds.png_significant_bits(data)
+    elif image.format == "TIFF":
+        _refuse_raw(image, data)
+        bits = max(image.tag_v2.get(image_bounds.BITS, (8,)))  # type: ignore[attr-defined]
+        image.info["stored_bits"] = bits
+        # 12 bits packed as such; of 16 nobody knows how many the sensor had.
+        image.info["significant_bits"] = bits if 8 < bits < 16 else None
+    return image
+
+
+def _refuse_raw(image: Image.Image, data: bytes) -> None:
+    """Refuse a camera's raw file, of which Pillow would give the small picture beside the photograph."""
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    is_reduced = bool(tags.get(NEW_SUBFILE_TYPE, 0) & 1)
+    named = foreign.describe(data[: foreign.HEAD_BYTES])
+    raw = named or foreign.camera_raw(str(tags.get(MAKE, "")).strip(), set(tags), is_reduced=is_reduced)
+    if raw is not None:
+        raise ImageError("unsupported_format", f"this is {raw.name}: {raw.advice}")
+
+
+def _unreadable(data: bytes, error: Exception, accepted: Sequence[str]) -> ImageError:
+    """What bytes are that no reader takes, and what to do about it."""
+    known = foreign.describe(data[: foreign.HEAD_BYTES])
+    if known is not None and known.name == "a HEIC image" and _take_heif() is None and not accepted:
+        return ImageError("unsupported_format", f"this is {known.name}: install dermray[heic], or {known.advice}")
+    if known is not None and not data.startswith((b"\xff\xd8", b"\x89PNG")):
+        is_picture = known.name.endswith("image") or "raw file" in known.name
+        reason = "unsupported_format" if is_picture else "not_an_image"
+        return ImageError(reason, f"this is {known.name}: {known.advice}")
+    other = next((name for mark, name in UNASKED.items() if data.startswith(mark)), None)
+    if accepted and other is not None:
+        return ImageError("unsupported_format", f"{other} images are not accepted; send JPEG, PNG or WebP")
+    if isinstance(error, Image.UnidentifiedImageError):
+        return ImageError("not_an_image", f"no known image format; it begins with {data[:12]!r}")
+    return ImageError("not_an_image", f"the header is unreadable: {_told(error)}")
+
+
+@cache
+def _take_heif() -> str | None:
+    """Teach Pillow HEIC where the optional package is installed; its version, None without it."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return None
+    pillow_heif.register_heif_opener(thumbnails=False, decode_threads=1)
+    return str(pillow_heif.__version__)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".replace("\n", " ")[:200]
 
 
 def _header(image: Image.Image) -> ImageHeader:
@@ -244,14 +376,33 @@ def _check_size(header: ImageHeader, max_pixels: int, min_side: int) -> None:
         raise ImageError("too_small", f"{size}: the shorter side is below {min_side}")
 
 
-def _pixels(image: Image.Image, data: bytes, shorter_side: int | None) -> np.ndarray:
-    pixels = None
-    if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-        pixels = _decode_fast(image, data, shorter_side)
+def _pixels(image: Image.Image, data: bytes, shorter_side: int | None, max_pixels: int) -> np.ndarray:
+    is_jpeg = image.format in ("JPEG", "MPO")
+    _check_cost(image, data, max_pixels)
+    pixels = _decode_fast(image, data, shorter_side) if is_jpeg and image.mode in ("RGB", "L") else None
     if pixels is None:
         pixels = _decode_with_pillow(image)
+        pixels = image_colour.deepened(pixels, image, data, max_pixels)
     # PNG and WebP may keep EXIF behind the pixels, so it is read once they are loaded.
-    return _orient(pixels, _orientation(image))
+    orientation = _orientation(image)
+    if image.format != "DICOM":
+        image.close()
+    return _orient(pixels, orientation)
+
+
+def _check_cost(image: Image.Image, data: bytes, max_pixels: int) -> None:
+    width, height, extra, kind = image.width, image.height, 0, image.format or ""
+    if kind in ("JPEG", "MPO"):
+        kind, extra = "JPEG", image_bounds.jpeg_bytes(data, width, height)
+    elif kind == "TIFF":
+        kind, extra = "PNG", image_bounds.tiff_piece_bytes(image.tag_v2, width, height)  # type: ignore[attr-defined]
+    elif kind == "WEBP":
+        extra = webp_bounds.code_bytes(data, width * height)
+    elif kind == "AVIF":
+        extra = avif_bounds.extra_bytes(data, width * height)
+    elif kind == "HEIF" and (image.mode != "RGB" or image.info.get("bit_depth", 8) > 8):
+        kind = "deep HEIF"
+    image_bounds.check_cost(kind, width, height, max_pixels, extra)
 
 
 def _decode_fast(image: Image.Image, data: bytes, shorter_side: int | None) -> np.ndarray | None:
@@ -263,71 +414,25 @@ def _decode_fast(image: Image.Image, data: bytes, shorter_side: int | None) -> n
         scale = {"min_width": int(image.width * ratio), "min_height": int(image.height * ratio), "min_factor": 2}
     try:
         pixels = simplejpeg.decode_jpeg(data, colorspace="RGB", fastdct=False, fastupsample=False, **scale)
-    except ValueError:
+    except Exception:
         return None
-    profile = _foreign_profile(image)
-    if profile is None or image.mode != "RGB":
-        return pixels
-    return np.asarray(_to_srgb(Image.fromarray(pixels), profile))
+    image_colour.convert_profile(pixels, image)
+    return pixels
 
 
 def _decode_with_pillow(image: Image.Image) -> np.ndarray:
     try:
         image.load()
-        return np.array(_flatten(image))
-    except DAMAGE as error:
-        raise ImageError("truncated", f"the pixels cannot all be decoded: {error}") from None
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    """Any Pillow mode → 8-bit RGB on white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
-    profile = _foreign_profile(image)
-    if profile is not None and image.mode in ("RGB", "CMYK"):
-        return _to_srgb(image, profile)
-    return image.convert("RGB")
-
-
-def _to_8_bit(values: np.ndarray) -> np.ndarray:
-    """Deep grey levels → uint8: 16-bit integers by their full range, floats from [0, 1] or [0, 255]."""
-    peak = float(values.max(initial=0))
-    if values.dtype.kind == "f":
-        full = 1.0 if peak <= 1.0 else 255.0
-    else:
-        full = 255.0 if peak <= 255 and values.dtype.itemsize > 2 else max(65535.0, peak)
-    return np.clip(np.rint(np.nan_to_num(values.astype(np.float64)) * (255.0 / full)), 0, 255).astype(np.uint8)
-
-
-def _foreign_profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
-    """The embedded ICC profile if it fits the image's colour space and is not sRGB already."""
-    data = image.info.get("icc_profile")
-    if not data:
-        return None
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
-        if profile.profile.xcolor_space.strip() != image.mode:
-            return None
-        return None if "srgb" in (profile.profile.profile_description or "").lower() else profile
-    except (OSError, ImageCms.PyCMSError, ValueError):
-        return None
-
-
-def _to_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
-    try:
-        converted: Any = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        return converted
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return image.convert("RGB")
+    except Exception as error:
+        raise ImageError("truncated", f"the pixels cannot all be decoded: {_told(error)}") from None
+    return image_colour.to_rgb(image)
 
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(ORIENTATION_TAG, 1))
+        raw = image.info.get("Raw profile type exif")
+        exif = image.info.get("exif") or (bytes.fromhex("".join(raw.split("\n")[3:])) if raw else b"")
+        return 1 if image_bounds.is_bomb(exif) else int(image.getexif().get(ORIENTATION_TAG, 1))
     except Exception:
         # Camera and messenger software writes EXIF that breaks every assumption of the reader; the picture is fine.
         return 1

@@ -1,8 +1,8 @@
 """One way to touch bytes: a path, `file://` or `s3://` URI is the same to every caller.
 
 Local paths and S3 go through pyarrow's file systems (`DERMRAY_S3_CLIENT=s3fs` swaps in s3fs); any other scheme goes
-through fsspec (`dermray.object_stores`). Publication is atomic: a local
-file is written aside and renamed, an object appears when its upload completes.
+through fsspec (`dermray.object_stores`). Publication is atomic: a local file is written aside and renamed, an object
+appears when its upload completes. Names are put together by `dermray.uris`, whose functions are here too.
 """
 
 from __future__ import annotations
@@ -10,24 +10,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from dermray import object_stores
+from dermray import documents, object_stores, redaction
 from dermray.errors import StorageError
+from dermray.uris import absolute, is_local, join, local_path, name_of
+from dermray.uris import inside as inside
+from dermray.uris import normalise as normalise
+from dermray.uris import relative as relative
 
 MAX_ATTEMPTS = 5
 HASH_BYTES = 1 << 22
@@ -35,60 +37,23 @@ FIRST_BACKOFF_S = 0.2
 # How the name of a local file ends while it is being written; it begins with a dot.
 PART = ".part"
 FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+FORBIDDEN_ERRNOS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 ResultT = TypeVar("ResultT")
-
-
-def normalise(uri: str | os.PathLike[str]) -> str:
-    """A local path becomes absolute (Ray workers change directory); a URI loses its trailing slash."""
-    text = os.fspath(uri)
-    if is_local(text):
-        return str(local_path(text))
-    return text.rstrip("/")
-
-
-def is_local(uri: str | os.PathLike[str]) -> bool:
-    """True for a plain path or a `file://` URI."""
-    text = os.fspath(uri)
-    return "://" not in text or urlsplit(text).scheme in ("", "file")
-
-
-def local_path(uri: str | os.PathLike[str]) -> Path:
-    """The absolute path of a local URI.
-
-    Raises:
-        StorageError: the URI is remote.
-    """
-    return Path(_local(uri))
-
-
-def _local(uri: str | os.PathLike[str]) -> str:
-    text = os.fspath(uri)
-    if not is_local(text):
-        raise StorageError(f"{text} is not a local path; download it or give a local one")
-    if text.startswith("file:"):
-        text = unquote(urlsplit(text).path)
-    return os.path.abspath(os.path.expanduser(text))
-
-
-def join(uri: str | os.PathLike[str], *parts: str) -> str:
-    """Join path segments onto a URI."""
-    text = os.fspath(uri)
-    return "/".join([text.rstrip("/") if text != "/" else "", *[part.strip("/") for part in parts]])
-
-
-def name_of(uri: str | os.PathLike[str]) -> str:
-    """The last segment of a URI."""
-    return os.fspath(uri).rstrip("/").rpartition("/")[2]
 
 
 def filesystem(uri: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
     """The pyarrow file system of a URI and the path inside it.
 
     Raises:
-        StorageError: the scheme is unknown or its package is not installed.
+        StorageError: the scheme is unknown, its package is not installed, or the URI holds credentials.
     """
     text = os.fspath(uri)
+    if redaction.holds_credentials(text):
+        raise StorageError(
+            f"{redaction.without_secrets(text)}: a URI must hold no user, password or signature; credentials come from "
+            "the environment"
+        )
     if is_local(text):
         return pafs.LocalFileSystem(), str(local_path(text))
     scheme, _, rest = text.partition("://")
@@ -136,7 +101,14 @@ def with_retries(action: Callable[[], ResultT], uri: str | os.PathLike[str]) -> 
 
 def _final(error: Exception, uri: str | os.PathLike[str], num_attempts: int) -> StorageError:
     tries = f" after {num_attempts} attempts" if num_attempts > 1 else ""
-    remedy = "; free some space there" if getattr(error, "errno", None) in FULL_ERRNOS else ""
+    number = getattr(error, "errno", None)
+    remedy = "; free some space there" if number in FULL_ERRNOS else ""
+    if is_local(uri) and number in FORBIDDEN_ERRNOS:
+        remedy = "; this account may not: change the rights there, or give another place"
+    if object_stores.is_expired(error):
+        remedy = "; the credentials have expired: renew them and run the same command again"
+    elif object_stores.is_unexplained(error):
+        remedy = "; the store does not say why: the credentials may be wrong, lack a right, or have expired"
     return StorageError(f"{os.fspath(uri)}: {_one_line(error)}{tries}{remedy}")
 
 
@@ -182,7 +154,7 @@ def read_bytes(uri: str | os.PathLike[str], *, max_bytes: int | None = None) -> 
     """
     if is_local(uri):
         # A million small files: the file system layer would cost more than the reading.
-        return with_retries(lambda: _read_local(_local(uri), uri, max_bytes), uri)
+        return with_retries(lambda: _read_local(absolute(uri), uri, max_bytes), uri)
 
     def read() -> bytes:
         file = open_file(uri)
@@ -267,16 +239,23 @@ def read_json(uri: str | os.PathLike[str]) -> Any:
     return parse_json(read_bytes(uri), uri)
 
 
+def read_object(uri: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON document that is an object.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        StorageError: it is not JSON, or no object.
+    """
+    return documents.as_object(read_json(uri), os.fspath(uri))
+
+
 def parse_json(data: bytes, uri: str | os.PathLike[str]) -> Any:
     """The JSON document in the bytes of the file at `uri`.
 
     Raises:
-        StorageError: it is not JSON.
+        DocumentError: it is not JSON, or exceeds the limits of `dermray.documents`.
     """
-    try:
-        return json.loads(_text(data, uri))
-    except json.JSONDecodeError as error:
-        raise StorageError(f"{os.fspath(uri)} is not valid JSON: {error}") from None
+    return documents.parse_json(data, os.fspath(uri))
 
 
 def write_bytes(uri: str | os.PathLike[str], data: bytes) -> None:
@@ -287,14 +266,14 @@ def write_bytes(uri: str | os.PathLike[str], data: bytes) -> None:
     """
     if is_local(uri):
         with_retries(lambda: _write_local(local_path(uri), data), uri)
-        return
+    else:
+        _put(uri, data)
+
+
+def _put(uri: str | os.PathLike[str], source: bytes | Path) -> None:
+    """Write an object of a store, which has confirmed it then."""
     fs, path = filesystem(uri)
-
-    def write() -> None:
-        with fs.open_output_stream(path) as stream:
-            stream.write(data)
-
-    with_retries(write, uri)
+    with_retries(lambda: object_stores.put(fs, path, source), uri)
 
 
 def _write_local(path: Path, data: bytes) -> None:
@@ -320,7 +299,20 @@ def write_text(uri: str | os.PathLike[str], text: str) -> None:
 
 def write_json(uri: str | os.PathLike[str], document: Any) -> None:
     """Publish a JSON document atomically; keys keep their order."""
-    write_text(uri, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    write_text(uri, documents.json_text(document))
+
+
+def write_together(files: Mapping[str, str | Callable[[Path], object]]) -> None:
+    """Publish files, by URI a text or what writes it to a local path, in order, once there is room for all.
+
+    Raises:
+        StorageError: the disk is full, may not be written to, …; each place keeps what it has.
+    """
+    with contextlib.ExitStack() as places:
+        # Left, and so published, in the opposite order.
+        for uri, content in reversed(list(files.items())):
+            aside = places.enter_context(staged(uri))
+            content(aside) if callable(content) else aside.write_text(content, "utf-8")
 
 
 @contextlib.contextmanager
@@ -328,38 +320,49 @@ def staged(uri: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a local path to write a large file to; it is published at `uri` when the block ends without error.
 
     Raises:
-        StorageError: the disk is full.
+        StorageError: the disk is full, or may not be written to.
     """
     if is_local(uri):
         target = local_path(uri)
         aside = target.with_name(f".{target.name}.{os.getpid()}-{random.getrandbits(32):08x}{PART}")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            yield aside
-            with aside.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(aside, target)
-        except OSError as error:
-            if error.errno in FULL_ERRNOS:
-                raise _final(error, uri, 1) from error
-            raise
+            with _place_named(uri):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                yield aside
+                with aside.open("rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(aside, target)
         finally:
             aside.unlink(missing_ok=True)
         return
     with tempfile.TemporaryDirectory(prefix="dermray-") as folder:
         aside = Path(folder) / name_of(uri)
-        yield aside
+        with _place_named(f"{os.fspath(uri)}, being made in {folder}"):
+            yield aside
         upload(aside, uri)
 
 
+@contextlib.contextmanager
+def _place_named(place: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (*FULL_ERRNOS, *FORBIDDEN_ERRNOS):
+            raise _final(error, place, 1) from error
+        raise
+
+
 def upload(path: str | os.PathLike[str], uri: str | os.PathLike[str]) -> None:
-    """Copy one local file to a URI atomically."""
+    """Copy one local file to a URI atomically.
+
+    Raises:
+        StorageError: the disk is full, the store refuses, …; nothing is published then.
+    """
     if is_local(uri):
         with staged(uri) as aside:
             shutil.copyfile(path, aside)
         return
-    fs, target = filesystem(uri)
-    with_retries(lambda: pafs.copy_files(os.fspath(path), target, pafs.LocalFileSystem(), fs, use_threads=False), uri)
+    _put(uri, Path(path))
 
 
 def list_files(uri: str | os.PathLike[str], *, recursive: bool = False) -> list[str]:
@@ -418,19 +421,30 @@ def remove(uri: str | os.PathLike[str]) -> None:
             with_retries(lambda: fs.delete_file(path), uri)
 
 
-def copy_tree(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Copy every file of a folder, keeping relative names."""
+def copy_tree(
+    source: str | os.PathLike[str], target: str | os.PathLike[str], *, with_names: Collection[str] = ()
+) -> None:
+    """Copy every file of a folder, keeping relative names; those `with_names` also where they are not listed yet.
+
+    Raises:
+        StorageError: one cannot be read or written, or is listed and not there.
+    """
     base = os.fspath(source)
-    for file in list_files(base, recursive=True):
-        write_bytes(join(os.fspath(target), file[len(base.rstrip("/")) :]), read_bytes(file))
+    listed = list_files(base, recursive=True)
+    for file in [*listed, *sorted({join(base, name) for name in with_names if exists(join(base, name))} - {*listed})]:
+        try:
+            data = read_bytes(file)
+        except FileNotFoundError:
+            raise StorageError(f"{file} is listed and not there: it was removed a moment ago; run again") from None
+        write_bytes(join(os.fspath(target), file[len(base.rstrip("/")) :]), data)
 
 
 @contextlib.contextmanager
-def local_folder(uri: str | os.PathLike[str]) -> Iterator[Path]:
-    """A local view of a folder: the folder itself, or a temporary copy of a remote one."""
+def local_folder(uri: str | os.PathLike[str], *, with_names: Collection[str] = ()) -> Iterator[Path]:
+    """A local view of a folder: the folder itself, or a temporary copy of a remote one, made as by `copy_tree`."""
     if is_local(uri):
         yield local_path(uri)
         return
     with tempfile.TemporaryDirectory(prefix="dermray-") as folder:
-        copy_tree(uri, folder)
+        copy_tree(uri, folder, with_names=with_names)
         yield Path(folder)

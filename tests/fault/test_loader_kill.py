@@ -16,6 +16,8 @@ from dermray import models
 from dermray.corpus.manifest import Manifest
 from dermray.ingest.loader import Batch, Loader
 from dermray.ingest.settings import DataConfig
+from dermray.ingest.tokens import AsGiven
+from dermray.train.objectives.contrastive.views import ImageAndCaption
 from tests import pretraining
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -44,8 +46,7 @@ def batches(root: Path, tokenizer: Callable[[], Callable[[list[str]], torch.Tens
         corpus=corpus,
         manifest=Manifest.load(corpus).select("train"),
         settings=DataConfig(),
-        image_size=24,
-        tokenizer=tokenizer,
+        views=ImageAndCaption(DataConfig(), 24, AsGiven(tokenizer)),
         seed=5,
         global_batch_size=pretraining.GLOBAL_BATCH_SIZE,
         rank=0,
@@ -64,6 +65,6 @@ def test_killed_decoding_processes_change_nothing(tmp_path: Path, tmp_path_facto
     assert len(disturbed) == len(undisturbed) == NUM_STEPS
     for got, expected in zip(disturbed, undisturbed, strict=True):
         assert got.step == expected.step
-        np.testing.assert_array_equal(got.samples, expected.samples)
-        assert torch.equal(got.pixels, expected.pixels)
-        assert torch.equal(got.tokens, expected.tokens)
+        np.testing.assert_array_equal(got.draws, expected.draws)
+        assert torch.equal(got["pixels"], expected["pixels"])
+        assert torch.equal(got["tokens"], expected["tokens"])

@@ -19,10 +19,10 @@ import torch
 import yaml
 from mlflow import MlflowClient
 
+from dermray.commands import sweep as job
 from dermray.train import checkpoint
 from tests.conftest import ROOT
 from tests.corpora import write_model, write_prepared_corpus
-from tune import sweep as job
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(600)]
 

@@ -32,13 +32,14 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from dermray.commands import prepare as prepare_job
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import Ontology
 from dermray.errors import DermRayError
 from dermray.prepare import graph
 from dermray.prepare.plan import ShardSpec
 from dermray.prepare.settings import PrepareConfig
-from jobs import prepare as prepare_job
+from dermray.prepare.shard import Made, ShardMaker
 from tests import raw_corpus
 from tests.conftest import ROOT
 from tests.raw_corpus import content
@@ -282,7 +283,7 @@ def test_what_a_killed_commit_wrote_is_mended_by_the_source_that_is_there(
 
 
 def kill_a_worker(title: str, stopped: threading.Event, killed: list[psutil.Process]) -> None:
-    """SIGKILL one of Ray's workers while it executes a task of that title. Stopped first, it cannot end the task."""
+    """SIGKILL one of Ray's workers while it works on a piece of that title. Stopped first, it cannot end the piece."""
     while not stopped.wait(0.005):
         for process in psutil.Process().children(recursive=True):
             try:
@@ -306,7 +307,9 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path) -> None:
     run(raw, tmp_path / "undisturbed" / "corpus")
     killed: list[psutil.Process] = []
     stopped = threading.Event()
-    killer = threading.Thread(target=kill_a_worker, args=("ray::make_shard", stopped, killed))
+    killer = threading.Thread(
+        target=kill_a_worker, args=("ray::MapWorker(MapBatches(make_shard)).submit", stopped, killed)
+    )
     killer.start()
     try:
         run(raw, tmp_path / "killed" / "corpus")
@@ -317,14 +320,17 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path) -> None:
     assert_equal(tmp_path / "killed" / "corpus", tmp_path / "undisturbed" / "corpus")
 
 
-def die(spec: ShardSpec) -> str:
+class Dying(ShardMaker):
     """As a decoder that crashes on an image does."""
-    os.kill(os.getpid(), signal.SIGKILL)
-    return spec.name
+
+    def make(self, spec: ShardSpec, *, needs_file: bool = False) -> Made:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
 
 
-def test_a_shard_that_kills_its_worker_each_time_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graph, "MAX_RETRIES", 1)
+def test_a_shard_that_kills_its_worker_each_time_is_named(tmp_path: Path) -> None:
     config = PrepareConfig(source="csv", input=str(tmp_path), output=str(tmp_path / "corpus"))
-    with pytest.raises(DermRayError, match=r"shard train-00007: its worker died 2 times; .*run the same command again"):
-        list(graph._run(config, die, [ShardSpec("train", 7, pa.table({}))]))
+    spec = ShardSpec("train", 7, pa.table({"image": ["a.jpg"]}))
+    told = r"shard train-00007: its worker died 2 times, also alone .* crashes a decoder; .*run the same command again"
+    with pytest.raises(DermRayError, match=told):
+        list(graph.make_shards(config, [spec], Dying(config, Ontology({"root": ["nevus"]}))))

@@ -22,10 +22,12 @@ import ray
 from mlflow import MlflowClient
 
 from dermray import entry, tracking
+from dermray.commands import pretrain as pretrain_job
 from dermray.config import TrackingConfig
+from dermray.errors import StoppedError
 from dermray.train import checkpoint
+from dermray.train.pretrain import pretrain
 from dermray.train.progress import StepRecord
-from jobs import pretrain as pretrain_job
 from tests import pretraining
 from tests.conftest import ROOT
 
@@ -142,6 +144,28 @@ def test_a_stopped_worker_is_named_and_replaced(root: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.long
+def test_a_stop_while_workers_are_started_anew_does_not_wait_for_them(root: Path, tmp_path: Path) -> None:
+    """A worker is killed, and a stop is asked for as soon as the controller says so."""
+    output, notices = tmp_path / "output", list[str]()
+    wait_for(lambda: not training_workers(), "the end of earlier tests' workers", interval_s=0.2)
+    killer = Killer(output)
+    killer.start()
+    with pytest.raises(StoppedError, match=r"^stopped before the workers trained; the checkpoint of step \d+ is kept"):
+        pretrain(
+            pretraining.configured(root, output, "num_workers=2"),
+            on_record=lambda _: None,
+            on_notice=notices.append,
+            stop_requested=lambda: any("failed or is lost" in notice for notice in notices),
+        )
+    killer.join(1)
+    assert killer.killed is not None, "no worker was killed"
+    wait_for(lambda: not training_workers(), "the end of the workers", interval_s=0.2)
+    pretraining.free_places()
+    result, _ = pretraining.run(pretraining.configured(root, output, "num_workers=2"))
+    assert result.resumed_step >= pretraining.CHECKPOINT_EVERY
+
+
+@pytest.mark.long
 def test_a_killed_driver_started_again_ends_in_the_same_weights_and_the_same_run(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -218,6 +242,69 @@ def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on_from_it(root: 
         assert f"stopped at step {stopped_at[-1]};" in log.read_text()
         assert steps[-1] == stopped_at[-1]
     assert committed_steps(output) == stopped_at[1:]
+
+
+# The job with a lease of seconds, so that a test need not wait for a minute.
+IMPATIENT_JOB = """
+import sys
+from dermray import entry, ledger
+from dermray.commands import pretrain
+ledger.LEASE_S, ledger.BEAT_S = 3.0, 0.3
+sys.exit(entry.run_job(pretrain.main))
+"""
+
+
+@pytest.mark.long
+def test_of_two_pretrainings_one_is_refused_and_a_frozen_one_that_wakes_commits_nothing(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The workers of a driver that stands still go on without it, until they would commit what is no longer theirs."""
+    output = tmp_path / "output"
+    arguments = [
+        f"corpus={pretraining.corpus(root)}",
+        f"output={output}",
+        f"model={pretraining.model(root)}",
+        "tracking.enabled=false",
+        *pretraining.OVERRIDES,
+        "train.epochs=2000",
+        "cpus_per_worker=0.5",
+    ]
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    jobs: list[subprocess.Popen[bytes]] = []
+
+    def start(name: str) -> tuple[subprocess.Popen[bytes], Path]:
+        log = tmp_path / name
+        with log.open("w") as file:
+            command = [sys.executable, "-c", IMPATIENT_JOB, *arguments]
+            jobs.append(subprocess.Popen(command, env=environment, stdout=file, stderr=file, cwd=tmp_path))
+        wait_for(lambda: "samples/s" in log.read_text() or jobs[-1].poll() is not None, "the first step")
+        assert jobs[-1].poll() is None, log.read_text()
+        return jobs[-1], log
+
+    try:
+        first, first_log = start("first.log")
+        wait_for(lambda: bool(committed_steps(output)), "the first checkpoint")
+        assert entry.run_job(lambda: pretrain_job.main([*arguments, "optim.lr=2e-3"])) == 1
+        message = capsys.readouterr().err
+        assert message.startswith(f"error: {output} is being written by process {first.pid} on ")
+        assert message.count("\n") == 1
+
+        first.send_signal(signal.SIGSTOP)
+        second, second_log = start("second.log")
+        first.send_signal(signal.SIGCONT)
+        assert first.wait(DEADLINE_S) == 1, first_log.read_text()
+        assert "is no longer this run's" in first_log.read_text()
+        taken_over = committed_steps(output)[-1]
+        wait_for(lambda: committed_steps(output)[-1] > taken_over, "a checkpoint of the second")
+        second.terminate()
+        assert second.wait(DEADLINE_S) == 143, second_log.read_text()
+        assert f"stopped at step {committed_steps(output)[-1]};" in second_log.read_text()
+        assert not (output / ".claim").exists()
+    finally:
+        for job in jobs:
+            if job.poll() is None:
+                job.kill()
+                job.wait()
 
 
 def assert_one_complete_run(store: str, output: Path, weights_sha256: str, expected: list[StepRecord]) -> None:

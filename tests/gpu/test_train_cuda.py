@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -18,8 +19,8 @@ from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.memory import BatchMemory
 from dermray.losses import ClipLoss
 from dermray.train import failures, numerics
+from dermray.train.objectives.contrastive.module import Contrastive
 from dermray.train.settings import TrainConfig
-from dermray.train.task import ContrastiveTask
 from tests.contrastive import features, value_and_gradients
 from tests.unit.test_train_loop import configured
 from tests.unit.test_train_ranks import clip_trainer, global_batch
@@ -45,10 +46,11 @@ def loss_and_gradients(
     """Of one batch with padded and equal texts."""
     config = configured(data=DATA)
     color = ColorAugmentation(config.data, config.seed)
-    task = ContrastiveTask((0.5,) * 3, (0.2,) * 3, device, color, config.loss, micro_batch_size)
+    task = Contrastive((0.5,) * 3, (0.2,) * 3, device, color, config.loss, micro_batch_size)
     settings = TrainConfig.model_validate({"precision": precision})
     model.zero_grad()
-    loss = task.backward(model, global_batch(0), device, functools.partial(numerics.autocast, settings, device))
+    autocast = functools.partial(numerics.autocast, settings, device)
+    loss = task.backward(model, global_batch(0), device, autocast).loss
     return loss.cpu(), {name: p.grad.cpu().clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -103,7 +105,7 @@ def test_two_optimiser_steps_are_those_of_the_cpu() -> None:
         trainer.model.to(device)
         trainer.device = device
         trainer.left_out = trainer.left_out.to(device)
-        trainer.task = ContrastiveTask((0.5,) * 3, (0.2,) * 3, device, ColorAugmentation(config.data, 0), config.loss)
+        trainer.objective = Contrastive((0.5,) * 3, (0.2,) * 3, device, ColorAugmentation(config.data, 0), config.loss)
         for step in range(2):
             trainer.train_step(global_batch(step))
         weights.append({name: value.detach().cpu() for name, value in trainer.model.named_parameters()})
@@ -154,7 +156,7 @@ def test_batches_lie_in_page_locked_memory_that_copies_may_outlive() -> None:
     memory = BatchMemory()
     copies = []
     for value in range(8):
-        pixels = memory.empty((64, 32, 32, 3)).fill_(value).permute(0, 3, 1, 2)
+        pixels = memory.empty("pixels", (64, 32, 32, 3), np.dtype(np.uint8)).fill_(value).permute(0, 3, 1, 2)
         assert pixels.is_pinned()
         copies.append(pixels.to(CUDA, non_blocking=True))
         del pixels

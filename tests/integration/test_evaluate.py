@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from dermray import storage
+from dermray import images, storage
+from dermray.commands import compare as compare_job
+from dermray.commands import evaluate as job
+from dermray.commands import sweep
 from dermray.config import TrackingConfig, parse
-from dermray.errors import ConfigError, CorpusError, ModelError
-from dermray.evaluate import benchmarks, features, suite
+from dermray.errors import ConfigError, CorpusError, EvaluationError, ModelError
+from dermray.evaluate import benchmarks, features, gate, predictions, suite
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.tracking import lineage
-from jobs import evaluate as job
+from tests import darkness
 from tests.conftest import ROOT
-from tests.corpora import jpeg, write_model, write_prepared_corpus
-from tune import sweep
+from tests.corpora import jpeg, write_image_encoder, write_model, write_prepared_corpus
 
 pytestmark = pytest.mark.ray
 
@@ -96,6 +98,7 @@ def test_features_equal_the_encoder_in_process(ray_cluster, inputs, tmp_path):
     np.testing.assert_allclose(found.as_given()[readable[:3]], lengthy, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("error::ray.util.annotations.RayDeprecationWarning")
 def test_job_writes_the_report(ray_cluster, inputs, tmp_path, capsys):
     arguments = [f"{key}={value}" for key, value in inputs.items()]
     settings = ["bootstrap=20", "num_actors=1", "tracking.enabled=false", "max_samples=30"]
@@ -106,6 +109,88 @@ def test_job_writes_the_report(ray_cluster, inputs, tmp_path, capsys):
     assert document["corpus"]["num_samples"] == 30
     assert document["config"]["bootstrap"] == 20
     assert "<!doctype html>" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_image_encoders_of_others_are_scored_where_no_text_is_asked_for(ray_cluster, inputs, tmp_path, capsys):
+    tasks = ["linear_probe", "knn", "tests.centroids:centroids"]
+    settings = ["bootstrap=20", "num_actors=1", "tracking.enabled=false", f"cache={tmp_path / 'cache'}"]
+    for library in ("timm", "transformers"):
+        model = write_image_encoder(tmp_path / library, library)
+        asked = [f"model={model}", f"corpus={inputs['corpus']}", f"output={tmp_path / library / 'out'}", *settings]
+        assert job.main([*asked, f"tasks=[{','.join(tasks)}]", "label_fractions=[1.0]"]) == 0
+        document = json.loads((tmp_path / library / "out" / "report.json").read_text())
+        assert [*document["tasks"]] == ["linear_probe", "knn", "centroids"]
+        assert document["model"]["context_length"] == 0
+        assert document["engine"]["num_images_encoded"] == 60
+        page = (tmp_path / library / "out" / "report.html").read_text()
+        assert "no texts" in page
+        assert 'id="centroids"' in page
+        with pytest.raises(EvaluationError, match=r"takes no texts.*tasks=\[linear_probe,knn,few_shot\]"):
+            job.main([*asked, "tasks=[zero_shot]"])
+    capsys.readouterr()
+
+
+def test_a_task_of_ones_own_scores_a_predictor_that_is_no_clip_model(ray_cluster, inputs, tmp_path, capsys):
+    """Risks from pixels: no encoder is loaded, and report, page, comparison and gate have the scores all the same."""
+    asked = [f"corpus={inputs['corpus']}", "predictor.risk=tests.darkness:darkness"]
+    others = {
+        "dark": ["tasks=[tests.risk:risk,classification]", "predictor.classification=tests.colours:colours"],
+        "bright": ["tasks=[tests.risk:risk]"],
+    }
+    splits = ["validation_split=train", "train_split=none"]
+    settings = ["bootstrap=200", "num_actors=1", "batch_size=3", "tracking.enabled=false", "min_group_size=5"]
+    documents = {}
+    for name, weights in {"dark": [0.4, 0.3, 0.3], "bright": [-0.5, 0.0, 0.0]}.items():
+        model = tmp_path / name
+        model.mkdir()
+        (model / darkness.WEIGHTS).write_text(json.dumps(weights))
+        given = [f"model={model}", f"output={model / 'out'}", *asked, *others[name], *splits, *settings]
+        assert job.main(given) == 0
+        documents[name] = json.loads((model / "out" / "report.json").read_text())
+        assert documents[name]["model"]["model_digest"] == storage.sha256(model / darkness.WEIGHTS)
+    section = documents["dark"]["tasks"]["risk"]
+    assert (section["predictor"], section["num_samples"]) == ("tests.darkness:darkness", 44 - len(BROKEN) - 1)
+    assert section["excluded"] == {"without a label": 1, "image not readable": len(BROKEN)}
+    assert documents["dark"]["engine"]["num_images_encoded"] == 0
+    classified = documents["dark"]["tasks"]["classification"]
+    assert (classified["predictor"], classified["excluded"]) == ("tests.colours:colours", section["excluded"])
+    assert classified["metrics"]["accuracy"]["value"] == 1.0
+    assert classified["calibration"]["temperature"]["num_samples"] == 16 - 2  # One is broken, one has no label.
+    saved, origin = predictions.read(str(tmp_path / "dark" / "out" / "predictions" / "risk.parquet"))
+    samples = Samples.load(inputs["corpus"], "val")
+    looked = darkness.Look((0.4, 0.3, 0.3))
+    rows = [samples.ids.index(one) for one in saved.sample_ids]
+    pictures = samples.read_images(rows)
+    expected = [looked([images.decode(data)])[0] for data in pictures.values()]
+    np.testing.assert_allclose(saved.predicted["risk"], expected, rtol=1e-9)
+    assert saved.truth["malignant"].tolist() == ["melanoma" in samples.labels[row] for row in rows]
+    assert (origin.task, saved.scored_by) == ("risk", "tests.risk:risk")
+    values = {name: {key: one["value"] for key, one in each["tasks"]["risk"]["metrics"].items()}
+              for name, each in documents.items()}  # fmt: skip
+    assert (values["dark"]["auroc"], values["bright"]["auroc"]) == (1.0, 0.0)
+    page = (tmp_path / "dark" / "out" / "report.html").read_text()
+    assert "Asked: tests.darkness:darkness." in page
+    assert 'id="risk-groups"' in page
+    compared = compare_job.main([f"reports=[{tmp_path}/dark/out,{tmp_path}/bright/out]",
+                                 f"output={tmp_path / 'compared'}", "tracking.enabled=false"])  # fmt: skip
+    assert compared == 0
+    told = json.loads((tmp_path / "compared" / "comparison.json").read_text())
+    scores = told["comparisons"][""]["tasks"]["risk"]["metrics"]
+    away = scores["distance"]["differences"][1]
+    assert away["difference"]["value"] == pytest.approx(values["bright"]["distance"] - values["dark"]["distance"])
+    assert (away["worse"], away["better"]) == (True, False)
+    assert scores["auroc"]["differences"][1]["worse"]
+    champion, candidate = (gate.load_report(f"{tmp_path}/{name}/out") for name in ("dark", "bright"))
+    scored = ("risk.auroc", "risk.distance")
+    verdicts = {one.name: one for one in gate.compare(champion, candidate, margin=0.02, metrics=scored)}
+    assert {name: (one.is_worse, one.method) for name, one in verdicts.items()} == {
+        "risk.auroc": (True, gate.PAIRED),
+        "risk.distance": (True, gate.PAIRED),
+    }
+    assert not any(one.is_worse for one in gate.compare(champion, champion, margin=0.0))
+    with pytest.raises(ModelError, match=r"holds no risk\.json"):
+        job.main([f"model={tmp_path}", f"output={tmp_path / 'out'}", *asked, *others["bright"], *settings])
+    capsys.readouterr()
 
 
 DERM7PT = ("pigment network", "streaks", "pigmentation", "regression structures", "dots and globules",

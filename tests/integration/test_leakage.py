@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from dermray import images
+from dermray.commands import leakage as job
 from dermray.corpus.manifest import Manifest, Shard
 from dermray.corpus.schema import SAMPLE
 from dermray.errors import CorpusError
 from dermray.prepare import duplicates, leakage
 from dermray.prepare.duplicates import near_groups, near_pairs
-from jobs import leakage as job
 from tests import corpora
 
 pytestmark = pytest.mark.ray
@@ -167,7 +167,7 @@ def test_tasks_find_what_the_driver_alone_finds(ray_cluster, monkeypatch) -> Non
     phashes = random.integers(0, 2**64, 4000, dtype=np.uint64)
     phashes[3000:] = phashes[:1000] ^ np.uint64(5)
     alone = near_pairs(phashes, max_distance=3), near_groups(phashes, max_distance=3)
-    monkeypatch.setattr(duplicates, "COMPARISONS_WITHOUT_TASKS", 0)
+    monkeypatch.setattr(duplicates, "COMPARISONS_WITHOUT_WORKERS", 0)
     assert len(alone[0]) == 1000
     np.testing.assert_array_equal(near_pairs(phashes, max_distance=3), alone[0])
     np.testing.assert_array_equal(near_groups(phashes, max_distance=3), alone[1])

@@ -12,13 +12,18 @@ import httpx
 import pytest
 import yaml
 
-from jobs import evaluate, lineage, prepare, pretrain, promote, register
+from dermray.commands import evaluate, lineage, prepare, pretrain, promote, register, sweep
 from tests import raw_corpus
 from tests.corpora import write_model
+from tests.printed import alarming
+from tests.ray_tasks import failed_tasks
 from tests.serving import data_uri, photograph, running
-from tune import sweep
 
-pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [
+    *(pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(600)),
+    # A user would read it on the terminal.
+    pytest.mark.filterwarnings("error::ray.util.annotations.RayDeprecationWarning"),
+]
 
 RECIPE = {
     "train": {"epochs": 4, "global_batch_size": 8, "log_every_steps": 5, "max_failures": 0},
@@ -33,36 +38,38 @@ KINDS = {
 
 
 def test_from_raw_rows_to_a_served_answer_and_back(
-    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ray_cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     corpus, best, out = (str(tmp_path / name) for name in ("corpus", "sweep/best.yaml", "out"))
-    answer = make_and_ask(tmp_path, corpus, best, out)
+    answer = make_and_ask(tmp_path, corpus, best, out, capfd)
     assert answer["model_info"] | {"name": "chain", "version": "1"} == answer["model_info"]
     (tmp_path / "answer.json").write_text(json.dumps(answer))
-    capsys.readouterr()
+    capfd.readouterr()
 
     of_answer = [f"of={tmp_path / 'answer.json'}", "--verify"]
     assert lineage.main([*of_answer, "format=json"]) == 0
-    document = json.loads(capsys.readouterr().out)
+    document = json.loads(capfd.readouterr().out)
     kinds = [node["facts"].get("kind", node["kind"]) for node in document["nodes"]]
     assert set(kinds) >= KINDS - {"trial"}
     assert {one["state"] for one in document["findings"]} == {"same", "unchecked"}
     downwards = lineage.main([f"of={corpus}", "format=json"])
     assert downwards == 0
-    document = json.loads(capsys.readouterr().out)
+    document = json.loads(capfd.readouterr().out)
     assert {node["facts"].get("kind", node["kind"]) for node in document["nodes"]} >= KINDS
 
     weights = Path(out) / "model" / "open_clip_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert lineage.main(of_answer) == 1
-    (bad,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("changed", "missing"))]
+    (bad,) = [line for line in capfd.readouterr().out.splitlines() if line.startswith(("changed", "missing"))]
     assert bad.startswith("changed   model  ")
     assert "open_clip_model.safetensors has the digest" in bad
 
 
-def make_and_ask(folder: Path, corpus: str, best: str, out: str) -> dict[str, object]:
+def make_and_ask(
+    folder: Path, corpus: str, best: str, out: str, capfd: pytest.CaptureFixture[str]
+) -> dict[str, object]:
     """Every stage by its own entry point; the answer of the server."""
     raw_corpus.write(folder / "raw", num_good=64)
     model = write_model(folder / "start")
@@ -71,8 +78,11 @@ def make_and_ask(folder: Path, corpus: str, best: str, out: str) -> dict[str, ob
     assert prepare.main(["source=csv", f"input={folder / 'raw'}", f"output={corpus}", *prepared]) == 0
     space = "space.optim.lr={kind: choice, values: [0.001, 0.0001]}"
     searched = [f"recipe={folder / 'recipe.yaml'}", f"corpus={corpus}", f"output={folder / 'sweep'}", space]
+    failed_before = failed_tasks()
     assert sweep.main([*searched, "search=grid", "num_validations=1", "objective=validation_image_to_text_R_at_5"]) == 0
+    assert {key: one for key, one in failed_tasks().items() if key not in failed_before} == {}
     assert pretrain.main(["--config", best, f"corpus={corpus}", f"output={out}"]) == 0
+    assert alarming(capfd) == []
     trained, report = f"{out}/model", str(folder / "report")
     scored = [f"model={trained}", f"corpus={corpus}", f"output={report}", "tasks=[retrieval]", "bootstrap=20"]
     assert evaluate.main([*scored, "num_actors=1"]) == 0
@@ -83,4 +93,5 @@ def make_and_ask(folder: Path, corpus: str, best: str, out: str) -> dict[str, ob
     with running(model="models:/chain@production", device="cpu") as url:
         answer = httpx.post(f"{url}/v1/classify", json=body, timeout=60)
     assert answer.status_code == 200, answer.text
+    assert alarming(capfd) == []
     return answer.json()

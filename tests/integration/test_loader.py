@@ -8,9 +8,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -18,9 +22,13 @@ import torch
 from dermray import models, storage
 from dermray.corpus.manifest import Manifest
 from dermray.errors import CorpusError, PlanError
+from dermray.ingest import augment
 from dermray.ingest.loader import Batch, Loader
 from dermray.ingest.plan import EpochPlan
 from dermray.ingest.settings import DataConfig
+from dermray.ingest.tokens import portable
+from dermray.ingest.views import Arrays, ArraySpec, Item
+from dermray.train.objectives.contrastive.views import ImageAndCaption
 from tests import pretraining
 from tests.conftest import ROOT
 from tests.corpora import write_prepared_corpus
@@ -45,8 +53,7 @@ def loader_of(shards: str, corpus: Path, model: Path, rank: int = 0, world_size:
         corpus=shards,
         manifest=Manifest.load(str(corpus)).select("train"),
         settings=SETTINGS,
-        image_size=24,
-        tokenizer=functools.partial(models.tokenizer, str(model)),
+        views=ImageAndCaption(SETTINGS, 24, portable(functools.partial(models.tokenizer, str(model)))),
         seed=SEED,
         global_batch_size=pretraining.GLOBAL_BATCH_SIZE,
         rank=rank,
@@ -75,25 +82,26 @@ def plan_of(root: Path, step: int) -> np.ndarray:
 
 def assert_same(left: Batch, right: Batch) -> None:
     assert left.step == right.step
-    np.testing.assert_array_equal(left.samples, right.samples)
-    assert torch.equal(left.pixels, right.pixels)
-    assert torch.equal(left.tokens, right.tokens)
+    np.testing.assert_array_equal(left.draws, right.draws)
+    assert left.arrays.keys() == right.arrays.keys() == {"pixels", "tokens"}
+    for name in left.arrays:
+        assert torch.equal(left[name], right[name]), name
 
 
 def test_batches_are_those_of_the_plan(root: Path, alone: list[Batch]) -> None:
     assert [batch.step for batch in alone] == list(range(NUM_STEPS))
     for batch in alone:
-        np.testing.assert_array_equal(batch.samples, plan_of(root, batch.step))
-        assert batch.pixels.shape == (pretraining.GLOBAL_BATCH_SIZE, 3, 24, 24)
-        assert batch.pixels.dtype == torch.uint8
-        assert batch.tokens.shape == (pretraining.GLOBAL_BATCH_SIZE, 24)
-        assert batch.tokens.dtype == torch.int64
+        np.testing.assert_array_equal(batch.draws, plan_of(root, batch.step))
+        assert batch["pixels"].shape == (pretraining.GLOBAL_BATCH_SIZE, 24, 24, 3)
+        assert batch["pixels"].dtype == torch.uint8
+        assert batch["tokens"].shape == (pretraining.GLOBAL_BATCH_SIZE, 24)
+        assert batch["tokens"].dtype == torch.int32
 
 
 def test_an_epoch_has_every_sample_once_and_the_next_treats_it_otherwise(alone: list[Batch]) -> None:
     seen: list[dict[int, torch.Tensor]] = [{}, {}]
     for batch in alone:
-        for sample, pixels in zip(batch.samples.tolist(), batch.pixels, strict=True):
+        for sample, pixels in zip(batch.draws.tolist(), batch["pixels"], strict=True):
             assert sample not in seen[batch.step // STEPS_PER_EPOCH]
             seen[batch.step // STEPS_PER_EPOCH][sample] = pixels
     assert set(seen[0]) == set(seen[1]) == set(range(pretraining.NUM_SAMPLES))
@@ -108,9 +116,8 @@ def test_ranks_together_see_the_same_samples_pixels_and_tokens(root: Path, alone
         together = Batch(
             step=parts[0].step,
             epoch=parts[0].epoch,
-            samples=np.concatenate([part.samples for part in parts]),
-            pixels=torch.cat([part.pixels for part in parts]),
-            tokens=torch.cat([part.tokens for part in parts]),
+            draws=np.concatenate([part.draws for part in parts]),
+            arrays={name: torch.cat([part[name] for part in parts]) for name in parts[0].arrays},
         )
         assert_same(together, alone[step])
 
@@ -143,14 +150,77 @@ def test_a_damaged_image_is_named(root: Path, tmp_path: Path) -> None:
         list(make_loader(root, 0, 1, corpus=corpus).batches())
 
 
+@dataclass(frozen=True)
+class OddArrays:
+    """Arrays of several dtypes, one of which has another shape every other step."""
+
+    columns = ("width", "skin_type")
+
+    def specs(self, step: int) -> dict[str, ArraySpec]:
+        shape = (1 + step // 2 % 2, 3)
+        return {
+            "drawn": ArraySpec("float64", shape),
+            "is_dark": ArraySpec("bool", ()),
+            "width": ArraySpec("int16", (1,)),
+        }
+
+    def make(self, items: Sequence[Item], out: Arrays) -> None:
+        for place, item in enumerate(items):
+            (row,) = item.rows
+            out["drawn"][place] = item.random.random(out["drawn"].shape[1:])
+            out["is_dark"][place] = row["skin_type"] > 3
+            out["width"][place] = row["width"]
+
+
+def test_any_arrays_are_carried_and_their_shapes_may_depend_on_the_step(root: Path, alone: list[Batch]) -> None:
+    loader = replace(make_loader(root, 0, 1), views=OddArrays())
+    skin_types = pq.ParquetDataset(pretraining.corpus(root) / "data").read(["skin_type", "split"])
+    dark = skin_types.filter(pc.field("split") == "train")["skin_type"].to_numpy() > 3
+    for batch, usual in zip(loader.batches(), alone, strict=True):
+        assert batch.draws.tolist() == usual.draws.tolist()
+        assert (batch["drawn"].dtype, batch["width"].dtype) == (torch.float64, torch.int16)
+        assert batch["drawn"].shape == (pretraining.GLOBAL_BATCH_SIZE, 1 + batch.step // 2 % 2, 3)
+        assert batch["is_dark"].tolist() == dark[batch.draws].tolist()
+        assert batch["width"].tolist() == [[48]] * pretraining.GLOBAL_BATCH_SIZE
+        for sample, drawn in zip(batch.draws.tolist(), batch["drawn"], strict=True):
+            expected = augment.generator(SEED, batch.epoch, sample).random(drawn.shape)
+            assert drawn.numpy().tolist() == expected.tolist()
+
+
+def test_samples_are_drawn_by_counts_and_each_copy_is_treated_otherwise(root: Path) -> None:
+    counts = np.arange(pretraining.NUM_SAMPLES) % 3
+    loader = replace(make_loader(root, 0, 1), views=OddArrays(), counts=lambda epoch: np.roll(counts, epoch))
+    loader.num_steps = 2 * loader.steps_per_epoch
+    skin_types = pq.ParquetDataset(pretraining.corpus(root) / "data").read(["skin_type", "split"])
+    dark = skin_types.filter(pc.field("split") == "train")["skin_type"].to_numpy() > 3
+    seen: list[list[int]] = [[], []]
+    for batch in loader.batches():
+        samples, copies = batch.draws % len(counts), batch.draws // len(counts)
+        assert (copies < np.roll(counts, batch.epoch)[samples]).all()
+        assert batch["is_dark"].tolist() == dark[samples].tolist()
+        for draw, drawn in zip(batch.draws.tolist(), batch["drawn"], strict=True):
+            assert drawn.numpy().tolist() == augment.generator(SEED, batch.epoch, draw).random(drawn.shape).tolist()
+        seen[batch.epoch] += batch.draws.tolist()
+    for draws in seen:
+        assert (
+            len(set(draws))
+            == len(draws)
+            == counts.sum() // pretraining.GLOBAL_BATCH_SIZE * (pretraining.GLOBAL_BATCH_SIZE)
+        )
+    other = replace(make_loader(root, 0, 1), views=OddArrays(), counts=lambda epoch: counts + epoch)
+    other.num_steps = 2 * other.steps_per_epoch
+    with pytest.raises(PlanError, match=r"draws \d+ samples in epoch 1 and \d+ in epoch 0; all epochs"):
+        list(other.batches())
+
+
 def digests(batches: list[Batch]) -> list[list[object]]:
     """What batches are, in a form to compare over processes."""
     return [
         [
             batch.step,
-            batch.samples.tolist(),
-            hashlib.sha256(batch.pixels.contiguous().numpy().tobytes()).hexdigest(),
-            hashlib.sha256(batch.tokens.numpy().tobytes()).hexdigest(),
+            batch.draws.tolist(),
+            hashlib.sha256(batch["pixels"].contiguous().numpy().tobytes()).hexdigest(),
+            hashlib.sha256(batch["tokens"].numpy().tobytes()).hexdigest(),
         ]
         for batch in batches
     ]

@@ -12,14 +12,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from dermray.commands import lineage as lineage_job
+from dermray.commands import prepare as prepare_job
 from dermray.config import parse
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import Ontology
 from dermray.errors import CorpusError
 from dermray.prepare.pipeline import PrepareResult, prepare
 from dermray.prepare.settings import PrepareConfig
-from jobs import lineage as lineage_job
-from jobs import prepare as prepare_job
 from tests import raw_corpus
 from tests.raw_corpus import content, recompressed
 

@@ -15,8 +15,8 @@ import pytest
 import ray
 
 from dermray import storage
+from dermray.commands import prepare as prepare_job
 from dermray.corpus.manifest import Manifest
-from jobs import prepare as prepare_job
 from tests import raw_corpus
 from tests.conftest import ROOT
 from tests.s3 import BUCKET, HALF, SHORT_BODY, SLOW_DOWN, FaultyProxy, faulty_s3

@@ -61,11 +61,21 @@ def assert_same_direction(vectors: np.ndarray, expected: np.ndarray) -> None:
 
 
 def batch_sizes(client: httpx.Client) -> tuple[float, float]:
-    """Sum and count of the batch-size histogram."""
+    """Sum and count of the batch-size histogram, over all gateways."""
     text = client.get("/metrics").text
-    values = [re.search(rf"^dermray_batch_size_{kind}{{.*}} (\S+)$", text, re.M) for kind in ("sum", "count")]
-    total, count = (float(match.group(1)) if match else 0.0 for match in values)
+    values = [re.findall(rf"^dermray_batch_size_{kind}{{.*}} (\S+)$", text, re.M) for kind in ("sum", "count")]
+    total, count = (sum(map(float, found)) for found in values)
     return total, count
+
+
+def test_one_scrape_tells_of_every_gateway_and_the_next_one_too(client):
+    """Whichever gateway answers it, so that no counter of Prometheus jumps."""
+    scrapes = [client.get("/metrics").text for _ in range(6)]
+    asked = [re.findall(r'^dermray_requests_total{gateway="(\w+)".*} (\S+)$', text, re.M) for text in scrapes]
+    gateways = [set(re.findall(r'^dermray_requests_in_progress{gateway="(\w+)"}', text, re.M)) for text in scrapes]
+    assert all(len(one) == 2 and one == gateways[0] for one in gateways)
+    totals = [sum(float(value) for _, value in one) for one in asked]
+    assert totals == sorted(totals)
 
 
 def test_probes_models_and_pages_answer(client, encoder):
@@ -191,7 +201,8 @@ def test_a_text_of_100_000_characters_is_refused_and_a_pixel_has_a_vector(client
 def test_half_sent_and_slow_bodies_hold_up_nobody(client, url):
     """A body that stops half-way, and one that trickles: others are answered meanwhile, and neither leaves a 500."""
     port = int(url.rpartition(":")[2])
-    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 30\r\n\r\n"
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    head += b"Content-Type: application/json\r\nContent-Length: 30\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port)) as gone, socket.create_connection(("127.0.0.1", port)) as slow:
         gone.sendall(head + b'{"input": ')
         slow.sendall(head + b'{"input": ')

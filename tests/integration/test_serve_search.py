@@ -19,15 +19,15 @@ pytestmark = pytest.mark.ray
 
 def test_embeddings_index_search_and_two_models_in_one_process(ray_cluster, tmp_path):
     """From a prepared corpus to neighbours over HTTP, with tokens, through encoders inside the HTTP replica."""
-    import jobs.embed
-    import jobs.index
+    from dermray.commands import embed
+    from dermray.commands import index as index_job
     from tests.corpora import write_model, write_prepared_corpus
 
     model, other = str(write_model(tmp_path / "model")), str(save_tiny_model(tmp_path / "other"))
     corpus, output = str(tmp_path / "corpus"), tmp_path / "embeddings"
     write_prepared_corpus(tmp_path / "corpus", {"train": 24, "val": 12}, broken=[3])
     keys = [f"model={model}", f"corpus={corpus}", f"output={output}", "rows_per_part=10", "tracking.enabled=false"]
-    assert jobs.embed.main(keys) == 0
+    assert embed.main(keys) == 0
     manifest = Embeddings.load(str(output))
     assert (manifest.num_images, manifest.failures, len(manifest.parts)) == (34, {"not_an_image": 2}, 3)
     # As a job leaves it that was killed after its second part: what is there stays, and the result is the same.
@@ -35,13 +35,13 @@ def test_embeddings_index_search_and_two_models_in_one_process(ray_cluster, tmp_
     stamp = (output / "images" / "part-00000.parquet").stat().st_mtime_ns
     for gone in ("embeddings.json", "parts/part-00002.json"):
         (output / gone).unlink()
-    assert jobs.embed.main(keys) == 0
+    assert embed.main(keys) == 0
     assert Embeddings.load(str(output)).digest == before
     assert (output / "images" / "part-00000.parquet").stat().st_mtime_ns == stamp
     with pytest.raises(VectorIndexError, match="replace=true"):
-        jobs.embed.main([*keys, "thumbnail_side=0"])
+        embed.main([*keys, "thumbnail_side=0"])
     index = str(tmp_path / "index")
-    assert jobs.index.main([f"embeddings={output}", f"output={index}", "tracking.enabled=false"]) == 0
+    assert index_job.main([f"embeddings={output}", f"output={index}", "tracking.enabled=false"]) == 0
 
     encoder = Encoder.load(model, device="cpu")
     samples = Samples.load(corpus, "val")

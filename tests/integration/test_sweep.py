@@ -14,6 +14,7 @@ import yaml
 from mlflow import MlflowClient
 
 from dermray import storage
+from dermray.commands import sweep as job
 from dermray.config import parse
 from dermray.corpus.manifest import Manifest
 from dermray.errors import DermRayError
@@ -23,7 +24,6 @@ from dermray.tuning.proposals import TPE_STARTUP_TRIALS, proposal
 from dermray.tuning.records import Point, Status, TrialRecord
 from dermray.tuning.settings import SweepConfig
 from tests.corpora import write_model, write_prepared_corpus
-from tune import sweep as job
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(600)]
 

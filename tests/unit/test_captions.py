@@ -29,6 +29,8 @@ def test_sentences() -> None:
 def test_nothing_to_say() -> None:
     assert ontology_caption([]) is None
     assert ontology_caption([" "]) is None
+    assert ontology_caption(["nan", "N/A"]) is None
+    assert ontology_caption(["eczema", "unknown"]) == "This is a skin photo diagnosed as eczema."
     assert concept_caption([]) is None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import httpx
 import numpy as np
 import pytest
@@ -11,10 +13,10 @@ from dermray.client import FIRST_PAUSE_S, Client
 from dermray.errors import ServiceError
 from serve.auth import Access, _digest
 from serve.catalogue import Catalogue
-from serve.errors import unavailable
+from serve.errors import Refusal, unavailable
 from serve.routes import create_app
 from serve.settings import LimitsConfig
-from tests.serving import CLASSES, DummyBackend, photograph
+from tests.serving import CLASSES, LOCAL, DummyBackend, photograph
 
 TOKEN = "a-token-of-16-chars"
 
@@ -23,14 +25,17 @@ class Bridge(httpx.BaseTransport):
     """Requests of httpx into the ASGI application; the first few may break."""
 
     def __init__(self, app, faults=()):
-        self.client = TestClient(app)
+        self.client = TestClient(app, base_url=LOCAL)
         self.faults = list(faults)
         self.num_requests = 0
 
     def handle_request(self, request):
         self.num_requests += 1
         if self.faults:
-            raise self.faults.pop(0)
+            fault = self.faults.pop(0)
+            if isinstance(fault, httpx.Response):
+                return fault
+            raise fault
         headers = {k: v for k, v in request.headers.items() if k != "host"}
         answer = self.client.request(request.method, str(request.url), content=request.read(), headers=headers)
         return httpx.Response(answer.status_code, headers=answer.headers, content=answer.content)
@@ -40,7 +45,7 @@ def client_of(backend, faults=(), **options):
     app = create_app(Catalogue.of(backend), LimitsConfig(), access=Access((_digest(TOKEN),)))
     bridge = Bridge(app, faults)
     waits: list[float] = []
-    return Client("http://testserver", token=TOKEN, transport=bridge, sleep=waits.append, **options), bridge, waits
+    return Client(LOCAL, token=TOKEN, transport=bridge, sleep=waits.append, **options), bridge, waits
 
 
 def test_every_question(tmp_path):
@@ -58,6 +63,13 @@ def test_every_question(tmp_path):
         client.search("psoriasis")
     assert (caught.value.status, caught.value.code) == (400, "no_index")
     assert client.embed_texts([]).shape == (0, 0)
+    with pytest.raises(ServiceError, match="gives no predictions of its own, which this needs") as caught:
+        client.predict(file)
+    assert (caught.value.status, caught.value.code) == (422, "not_answered")
+    judge = DummyBackend()
+    judge.model = replace(judge.model, kind="judge", answers=frozenset({"predictions"}))
+    (predicted,) = client_of(judge)[0].predict(file).values()
+    np.testing.assert_allclose(predicted, vectors[0], atol=1e-6)
 
 
 def test_what_may_succeed_later_is_asked_again():
@@ -68,6 +80,36 @@ def test_what_may_succeed_later_is_asked_again():
     # Each pause is twice the one before, half more or less.
     pauses = [FIRST_PAUSE_S * 2**attempt for attempt in range(3)]
     assert all(0.5 * pause <= wait <= 1.5 * pause for pause, wait in zip(pauses, waits, strict=True))
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_a_bare_5xx_of_a_proxy_whose_worker_died_is_asked_again(status):
+    faults = [httpx.Response(status, text=text) for text in ("Internal Server Error", "", "[]", '{"error": "died"}')]
+    client, bridge, waits = client_of(DummyBackend(), faults)
+    assert client.embed_texts(["a"]).shape == (1, 8)
+    assert (bridge.num_requests, len(waits)) == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (RuntimeError("a fault of ours"), "internal_error"),
+        (Refusal(504, "late", code="deadline_exceeded"), "deadline_exceeded"),
+    ],
+)
+def test_an_error_that_the_service_itself_tells_is_not_repeated(failure, code):
+    client, bridge, waits = client_of(DummyBackend(failure=failure))
+    with pytest.raises(ServiceError) as caught:
+        client.embed_texts(["a"])
+    assert (bridge.num_requests, waits) == (1, [])
+    assert caught.value.code == code
+
+
+def test_a_bare_404_is_the_senders_fault():
+    client, bridge, _ = client_of(DummyBackend(), [httpx.Response(404, text="Path not found")])
+    with pytest.raises(ServiceError, match="404"):
+        client.embed_texts(["a"])
+    assert bridge.num_requests == 1
 
 
 def test_patience_ends_and_the_senders_faults_are_not_repeated():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,20 +14,21 @@ import pytest
 from scipy import stats
 from sklearn import metrics as reference
 
+from dermray.commands import compare as job
 from dermray.errors import ConfigError, EvaluationError
-from dermray.evaluate import predictions
+from dermray.evaluate import gate, predictions
 from dermray.evaluate.bootstrap import Distribution, Metric, resample_weights
 from dermray.evaluate.compare import Difference, compare, compare_reports
-from dermray.evaluate.comparison import CompareConfig, run
+from dermray.evaluate.comparison import run
 from dermray.evaluate.concepts import mean_auroc
 from dermray.evaluate.metrics import METRIC_NAMES, classification
 from dermray.evaluate.predictions import ClassPredictions, ConceptPredictions, Origin, RetrievalPredictions
 from dermray.evaluate.report import SuiteReport, build
 from dermray.evaluate.samples import Samples
-from dermray.evaluate.settings import EvaluateConfig
-from dermray.evaluate.suite import TASKS
-from dermray.evaluate.tasks import Context
-from jobs import compare as job
+from dermray.evaluate.settings import CompareConfig, EvaluateConfig
+from dermray.evaluate.tasks.contract import Context, scorer
+from dermray.evaluate.tasks.kinds import ours
+from tests.conftest import ROOT
 from tests.corpora import write_prepared_corpus
 from tests.evaluation import INFO, features_of
 
@@ -196,7 +199,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             model="m", corpus=str(folder / corpus), output="o", bootstrap=30, num_draws=2, min_group_size=5, shots=(1,)
         )
         samples, train = (Samples.load(config.corpus or "", split) for split in ("val", "train"))
-        texts = [text for task in TASKS.values() for text in task.texts(samples, config)]
+        texts = [text for task in ours() for text in scorer(task).texts(samples, config)]
         features = features_of(samples, texts)
         shifted = features.images + np.random.default_rng(0).normal(0, noise / np.sqrt(32), features.images.shape)
         unit = shifted / np.linalg.norm(shifted, axis=1, keepdims=True)
@@ -205,7 +208,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         )
         context = Context(config, samples, features, (train, features_of(train, [])))
         report = build(
-            context, {task: TASKS[task].run(context) for task in TASKS}, model_uri=f"models/{name}", duration_s=1.0
+            context, {task: scorer(task).run(context) for task in ours()}, model_uri=f"models/{name}", duration_s=1.0
         )
         report.save(str(folder / f"report-{name}"))
         found[name] = str(folder / f"report-{name}")
@@ -214,7 +217,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def test_saved_predictions_of_every_task_give_the_reported_scores(reports: dict[str, str]) -> None:
     document = json.loads((Path(reports["a"]) / "report.json").read_text())
-    for task in TASKS:
+    for task in ours():
         found, origin = predictions.read(f"{reports['a']}/{document['tasks'][task]['predictions']}")
         assert origin.task == task
         assert len(found.sample_ids) == document["tasks"][task]["num_samples"]
@@ -236,7 +239,7 @@ def test_job_sets_reports_side_by_side(reports: dict[str, str], tmp_path: Path, 
     document = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert document["names"] == ["a", "b"]
     tasks = document["comparisons"][""]["tasks"]
-    assert set(tasks) == set(TASKS)
+    assert set(tasks) == set(ours())
     row = tasks["zero_shot"]["metrics"]["accuracy"]
     assert row["differences"][0] is None
     one = row["differences"][1]
@@ -247,7 +250,7 @@ def test_job_sets_reports_side_by_side(reports: dict[str, str], tmp_path: Path, 
     assert document["comparisons"][""]["tasks"]["zero_shot"]["groups"]["skin_type"]
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert "b minus a" in page
-    assert "http-equiv" not in page
+    assert "refresh" not in page
 
     import mlflow
 
@@ -257,13 +260,43 @@ def test_job_sets_reports_side_by_side(reports: dict[str, str], tmp_path: Path, 
     assert found.data.metrics["zero_shot/accuracy_difference_1"] == pytest.approx(one["difference"]["value"])
 
 
+def test_tasks_without_predictions_or_with_scores_of_their_own_stand_side_by_side(
+    reports: dict[str, str], tmp_path: Path
+) -> None:
+    for name in ("a", "b", "c"):
+        shutil.copytree(reports[name], tmp_path / name)
+        file = tmp_path / name / "report.json"
+        document = json.loads(file.read_text())
+        tasks = {task: document["tasks"][task] for task in ("knn", "zero_shot")}
+        if name == "b":
+            tasks["knn"] |= {"predictions": None}
+        tasks["zero_shot"] |= {"metrics": {"own": {"value": 0.5, "low": None, "high": None}}, "headline": ["own"]}
+        file.write_text(json.dumps({**document, "tasks": tasks}))
+    found = run(CompareConfig(reports=(str(tmp_path / "a"), str(tmp_path / "b")), output="o", bootstrap=20))
+    tasks = found.document["comparisons"][""]["tasks"]
+    for task, name in (("knn", "accuracy"), ("zero_shot", "own")):
+        row = tasks[task]["metrics"][name]
+        assert row["differences"] == [None, None]
+        assert len(row["scores"]) == 2
+        assert tasks[task]["num_samples"] == 40
+    assert found.metrics() == {}
+    assert found.headline() == [f"{task}: no score that the predictions hold" for task in ("knn", "zero_shot")]
+    assert "Nearest neighbours" in found.html
+    for name in ("a", "c"):
+        file = tmp_path / name / "report.json"
+        document = json.loads(file.read_text())
+        file.write_text(json.dumps({**document, "tasks": {"knn": document["tasks"]["knn"]}}))
+    with pytest.raises(EvaluationError, match="not comparable: the corpus digest is"):
+        run(CompareConfig(reports=(str(tmp_path / "a"), str(tmp_path / "c")), output="o"))
+
+
 def test_library_compares_a_task_of_two_reports(reports: dict[str, str]) -> None:
     found = compare_reports(reports["b"], reports["a"], "zero_shot", bootstrap=200)
     assert found["accuracy"].is_better("accuracy")
     assert not found["accuracy"].is_worse("accuracy")
     with pytest.raises(EvaluationError, match="the corpus digest is"):
         compare_reports(reports["a"], reports["c"], "zero_shot")
-    with pytest.raises(EvaluationError, match="no predictions of embroidery; it has those of: zero_shot"):
+    with pytest.raises(EvaluationError, match="no predictions of embroidery; it has those of: .*zero_shot"):
         compare_reports(reports["a"], reports["b"], "embroidery")
     with pytest.raises(EvaluationError, match=r"report\.json does not exist; run jobs/evaluate"):
         compare_reports(reports["a"], reports["a"] + "-gone", "zero_shot")
@@ -306,3 +339,16 @@ def test_one_report_or_the_same_twice_is_refused(reports: dict[str, str]) -> Non
     for given in (f"reports=[{reports['a']}]", f"reports=[{reports['a']},{reports['a']}/]"):
         with pytest.raises(ConfigError, match="reports"):
             parse(CompareConfig, [given, "output=o"])
+
+
+def test_reports_of_an_earlier_version_compare_and_gate_as_they_did(tmp_path: Path) -> None:
+    with zipfile.ZipFile(ROOT / "tests" / "fixtures" / "evaluations.zip") as archive:
+        archive.extractall(tmp_path)
+    expected = json.loads((tmp_path / "expected.json").read_text())
+    reports = (str(tmp_path / "champion"), str(tmp_path / "candidate"))
+    found = run(CompareConfig(reports=reports, output="o", bootstrap=100))
+    assert found.metrics() == pytest.approx(expected["differences"], abs=1e-9, nan_ok=True)
+    assert found.document["comparisons"][""]["differing"] == []
+    verdicts = gate.compare(*(gate.load_report(uri) for uri in reports), margin=0.02)
+    for one, before in zip(verdicts, expected["verdicts"], strict=True):
+        assert one.to_json() == pytest.approx(before, abs=1e-9), one.name

@@ -45,9 +45,14 @@ def test_precedence_is_defaults_then_file_then_overrides(tmp_path):
     [
         (["uri=x", "cuont=3"], "unknown key 'cuont', did you mean 'count'"),
         (["uri=x", "inner.rat=3"], "unknown key 'inner.rat', did you mean 'inner.rate'"),
+        (["uri=x", "innr.rate=3"], "unknown key 'innr', did you mean 'inner'[?]"),
         (["uri=x", "count=many"], "count: input should be a valid integer.*'many'"),
+        (["uri=x", "count=on"], "count: a number is wanted, got 'on'"),
+        (["uri=x", "inner.rate=true"], "inner.rate: a number is wanted, got 'true'"),
+        (["uri=x", "weights.a=yes"], "weights.a: a number is wanted, got 'yes'"),
         (["uri=x", "count=0"], "count: input should be greater than or equal to 1, got 0"),
         (["uri=x", "inner=3"], "inner: input should be .*got 3"),
+        (["uri=x", "rate=3"], "unknown key 'rate', did you mean 'inner.rate'"),
         (["count=3"], "uri is required"),
         (["uri=x", "--nonsense"], "cannot read the argument '--nonsense'"),
         (["--config", "absent.yaml", "uri=x"], "config file 'absent.yaml' does not exist"),
@@ -94,7 +99,7 @@ def test_what_is_printed_parses_to_the_same(tmp_path_factory, count, rate, flag,
 
 
 def test_help_lists_every_key_with_type_default_and_text():
-    text = config.help_text(Outer, prog="x.py", description="d")
+    text = config.help_text(Outer, called="python x.py", description="d")
     for expected in ("uri (str)", "[required]", "inner.rate (float)", "a rate", "[0.5]", "count (int)", "how many"):
         assert expected in text
 
@@ -104,7 +109,7 @@ def test_every_key_of_every_entry_point_is_described():
     from dermray.prepare.settings import PrepareConfig
 
     for entry in (PretrainConfig, PrepareConfig, EvaluateConfig):
-        rows = list(config._describe(entry, ""))
+        rows = list(config._describe(entry))
         assert [key for key, _, _, text in rows if not text] == []
 
 

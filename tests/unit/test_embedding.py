@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +13,8 @@ import pytest
 from dermray import storage
 from dermray.corpus.manifest import Manifest
 from dermray.embedding import pipeline, store
-from dermray.embedding.actor import EncodeActor, error_of
-from dermray.embedding.pipeline import Work
-from dermray.embedding.store import Part, Store, key_of
+from dermray.embedding.actor import EncodeActor, Work
+from dermray.embedding.store import Store, key_of
 from dermray.embedding.units import ImageFiles, RowGroup
 from dermray.encoder import Encoder
 from dermray.errors import EvaluationError, ModelError, StorageError
@@ -45,11 +44,9 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[Work]:
     done: list[Work] = []
 
     def encode(work: list[Work], store: Store, *, model_uri: str, batch_size: int, precision: str, **_: object) -> int:
-        actor = EncodeActor(model_uri, precision, batch_size, asdict(store.info))  # type: ignore[arg-type]
+        actor = EncodeActor(model_uri, precision, batch_size, store.info)  # type: ignore[arg-type]
         for one in work:
-            row = actor({"item": np.array([one.item()["item"]], dtype=object)})
-            if row["error"][0]:
-                raise error_of(row["error"][0])
+            actor(one)
         done.extend(work)
         return 1
 
@@ -134,7 +131,7 @@ def test_nodes_that_share_no_store_are_told(
     tmp_path: Path, model: str, corpus: Samples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "encode", lambda *_, **__: 1)
-    with pytest.raises(StorageError, match="are not there; give a place that all nodes share"):
+    with pytest.raises(StorageError, match=r"parquet was written and is not there; give a place that all nodes share"):
         features.compute([corpus], [], model_uri=model, cache=str(tmp_path))
 
 
@@ -157,28 +154,24 @@ def test_an_actor_counts_what_it_cannot_read_and_says_what_went_wrong(tmp_path: 
     known = Store.of(str(tmp_path / "cache"), model, precision="fp32")
     unit = ImageFiles(tuple(str(tmp_path / f"{number}.jpg") for number in range(3)), 0)
     (part,) = known.images("d" * 64, [unit])
-    actor = EncodeActor(model, "fp32", 2, asdict(known.info))
-    row = actor({"item": np.array([Work(part, unit).item()["item"]], dtype=object)})
-    assert (row["num_images"][0], row["num_texts"][0], row["error"][0]) == (3, 0, "")
+    EncodeActor(model, "fp32", 2, known.info)(Work(part, unit))
     (content,) = known.read([part])
     assert content is not None
     assert content.words.tolist() == ["", "not_an_image", "missing"]
     assert (np.abs(content.values).sum(axis=1) > 0).tolist() == [True, False, False]
-    changed = EncodeActor(model, "fp32", 2, {**asdict(known.info), "model_digest": "0" * 64})
-    row = changed({"item": np.array([Work(part, unit).item()["item"]], dtype=object)})
+    changed = EncodeActor(model, "fp32", 2, replace(known.info, model_digest="0" * 64))
     with pytest.raises(ModelError, match="folder changed"):
-        raise error_of(row["error"][0])
+        changed(Work(part, unit))
 
 
 def test_vectors_that_are_not_finite_are_not_kept(tmp_path: Path, model: str) -> None:
     known = Store.of(str(tmp_path), model, precision="fp32")
     work = Work(known.texts([key_of("a nevus")]), ("a nevus",))
-    actor = EncodeActor(model, "fp32", 2, asdict(known.info))
+    actor = EncodeActor(model, "fp32", 2, known.info)
     nan = np.full((1, 32), np.nan, dtype=np.float32)
     actor._encoder = SimpleNamespace(info=known.info, encode_texts=lambda *_, **__: nan)  # type: ignore[assignment]
-    row = actor({"item": np.array([work.item()["item"]], dtype=object)})
     with pytest.raises(EvaluationError, match="not finite"):
-        raise error_of(row["error"][0])
+        actor(work)
     assert known.read([work.part]) == [None]
 
 
@@ -208,16 +201,6 @@ def test_the_fingerprint_of_a_row_group_goes_by_its_place_in_the_corpus() -> Non
     assert groups[0].fingerprint() == replace(groups[0], uri="s3://b/data/val-0.parquet").fingerprint()
     others = [replace(groups[0], number=2), replace(groups[0], num_rows=7), replace(groups[0], uri="/a/val-1.parquet")]
     assert len({one.fingerprint() for one in [groups[0], *others]}) == 4
-
-
-def test_progress_says_rate_and_time_left() -> None:
-    unit = RowGroup("s", 0, 0, 100)
-    progress = pipeline._Progress.of([Work(Part("u", {}), unit), Work(Part("v", {}), ("a", "b"))])
-    assert (progress.num_images, progress.num_texts) == (100, 2)
-    progress.add(10, 0, 7.0)
-    assert progress.line(7.0) == "  10 of 100 images and 0 of 2 texts encoded"
-    progress.add(46, 0, 9.0)
-    assert progress.line(9.0) == "  56 of 100 images and 0 of 2 texts encoded, 23 a second, 2 s left"
 
 
 def test_the_manifest_digest_goes_with_the_bytes(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from dermray import images, storage
 from dermray.corpus import exchange
-from dermray.corpus.manifest import Manifest, Shard
+from dermray.corpus.manifest import MANIFEST_NAME, Manifest, Shard
 from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
 from dermray.corpus.schema import CAPTION_ASPECTS, META, SAMPLE, sample_id
 from dermray.errors import CorpusError
@@ -389,6 +389,67 @@ def test_another_export_in_the_folder_is_refused_or_replaced(corpus: Path, tmp_p
     assert content(output) == content(tmp_path / "fresh")
     with pytest.raises(CorpusError, match="holds a prepared corpus"):
         begin(planned(corpus, tmp_path / "other", format="parquet"))
+
+
+def test_replacing_leaves_what_is_not_of_the_export(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    export(corpus, output, format="open_clip_csv", samples_per_file=5)
+    folder = next((output / "images" / "train").iterdir())
+    foreign = [output / "mine.txt", folder / "notes.jpg", output / STATE / "own.json", output / "images" / "x" / "y"]
+    for file in foreign:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("not of the export", encoding="utf-8")
+    # As a killed run leaves one.
+    (folder / ".000000000.jpg.a1b2c3d4.part").write_bytes(b"half")
+    export(corpus, output, format="parquet", replace=True)
+    assert "keeps 4 files that are not of this program's making: '.export/own.json', " in capsys.readouterr().out
+    assert all(file.read_text(encoding="utf-8") == "not of the export" for file in foreign)
+    export(corpus, tmp_path / "fresh", format="parquet")
+    for file in foreign:
+        file.unlink()
+    assert content(output) == content(tmp_path / "fresh")
+
+
+LEADING_OUT = ["../victim", "/etc/x", "a/../../b", "data\\..\\..\\x", "s3://bucket/x"]
+
+
+@pytest.mark.parametrize("name", LEADING_OUT)
+def test_an_export_that_names_files_outside_is_refused_and_nothing_goes(
+    name: str, corpus: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    victim = tmp_path / "victim" / "precious.txt"
+    victim.parent.mkdir()
+    victim.write_text("precious", encoding="utf-8")
+    work = export(corpus, output, format="webdataset")
+    started = storage.read_json(output / STATE / "started.json")
+    storage.write_json(output / STATE / "started.json", started | {"paths": [*started["paths"], name], "key": "other"})
+    before = content(output)
+    with pytest.raises(CorpusError, match=r"started.json is no record .*is no name of a file inside a folder") as error:
+        begin(planned(corpus, output, format="webdataset", replace=True))
+    assert "\n" not in str(error.value)
+    assert content(output) == before
+    assert victim.exists()
+    # A record of a part that names such a file.
+    storage.write_json(output / STATE / "started.json", started)
+    record = output / STATE / f"{work.parts[0].name}.json"
+    files = [{"path": name, "num_bytes": 8, "sha256": "0"}]
+    storage.write_json(record, {"files": files, "counts": {}})
+    with pytest.raises(CorpusError, match="is no name of a file inside a folder"):
+        begin(planned(corpus, output, format="webdataset"))
+
+
+@pytest.mark.parametrize("field", ["path", "split"])
+@pytest.mark.parametrize("name", LEADING_OUT)
+def test_a_corpus_that_names_files_outside_is_refused(name: str, field: str, corpus: Path, tmp_path: Path) -> None:
+    document = storage.read_json(corpus / MANIFEST_NAME)
+    document["shards"][0][field] = name
+    storage.write_json(corpus / MANIFEST_NAME, document)
+    with pytest.raises(CorpusError, match=rf"shards.0.{field}: .* is no name of a file inside a folder") as error:
+        planned(corpus, tmp_path / "out", format="parquet")
+    assert "\n" not in str(error.value)
 
 
 def test_an_object_store_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +26,8 @@ from dermray.evaluate.metrics import classification
 from dermray.evaluate.report import build
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
-from dermray.evaluate.suite import TASKS
-from dermray.evaluate.tasks import Context
+from dermray.evaluate.tasks.contract import Context, scorer
+from dermray.evaluate.tasks.kinds import ours
 from tests.corpora import write_prepared_corpus
 from tests.evaluation import features_of
 
@@ -51,7 +52,7 @@ def context_of(corpus: str, name: str, **settings: object) -> Context:
     given = {"split": "test", "tasks": (name,), "bootstrap": 40, "min_group_size": 5} | settings
     config = EvaluateConfig(model="m", corpus=corpus, output="o", **given)  # type: ignore[arg-type]
     case = cases.of_config(config)
-    features = features_of(case.samples, TASKS[name].texts(case.samples, config))
+    features = features_of(case.samples, scorer(name).texts(case.samples, config))
     training = (case.training, features_of(case.training, [])) if case.training else None
     validation = (case.validation, features_of(case.validation, [])) if case.validation else None
     return Context(config, case.samples, features, training, validation)
@@ -205,19 +206,19 @@ def test_the_temperature_that_spoiled_probabilities_is_found(temperature: float)
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_the_temperature_comes_of_the_validation_split_alone(corpus: str, name: str) -> None:
     context = context_of(corpus, name)
-    details = TASKS[name].run(context).details
+    details = scorer(name).run(context).details
     found = details["calibration"]["temperature"]
     assert (found["split"], found["num_samples"]) == ("val", 24)
     assert details["calibration"]["without_temperature"] is None
     # Other labels in the scored split change nothing; other labels in the validation split do.
     shuffled = replace(context.samples, labels=context.samples.labels[1:] + context.samples.labels[:1])
-    assert TASKS[name].run(replace(context, samples=shuffled)).details["calibration"]["temperature"]["value"] == (
+    assert scorer(name).run(replace(context, samples=shuffled)).details["calibration"]["temperature"]["value"] == (
         pytest.approx(found["value"])
     )
     assert context.validation is not None
     samples, features = context.validation
     wrong = replace(samples, labels=samples.labels[1:] + samples.labels[:1])
-    other = TASKS[name].run(replace(context, validation=(wrong, features))).details["calibration"]["temperature"]
+    other = scorer(name).run(replace(context, validation=(wrong, features))).details["calibration"]["temperature"]
     assert other["value"] > 2 * found["value"]
 
 
@@ -230,7 +231,7 @@ def test_the_temperature_comes_of_the_validation_split_alone(corpus: str, name: 
     ],
 )
 def test_without_a_validation_split_the_report_says_why(corpus: str, settings: dict[str, str], reason: str) -> None:
-    found = TASKS["zero_shot"].run(context_of(corpus, "zero_shot", **settings)).details["calibration"]
+    found = scorer("zero_shot").run(context_of(corpus, "zero_shot", **settings)).details["calibration"]
     assert found["temperature"] is None
     assert reason in found["without_temperature"]
 
@@ -240,14 +241,14 @@ def test_a_validation_split_without_labels_is_no_error(corpus: str) -> None:
     assert context.validation is not None
     samples, features = context.validation
     bare = replace(samples, labels=[[] for _ in samples.labels])
-    found = TASKS["zero_shot"].run(replace(context, validation=(bare, features))).details["calibration"]
+    found = scorer("zero_shot").run(replace(context, validation=(bare, features))).details["calibration"]
     assert "no readable image with a label" in found["without_temperature"]
 
 
-@pytest.mark.parametrize("name", sorted(set(TASKS) - {"few_shot"}))
+@pytest.mark.parametrize("name", sorted(set(ours()) - {"few_shot"}))
 def test_every_task_says_for_whom(corpus: str, name: str) -> None:
     context = context_of(corpus, name, bootstrap=20)
-    result = TASKS[name].run(context)
+    result = scorer(name).run(context)
     dimensions = result.details["groups"]["dimensions"]
     # One source only, and nothing known of sex, age and site in this corpus.
     assert list(dimensions) == ["skin_type"]
@@ -279,7 +280,7 @@ def test_leaked_samples_are_counted_and_scored_apart(corpus: str, tmp_path: Path
     uri = write_leakage(tmp_path / "leakage", context.samples, [*range(0, 36, 2), 0])
     leakage = Leakage.load(uri)
     context = replace(context, samples=leakage.mark(context.samples))
-    result = TASKS["zero_shot"].run(context)
+    result = scorer("zero_shot").run(context)
     groups = {one["name"]: one["num_samples"] for one in result.details["groups"]["dimensions"]["leakage"]["groups"]}
     assert groups[FOUND] == 18
     report = build(context, {"zero_shot": result}, model_uri="m", duration_s=1.0, leakage=leakage)
@@ -299,9 +300,21 @@ def test_what_is_no_leakage_report_is_refused(tmp_path: Path) -> None:
         Leakage.load(str(tmp_path))
 
 
+def test_pairs_of_another_report_are_refused(corpus: str, tmp_path: Path) -> None:
+    """As a run leaves them that is killed, or whose store fails, between the files of the next report."""
+    uri = write_leakage(tmp_path / "leakage", Samples.load(corpus, "test"), [0, 2])
+    document, pairs = json.loads((Path(uri) / "leakage.json").read_text()), Path(uri) / "leakage.parquet"
+    document["pairs_sha256"] = hashlib.sha256(pairs.read_bytes()).hexdigest()
+    (Path(uri) / "leakage.json").write_text(json.dumps(document))
+    assert Leakage.load(uri).found
+    pq.write_table(pq.read_table(pairs).slice(1), pairs)
+    with pytest.raises(EvaluationError, match=r"is no whole report; run jobs/leakage\.py again"):
+        Leakage.load(uri)
+
+
 def test_the_page_is_whole_in_itself_and_shows_neighbours(corpus: str) -> None:
     context = context_of(corpus, "zero_shot")
-    result = TASKS["zero_shot"].run(context)
+    result = scorer("zero_shot").run(context)
     example = (result.details["examples"]["right"] + result.details["examples"]["wrong"])[0]
     assert len(example["neighbours"]) == 4
     assert example["index"] not in {one["index"] for one in example["neighbours"]}

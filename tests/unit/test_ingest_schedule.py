@@ -30,7 +30,7 @@ def test_chunks_hold_the_batches_of_a_rank_from_any_step_to_any_other(manifest, 
     where = {"rank": rank, "world_size": world_size, "start_step": start_step, "end_step": end_step}
     for chunk in chunks(plan_of, **where):
         assert chunk.first_step == step
-        for row in chunk.samples:
+        for row in chunk.draws:
             epoch, within = divmod(step, per_epoch)
             assert epoch == chunk.epoch
             np.testing.assert_array_equal(row, plan_of(epoch).rank_batch(within, rank, world_size))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dermray import storage, tracking
+from dermray.commands import lineage as job
 from dermray.config import TrackingConfig
-from dermray.errors import TrackingError
+from dermray.errors import EvaluationError, ModelError, TrackingError
 from dermray.tracking import lineage
-from jobs import lineage as job
 from tests.lineage import Chain, ChainConfig
 
 METRICS = {"accuracy": (0.5, 0.4, 0.6)}
@@ -72,6 +73,23 @@ def test_a_deployment_stands_behind_its_model(chain: Chain) -> None:
     (before,) = graph.neighbours(graph.start, "up")
     assert before.startswith("model:")
     assert {"raw", "corpus", "pretrain"} <= set(kinds(graph))
+    other = replace(model, name="another", folder_uri=str(chain.folder / "nowhere"), tags={})
+    tracking.record_deployment(chain.config, ChainConfig(), other)
+    for reference in ("models:/derm@champion", "models:/derm/1"):
+        version = lineage.trace(reference, chain.config)
+        assert version.neighbours(version.start, "down") == [graph.start], "not what another name's version 1 led to"
+        assert "deploy “deploy derm version 1”" in version.text().partition("led to")[2]
+
+
+def test_a_deployment_under_a_name_of_its_own_stands_behind_its_version(tmp_path: Path) -> None:
+    chain = Chain(tmp_path, TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db"))
+    chain.prepare()
+    model = chain.pretrain("a")
+    chain.register(model, chain.evaluate(model, METRICS))
+    served = replace(tracking.resolve_model("models:/derm@champion", chain.config), name="clinic")
+    run_id = tracking.record_deployment(chain.config, ChainConfig(), served)
+    version = lineage.trace("models:/derm@champion", chain.config)
+    assert version.neighbours(version.start, "down") == [f"run:{run_id}"]
 
 
 @pytest.mark.parametrize("reference", ["models:/derm/7", "0" * 64, "f" * 32, "nowhere/at/all", '{"ranking": []}'])
@@ -114,8 +132,11 @@ def test_a_table_that_was_scored_is_part_of_the_chain_and_verified(
     chain: Chain, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table, digests = tmp_path / "own.csv", []
-    for name in ("report.json", "own.csv"):
-        (tmp_path / name).write_text(name)
+    for name, content in (
+        ("report.json", '{"model": {"model_digest": "m"}, "corpus": {}, "tasks": {}}'),
+        ("own.csv", "own"),
+    ):
+        (tmp_path / name).write_text(content)
         digests.append(storage.sha256(tmp_path / name))
     with tracking.run(chain.config, kind="evaluate", name="own table", resolved=ChainConfig()) as current:
         current.log_artifact("input", "table", str(table), digests[1])
@@ -128,3 +149,30 @@ def test_a_table_that_was_scored_is_part_of_the_chain_and_verified(
     table.write_text("another")
     assert job.main(arguments) == 1
     assert "1 same, 1 changed" in capsys.readouterr().out
+
+
+def test_a_report_of_another_model_is_refused_and_found(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    other = chain.pretrain("b", seed=1)
+    foreign = chain.folder / "a" / "report"
+    with pytest.raises(
+        EvaluationError, match=r"report.json is of another model \(.*a/model, weights .*\) than .*b/model"
+    ):
+        chain.register(other, foreign, name="swapped")
+    # What an earlier build let through is found where the chain is verified.
+    weights = storage.sha256(other / "open_clip_model.safetensors")
+    with tracking.run(chain.config, kind="register", name="by hand", resolved=ChainConfig()) as current:
+        current.log_artifact("input", "model", str(other), weights)
+        current.log_artifact("input", "report", str(foreign), storage.sha256(foreign / "report.json"))
+    assert job.main([f"of={current.id}", f"tracking.uri={chain.config.uri}", "--verify"]) == 1
+    printed = capsys.readouterr().out
+    assert f"mismatch  report  {foreign}: it is of the model " in printed
+    assert f"register “by hand” took it for one of {weights[:12]}" in printed
+
+
+def test_weights_that_were_replaced_are_not_registered(chain: Chain) -> None:
+    model = chain.pretrain("c", seed=2)
+    report = chain.evaluate(model, METRICS)
+    document = storage.read_json(model / "dermray.json")
+    storage.write_json(model / "dermray.json", {**document, "weights_sha256": "0" * 64})
+    with pytest.raises(ModelError, match=r"dermray.json beside it names 000000000000: the weights were replaced"):
+        chain.register(model, report, name="replaced")

@@ -79,3 +79,23 @@ def test_autocast_surrounds_the_towers_only(micro_batch_size: int | None) -> Non
     assert dtypes == [torch.bfloat16]
     assert len(gradients(model)) == 8
     assert all(bool(gradient.abs().max() > 0) for gradient in gradients(model).values())
+
+
+def test_any_number_of_features_takes_its_gradients() -> None:
+    """As one large batch: features of images, of texts and, with another shape, of both together."""
+    wanted: dict[int | None, dict[str, Tensor]] = {}
+    for micro_batch_size in (None, 6):
+        model = Towers()
+
+        def encode(*part: Tensor, model: Towers = model) -> tuple[Tensor, ...]:
+            image, text, scale, bias = model(*part)
+            return image, text, torch.stack([image, text], dim=1), scale, bias
+
+        def loss(image: Tensor, text: Tensor, both: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+            return clip_and_bias(image, text, scale, bias) + both.cumsum(0).square().mean()
+
+        cached_backward(encode, inputs(), loss, num_features=3, micro_batch_size=micro_batch_size)
+        wanted[micro_batch_size] = gradients(model)
+    assert wanted[None].keys() == wanted[6].keys()
+    for name, gradient in wanted[None].items():
+        torch.testing.assert_close(wanted[6][name], gradient, atol=1e-5, rtol=0)

@@ -16,7 +16,7 @@ from torch import nn
 
 from dermray import models, storage
 from dermray.errors import ModelError
-from dermray.models.folder import CONFIG_NAME
+from dermray.models.layout import CONFIG_NAME
 from tests.corpora import MODEL_CFG, write_model
 from tests.s3 import BUCKET, faulty_s3
 
@@ -68,6 +68,7 @@ def test_round_trip_keeps_every_bit(folder: Path, tmp_path: Path) -> None:
     weights = (tmp_path / "again" / models.WEIGHTS_NAME).read_bytes()
     assert hashlib.sha256(weights).hexdigest() == digest
     assert json.loads((tmp_path / "again" / models.DERMRAY_NAME).read_text()) == {
+        "kind": "clip",
         "weights_sha256": digest,
         "corpus_digest": "c",
     }
@@ -161,6 +162,27 @@ def test_pickles_are_not_opened(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot load the model 'dermray_tiny'"):
         models.create("dermray_tiny", pretrained=str(pickled / "open_clip_pytorch_model.bin"))
     assert not (tmp_path / "opened").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"<!DOCTYPE html><html>Sign in</html>", "an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n", "Git LFS pointer .*git lfs pull"),
+        (b"PK\x03\x04" + bytes(26) + b"[Content_Types].xml" + bytes(40), "an Office document"),
+        (b"PK\x05\x06" + bytes(18), "is damaged, or holds more than tensors"),
+        (b"weights: see the other folder", "a text and holds no weights: give the file with the weights"),
+    ],
+)
+def test_weights_that_are_something_else_are_named(folder: Path, tmp_path: Path, content: bytes, named: str) -> None:
+    """As the model of a job, and as what a training starts from."""
+    other = shutil.copytree(folder, tmp_path / "other")
+    (other / models.WEIGHTS_NAME).unlink()
+    (other / "open_clip_pytorch_model.bin").write_bytes(content)
+    with pytest.raises(ModelError, match=named):
+        models.create(str(other))
+    with pytest.raises(ModelError, match=named):
+        models.create("dermray_tiny", pretrained=str(other / "open_clip_pytorch_model.bin"))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "other architecture"])

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dermray.corpus import graph, spelling
 from dermray.corpus.ontology import ROOT, Ontology
 from dermray.errors import CorpusError, OntologyError
 
@@ -60,18 +61,35 @@ def test_path_level_and_neighbours(tree: Ontology) -> None:
 
 
 def test_a_node_under_two_parents(tree: Ontology) -> None:
-    assert tree.paths("Malignant melanoma, melanoma") == [
-        ["proliferations", "benign", "melanocytic", "Malignant melanoma, melanoma"],
-        ["proliferations", "malignant", "melanocytic", "Malignant melanoma, melanoma"],
-    ]
-    assert tree.path("melanocytic") == ["proliferations", "benign", "melanocytic"]
-    assert tree.sure_path("Malignant melanoma, melanoma") == [
-        "proliferations",
-        "melanocytic",
-        "Malignant melanoma, melanoma",
-    ]
+    melanoma = "Malignant melanoma, melanoma"
+    assert tree.path("melanocytic") == ["proliferations", "melanocytic"]
+    assert tree.path(melanoma) == ["proliferations", "melanocytic", melanoma]
+    assert tree.levels(melanoma) == ["proliferations", None, "melanocytic", melanoma]
+    assert not tree.is_certain(melanoma)
+    assert tree.is_certain("Basal cell carcinoma")
     assert tree.ancestors("melanocytic") == ["benign", "malignant", "proliferations"]
-    assert tree.descendants("malignant").count("Malignant melanoma, melanoma") == 1
+    assert tree.descendants("melanocytic") == ["Melanocytic nevus", melanoma]
+    assert tree.descendants("benign") == ["Seborrheic keratosis", "Seborrheic keratoses"]
+
+
+def test_an_ancestor_that_lists_a_node_says_which_branch_is_meant() -> None:
+    melanoma = "Malignant melanoma, melanoma"
+    tree = Ontology(TREE | {"malignant": [*TREE["malignant"], melanoma]})
+    path = ["proliferations", "malignant", "melanocytic", melanoma]
+    assert tree.path(melanoma) == tree.levels(melanoma) == path
+    assert (tree.level(melanoma), tree.is_certain(melanoma), tree.branch_marks(melanoma)) == (4, True, ["malignant"])
+    assert set(tree.descendants("malignant")) == {"Basal cell carcinoma", melanoma}
+    assert tree.path("Melanocytic nevus") == ["proliferations", "melanocytic", "Melanocytic nevus"]
+    both = Ontology(tree.to_json() | {"benign": [*TREE["benign"], melanoma]})
+    assert both.path(melanoma) == Ontology(TREE).path(melanoma)
+    assert tree.union(both).path(melanoma) == Ontology(TREE).path(melanoma)
+
+
+def test_levels_are_unknown_from_where_paths_of_several_lengths_meet() -> None:
+    tree = Ontology({"root": ["a", "b"], "a": ["x"], "b": ["c"], "c": ["x"], "x": ["y"]})
+    assert tree.path("y") == ["x", "y"]
+    assert tree.levels("y") == [None, None, None, None]
+    assert tree.levels("c") == ["b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +162,17 @@ def test_spelling(text: str, node: str | None) -> None:
     assert Ontology(SPELLED).resolve(text) == node
 
 
+def test_a_text_longer_than_any_name_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    long = ", ".join(f"word{number}" for number in range(60))
+    tree = Ontology({"root": [long, "Nevus"]})
+    assert tree.resolve(long.upper()) == long
+    monkeypatch.setattr(spelling, "key", lambda text: pytest.fail("it is looked at"))
+    # As long as it stands, and as long once its ligature of eighteen letters is taken apart.
+    for text in ("nevus" + " " * 10_000, "\ufdfa" * 100):
+        assert tree.resolve(text) is None
+        assert not tree.is_broader(text)
+
+
 def test_suggestions_are_for_people_only() -> None:
     tree = Ontology(TREE)
     assert tree.resolve("melanomma") is None
@@ -179,7 +208,8 @@ def test_from_paths_holds_every_path(numbers: list[list[int]]) -> None:
     paths = [[f"n{number}" for number in path] for path in numbers]
     tree = Ontology.from_paths(paths)
     assert set(tree) == {name for path in paths for name in path}
-    assert all(path in tree.paths(path[-1]) for path in paths)
+    assert all(path[-1] in tree and set(tree.path(path[-1])) <= {*path, *tree.ancestors(path[-1])} for path in paths)
+    assert all(set(path[:-1]) <= set(tree.ancestors(path[-1])) for path in paths)
     assert all(tree.resolve(name) == name for name in tree)
 
 
@@ -228,6 +258,9 @@ def test_load_names_the_file(tmp_path: Path) -> None:
     file.write_text(json.dumps({"root": ["a"], "b": []}), encoding="utf-8")
     with pytest.raises(OntologyError, match=rf"{file}: 'b' is under no parent"):
         Ontology.load(str(tmp_path))
+    file.write_text('{"root": ["a", "b"], "a": ["c"], "b": ["d"], "b": ["e"]}', encoding="utf-8")
+    with pytest.raises(OntologyError, match=r"ontology\.json: 1 nodes stand twice \('b'\): write the children of each"):
+        Ontology.load(str(tmp_path))
     file.write_text(json.dumps(TREE), encoding="utf-8")
     loaded = Ontology.load(str(file))
     assert loaded.to_json() == Ontology(TREE).to_json()
@@ -259,6 +292,22 @@ def dags(draw: st.DrawFn) -> dict[str, list[str]]:
     return {name: children[name] for name in order}
 
 
+def above(document: dict[str, list[str]], name: str) -> list[str]:
+    """Every node that lists one, and the root only where nothing else does."""
+    return [parent for parent, below in document.items() if name in below]
+
+
+def every_path(tree: Ontology, document: dict[str, list[str]], name: str) -> list[list[str]]:
+    """All ways from the root that go by the marks of each node on them, found one by one."""
+    found: list[list[str]] = []
+    for parent in tree.parents(name):
+        for path in every_path(tree, document, parent) if parent != ROOT else [[]]:
+            reachable = [mark for mark in tree.branch_marks(name) if mark in tree.ancestors(parent)]
+            if not reachable or any(mark in path for mark in reachable):
+                found.append([*path, name])
+    return found
+
+
 @settings(deadline=None)
 @given(dags())
 def test_paths_agree_with_parents_and_levels(document: dict[str, list[str]]) -> None:
@@ -266,15 +315,22 @@ def test_paths_agree_with_parents_and_levels(document: dict[str, list[str]]) -> 
     assert sorted(tree) == sorted(name for name in document if name != ROOT)
     position = {name: place for place, name in enumerate(tree)}
     for name in tree:
-        for path in tree.paths(name):
-            assert path[-1] == name
-            assert path[0] in document[ROOT]
-            assert all(below in document[above] for above, below in pairwise(path))
-        assert tree.path(name) in tree.paths(name)
-        assert tree.level(name) == min(map(len, tree.paths(name)))
-        assert set(tree.ancestors(name)) == {node for path in tree.paths(name) for node in path[:-1]}
-        assert set(tree.descendants(name)) == {node for node in tree if name in tree.ancestors(node)}
-        assert set(tree.sure_path(name)) == set.intersection(*(set(path) for path in tree.paths(name)))
+        paths = every_path(tree, document, name)
+        if not paths:
+            # Marks that rule each other out: nothing to compare with.
+            continue
+        everywhere = set.intersection(*(set(path) for path in paths))
+        # What marks further up rule out may still count, so less may be known than holds, and never more.
+        assert set(tree.path(name)) <= everywhere
+        assert {name} <= set(tree.path(name))
+        if not any(tree.branch_marks(node) or ROOT in above(document, node) for node in (name, *tree.ancestors(name))):
+            assert set(tree.path(name)) == everywhere
+        if tree.is_certain(name):
+            assert paths == [tree.path(name)]
+        for number, node in enumerate(tree.levels(name)):
+            assert node is None or all(path[number : number + 1] == [node] for path in paths)
+        assert set(tree.ancestors(name)) >= {node for path in paths for node in path[:-1]}
+        assert set(tree.descendants(name)) == {node for node in tree if name in tree.path(node) and node != name}
         assert all(position[above] < position[name] for above in tree.ancestors(name))
         assert tree.resolve(name) == name
 
@@ -291,6 +347,54 @@ def test_a_back_edge_is_found_to_be_a_cycle(document: dict[str, list[str]], data
     walk = str(caught.value).partition("cycle: ")[2].split(" > ")
     assert walk[0] == walk[-1]
     assert all(child in document[parent] for parent, child in pairwise(walk))
+
+
+def test_what_no_tree_has_is_refused_before_it_costs_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    number = 50_000
+    chain = {ROOT: ["n0"]} | {f"n{place}": [f"n{place + 1}"] for place in range(number)}
+    with pytest.raises(OntologyError, match="'n200' is more than 200 levels below 'root'"):
+        Ontology(chain)
+    ring = {ROOT: ["a"]} | {f"n{place}": [f"n{(place + 1) % number}"] for place in range(number)}
+    with pytest.raises(OntologyError, match=r"cycle: n0 > n1 > .* > \u2026 49,989 more \u2026 > n0$") as caught:
+        Ontology(ring)
+    assert len(str(caught.value)) < 300
+    monkeypatch.setattr(graph, "MAX_NODES", 3)
+    with pytest.raises(OntologyError, match="it has 4 nodes; an ontology may have 3"):
+        Ontology.flat("abc")
+    monkeypatch.setattr(graph, "MAX_NODES", 10)
+    monkeypatch.setattr(graph, "MAX_EDGES", 3)
+    with pytest.raises(OntologyError, match="list 4 children; an ontology may list 3"):
+        Ontology({ROOT: ["a", "b"], "a": ["c"], "b": ["c"]})
+
+
+def test_the_work_grows_with_the_tree_and_not_with_its_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 2 ** 150 paths lead to the last node.
+    layers = 150
+    wide = {ROOT: ["a0", "b0"]} | {
+        f"{side}{depth}": [f"a{depth + 1}", f"b{depth + 1}"] for depth in range(layers) for side in "ab"
+    }
+    tree = Ontology(wide)
+    last = f"a{layers}"
+    assert tree.path(last) == [last]
+    assert tree.levels(last) == [None] * layers + [last]
+    assert tree.level(last) == layers + 1
+    assert len(tree.ancestors(last)) == 2 * layers
+    assert tree.resolve(last.upper()) == last
+    assert tree._steps < 40 * len(tree)
+    monkeypatch.setattr(graph, "MAX_STEPS", 100)
+    with pytest.raises(OntologyError, match="cannot be told apart"):
+        Ontology(wide).path(last)
+
+
+def test_a_cell_of_many_commas_is_looked_up_part_by_part(tree: Ontology, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    real = Ontology.resolve
+    monkeypatch.setattr(Ontology, "resolve", lambda self, text: asked.append(text) or real(self, text))
+    found = Ontology(TREE).resolve_all(", ".join(["moon sickness", "psoriasis"] * 500))
+    assert found.labels == ("psoriasis",)
+    assert len(found.unresolved) == 500
+    assert len(asked) <= 3 * 1000
+    assert tree.suggest("x" * 1_000_000) == []
 
 
 def test_two_trees_unite_and_a_node_stays_where_it_is_known_better() -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dermray.config import parse
 from dermray.corpus.manifest import Manifest, Shard
 from dermray.errors import PlanError
 from dermray.ingest.plan import MAX_STREAMS, EpochPlan
+from dermray.train import epochs
+from dermray.train.settings import PretrainConfig
+from tests import choosy
+from tests.corpora import write_prepared_corpus
 
 
 def manifest_of(shards: list[list[int]]) -> Manifest:
@@ -172,3 +178,98 @@ def test_epochs_drop_different_samples():
         plan = EpochPlan(manifest, seed=0, epoch=epoch, global_batch_size=4)
         dropped.append(tuple(sorted(set(range(30)) - set(order_of(plan).tolist()))))
     assert len(set(dropped)) > 1
+
+
+@st.composite
+def counted(draw):
+    """A manifest, and how often each of its samples is drawn: nothing at all of some row groups."""
+    manifest = draw(manifests)
+    per_group = [
+        draw(st.sampled_from(([0], [1], [0, 1], [0, 1, 2, 5]))) for _ in range(len(manifest.row_group_sizes()))
+    ]
+    counts = [
+        draw(st.sampled_from(choices))
+        for size, choices in zip(manifest.row_group_sizes(), per_group, strict=True)
+        for _ in range(size)
+    ]
+    return manifest, np.array(counts)
+
+
+@given(counted(), st.integers(0, 5), st.integers(0, 3), st.integers(1, 48))
+@settings(max_examples=150)
+def test_samples_are_drawn_as_often_as_asked_for_and_unneeded_row_groups_are_not_read(drawn, seed, epoch, batch_size):
+    manifest, counts = drawn
+    if counts.sum() < batch_size:
+        with pytest.raises(PlanError, match=f"the objective draws {counts.sum()} samples, fewer than one global batch"):
+            EpochPlan(manifest, seed=seed, epoch=epoch, global_batch_size=batch_size, counts=counts)
+        return
+    plan = EpochPlan(manifest, seed=seed, epoch=epoch, global_batch_size=batch_size, counts=counts)
+    num_samples = manifest.num_samples
+    assert (plan.num_draws, plan.num_not_drawn) == (counts.sum(), (counts == 0).sum())
+    assert len(plan) == counts.sum() // batch_size
+    order = order_of(plan)
+    assert len(np.unique(order)) == len(order) == plan.num_samples_used
+    samples, copies = order % num_samples, order // num_samples
+    assert (copies < counts[samples]).all()
+    # What is missing is less than a batch.
+    assert (np.bincount(samples, minlength=num_samples) <= counts).all()
+    needed = groups_of(manifest, samples)
+    for world_size in plan.world_sizes:
+        parts = [[plan.rank_batch(step, rank, world_size) for rank in range(world_size)] for step in range(len(plan))]
+        np.testing.assert_array_equal(np.concatenate([np.concatenate(part) for part in parts]), order)
+        for rank in range(world_size):
+            uses = {use.group: use for use in plan.rank_row_groups(rank, world_size)}
+            assert set(uses) <= needed
+            for step in range(len(plan)):
+                mine = groups_of(manifest, plan.rank_batch(step, rank, world_size) % num_samples)
+                assert all(uses[group].first_step <= step <= uses[group].last_step for group in mine)
+
+
+@given(manifests, st.integers(0, 5), st.integers(0, 3))
+@settings(max_examples=50)
+def test_once_each_is_the_order_without_counts(manifest, seed, epoch):
+    plain = EpochPlan(manifest, seed=seed, epoch=epoch, global_batch_size=1)
+    ones = np.ones(manifest.num_samples, dtype=np.int32)
+    counted = EpochPlan(manifest, seed=seed, epoch=epoch, global_batch_size=1, counts=ones)
+    np.testing.assert_array_equal(order_of(counted), order_of(plain))
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ([1] * 12, "counts must be an array of 12 integers, one a sample, not a list"),
+        # Both wrap around in 64 bits, the second to a small number.
+        (np.full(12, 2**64 - 1, dtype=np.uint64), "counts add up to 221,360,928,884,514,619,392 draws"),
+        (np.array([2**62] * 4 + [1] * 8), "counts add up to 18,446,744,073,709,551,616 draws"),
+        (np.array([2**32] + [1] * 11), "at most 4,294,967,296 are planned"),
+    ],
+)
+def test_counts_that_are_too_many_or_no_array_are_refused(counts, message):
+    with pytest.raises(PlanError, match=message):
+        EpochPlan(manifest_of([[6, 6]]), seed=0, epoch=0, global_batch_size=2, counts=counts)
+
+
+@pytest.mark.parametrize(
+    "counts", [np.ones(11, int), np.ones((12, 1), int), np.ones(12), np.arange(12) - 1, np.ones(12, bool)]
+)
+def test_counts_that_are_none_are_refused(counts):
+    with pytest.raises(PlanError, match="counts must be 12 integers from 0 on, one a sample"):
+        EpochPlan(manifest_of([[6, 6]]), seed=0, epoch=0, global_batch_size=2, counts=counts)
+
+
+def test_an_objective_that_draws_another_number_each_epoch_is_refused_before_the_first(monkeypatch, tmp_path):
+    manifest = write_prepared_corpus(tmp_path, {"train": 10})
+    kind = replace(choosy.OBJECTIVE, counts=lambda config, of: lambda epoch: np.full(of.num_samples, 1 + epoch))
+    monkeypatch.setattr(choosy, "UNEVEN", kind, raising=False)
+    keys = [f"corpus={tmp_path}", "output=o", "train.global_batch_size=4", "objective.kind=tests.choosy:UNEVEN"]
+    with pytest.raises(PlanError, match="draws 10 samples in epoch 0 and 20 in epoch 1"):
+        epochs.first(parse(PretrainConfig, keys), manifest)
+
+
+def test_a_row_group_that_all_streams_share_is_put_in_order_once():
+    counts = np.zeros(1000, int)
+    counts[300:400] = 50
+    plan = EpochPlan(manifest_of([[100] * 10]), seed=0, epoch=0, global_batch_size=64, counts=counts)
+    assert plan.num_streams == 10
+    assert sorted(np.unique(order_of(plan) % 1000)) == list(range(300, 400))
+    assert plan._group_rows.cache_info().misses == 1

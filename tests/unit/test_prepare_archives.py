@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import tarfile
 import zipfile
 from pathlib import Path
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from dermray.errors import CorpusError
 from dermray.prepare import archives
 from dermray.prepare.fetch import NO_STAMP, Fetched, ImageStore
+from dermray.prepare.sources import webdataset
+from dermray.prepare.sources.rows import SourceRequest
 
 FILES = {
     "youtube/a.jpg": b"first" * 300,
@@ -154,6 +157,66 @@ def test_compressed_tars_and_foreign_files_say_so(tmp_path: Path) -> None:
             archives.members(str(tmp_path / name))
     with pytest.raises(FileNotFoundError):
         archives.members(str(tmp_path / "nowhere.zip"))
+
+
+def head(name: str, size: int, kind: bytes) -> bytes:
+    """A header of a tar, also with sizes that Python's writer refuses."""
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    # Base 256, two's complement.
+    block[124:136] = bytes([0xFF if size < 0 else 0x80]) + (size % (1 << 88)).to_bytes(11, "big")
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def extended(record: bytes, kind: bytes = b"x") -> bytes:
+    """A pax header of one record."""
+    body = b"%d %s\n" % (len(record) + 4, record)
+    assert len(body) == len(record) + 4
+    return head("pax", len(body), kind) + body.ljust(512, b"\0")
+
+
+GOOD = head("a.jpg", 3, b"0") + b"abc".ljust(512, b"\0")
+CRAFTED = {
+    "many long names": (head("././@LongLink", 5, b"L") + b"name\0".ljust(512, b"\0")) * 2000 + GOOD,
+    "many global headers": extended(b"comment=x", b"g") * 3000 + GOOD,
+    "a size below zero": head("a", -1024, b"0") + GOOD,
+    "a loop": GOOD + extended(b"size=-1536") + GOOD,
+    "a size beyond all": head("a", 1 << 80, b"0") + GOOD,
+    "an endless pax header": head("p", 1 << 40, b"x") + GOOD,
+    "a pax header below zero": GOOD + head("p", -512, b"x") + GOOD,
+    "a map that is none": extended(b"GNU.sparse.map=a,b") + GOOD,
+    "no header in the middle": GOOD + b"?" * 512 + GOOD,
+}
+
+
+@pytest.mark.parametrize("name", CRAFTED)
+def test_crafted_tars_are_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "a.tar"
+    file.write_bytes(CRAFTED[name] + bytes(1024))
+    with pytest.raises(CorpusError, match=r"a\.tar is (damaged|not a complete)") as caught:
+        archives.members(str(file))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CorpusError, match=r"a\.tar is (damaged|not a complete)"):
+        webdataset.read(SourceRequest(str(tmp_path)))
+
+
+def test_sizes_of_a_zip_that_are_none_are_refused(tmp_path: Path) -> None:
+    file = write_zip(tmp_path / "a.zip", {"a.jpg": b"x"})
+    raw = bytearray(file.read_bytes())
+    first, start = raw.find(b"PK\x01\x02"), raw.rfind(b"PK\x01\x02")
+    wide = struct.pack("<2H3Q", 1, 24, *[(1 << 64) - 1] * 3)
+    raw[start + 20 : start + 28] = b"\xff" * 8
+    raw[start + 30 : start + 32] = len(wide).to_bytes(2, "little")
+    raw[start + 51 : start + 51] = wide
+    end = raw.find(b"PK\x05\x06")
+    raw[end + 12 : end + 16] = (end - first).to_bytes(4, "little")
+    file.write_bytes(raw)
+    with pytest.raises(CorpusError, match="a size in its directory is none"):
+        archives.members(str(file))
+    assert fetch(tmp_path, "a.zip!/a.jpg").reason == "unreadable"
 
 
 def test_a_damaged_member_costs_itself_alone(tmp_path: Path) -> None:

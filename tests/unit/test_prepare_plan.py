@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import pickle
+import resource
 from collections import Counter, defaultdict
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dermray.errors import CorpusError
-from dermray.prepare.plan import (
-    Holdings,
-    Plan,
-    group_digest,
-    image_digests,
-    leaves_root,
-    plan_shards,
-    usable_rows,
-    without_known,
-)
+from dermray.corpus.ontology import Ontology
+from dermray.errors import CorpusError, StorageError
+from dermray.prepare import labels
+from dermray.prepare.dealing import Dealt, deal
+from dermray.prepare.digests import group_digest, image_digests
+from dermray.prepare.plan import Plan, ShardSpec, leaves_root, plan_shards, usable_rows, without_known
 from dermray.prepare.sources.rows import RAW, DroppedRow, RawRows
+from dermray.prepare.splitting import Holdings
+from dermray.raw.spill import Spill, collected
 
 
 def raw_row(number: int, **fields: Any) -> dict[str, Any]:
@@ -124,6 +125,20 @@ def test_prescribed_splits_hold_and_take_their_group_along() -> None:
         split={"val": 1.0},
     )
     assert split_of(made) == {"1.jpg": "test", "2.jpg": "test", "3.jpg": "train", "4.jpg": "train"}
+
+
+def test_a_prescribed_split_takes_the_name_that_the_user_gives_it() -> None:
+    raw = raw_rows(*(raw_row(number, split=said) for number, said in enumerate(["Val", "dev", "Tests", "mine"])))
+    made = split_of(plan(raw, split={"validation": 0.0, "dev": 0.0}))
+    assert list(dict(sorted(made.items())).values()) == ["validation", "dev", "test", "mine"]
+    joined = plan_shards(
+        usable_rows(raw), split={"val": 0.1}, seed=0, rows_per_shard=4, held=Holdings(num_shards={"validation": 3})
+    )
+    assert split_of(joined)["0.jpg"] == "val"
+    joined = plan_shards(
+        usable_rows(raw), split={}, seed=0, rows_per_shard=4, held=Holdings(num_shards={"validation": 3})
+    )
+    assert split_of(joined)["0.jpg"] == "validation"
 
 
 def test_a_prescribed_split_that_cannot_be_a_name() -> None:
@@ -232,3 +247,90 @@ def test_order_of_the_table_does_not_matter(drawn: list[tuple[int, int | None, b
         return [(spec.name, list(dict.fromkeys(spec.rows["image"].to_pylist()))) for spec in made.shards]
 
     assert images(plan(raw_rows(*rows))) == images(plan(raw_rows(*shuffled)))
+
+
+drawn_rows = st.lists(
+    st.tuples(
+        st.sampled_from(["1.jpg", "./1.jpg", "2.jpg", "a/../3.jpg", "4.jpg", "/5.jpg", None]),
+        st.sampled_from([None, "g0", "g1", "g2"]),
+        st.sampled_from([[], ["eczema"], ["psoriasis", "eczema"], ["melanoma"], ["zoster, eczema"]]),
+        st.sampled_from([None, None, "Val", "mine"]),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=30,
+)
+
+
+@given(drawn_rows, st.integers(1, 9))
+def test_a_table_on_the_disk_gives_what_it_gives_in_memory(drawn: list[tuple[Any, ...]], rows_per_block: int) -> None:
+    raw = raw_rows(
+        *(
+            raw_row(number, image=image, group=group, labels=said, split=split, prepared=prepared)
+            for number, (image, group, said, split, prepared) in enumerate(drawn, 1)
+        )
+    )
+    cut = (raw.table.slice(first, rows_per_block) for first in range(0, len(drawn), rows_per_block))
+    spilled = replace(raw, table=collected(cut, RAW, max_held_bytes=0))
+    assert spilled.table["row"].num_chunks == -(-len(drawn) // rows_per_block)
+    tree = Ontology.folded(labels.counted(raw.table))
+
+    def outcome(each: RawRows) -> tuple[object, ...]:
+        made = plan(each, split={"val": 0.4})
+        usable = usable_rows(each)
+        return (
+            [(spec.name, spec.rows.to_pylist()) for spec in made.shards],
+            (made.dropped, made.num_rows, made.num_images),
+            labels.counted(each.table),
+            labels.survey(each.table, tree, has_tree=False, by_name=True),
+            labels.conflicts(usable.table, tree),
+        )
+
+    assert outcome(spilled) == outcome(raw)
+
+
+@given(st.lists(st.integers(0, 11), min_size=1, max_size=60), st.integers(1, 5), st.integers(1, 2000))
+def test_shards_on_the_disk_hold_what_they_hold_in_memory(drawn: list[int], per_shard: int, max_bytes: int) -> None:
+    places = np.unique(drawn, return_inverse=True)[1].astype(np.int32)
+    table = raw_rows(*(raw_row(number, image=f"{place}.jpg") for number, place in enumerate(places))).table
+    num_images = int(places.max()) + 1
+    shards = [range(first, min(first + per_shard, num_images)) for first in range(0, num_images, per_shard)]
+    expected = [[number for place in shard for number in np.flatnonzero(places == place)] for shard in shards]
+    assert [rows["row"].to_pylist() for rows in deal(table, places, shards)] == expected
+    cut = collected((table.slice(first, 7) for first in range(0, len(drawn), 7)), RAW, max_held_bytes=0)
+    dealt = deal(cut, places, shards, max_held_bytes=max_bytes)
+    specs = [ShardSpec("train", number, rows) for number, rows in enumerate(dealt)]
+    assert [spec.rows["row"].to_pylist() for spec in specs] == expected
+    assert [spec.num_rows for spec in specs] == [len(rows) for rows in expected]
+    # A worker gets its rows and no path of the driver's disk.
+    assert [pickle.loads(pickle.dumps(spec)).dealt.equals(spec.rows) for spec in specs] == [True] * len(specs)
+
+
+def test_two_images_of_one_hash_are_told_and_not_mixed() -> None:
+    table = raw_rows(raw_row(1), raw_row(2)).table
+    with pytest.raises(AssertionError, match="choose another seed"):
+        deal(table, np.zeros(2, np.int32), [range(1)])
+
+
+def test_a_shard_on_the_disk_leaves_with_the_last_that_reads_it() -> None:
+    table = raw_rows(*(raw_row(number) for number in range(40))).table
+    spill = Spill(RAW)
+    spill.append(table.slice(0, 10))
+    spill.append(table.slice(10, 30))
+    dealt = Dealt(spill.done(), 1, 30)
+    rows = dealt.read()
+    del dealt, spill
+    assert rows.equals(table.slice(10, 30))
+    assert len(pickle.dumps(ShardSpec("train", 0, rows))) < 2 * table.nbytes
+
+
+def test_a_full_folder_of_temporary_files_is_named() -> None:
+    table = raw_rows(*(raw_row(number, source_id="x" * 10_000) for number in range(400))).table
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # A file that may not grow: to the writer it is a disk that is full.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(StorageError, match="TMPDIR names another folder"):
+            collected([table], RAW, max_held_bytes=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

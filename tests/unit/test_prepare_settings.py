@@ -7,7 +7,6 @@ import yaml
 
 from dermray.config import load, parse, validate
 from dermray.errors import ConfigError
-from dermray.prepare.progress import Progress
 from dermray.prepare.settings import PrepareConfig
 
 NEEDED = ["source=csv", "input=raw", "output=prepared"]
@@ -36,7 +35,8 @@ def test_defaults_and_overrides() -> None:
         ("output=raw", "must be another folder than input"),
         ("image_size=0", "image_size"),
         ("max_pixels=999999999999", "max_pixels"),
-        ("colums.image=x", "did you mean 'columns.image'"),
+        ("colums.image=x", "did you mean 'columns'"),
+        ("no_such_key=1", "unknown key 'no_such_key'; --help"),
     ],
 )
 def test_bad_values_are_named(override: str, message: str) -> None:
@@ -62,10 +62,3 @@ def test_what_a_shard_hangs_on() -> None:
     assert same.content() != base.content()
     assert other.transform() != base.transform()
     assert "output" not in base.content()
-
-
-def test_progress_line() -> None:
-    progress = Progress(num_shards=4, num_images=2000)
-    assert progress.line(2.0).endswith("waiting for the first images")
-    progress.add(500)
-    assert progress.line(2.0) == "prepare: 1/4 shards, 500/2,000 images, 250 images/s, 6 s left"

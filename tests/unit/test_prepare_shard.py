@@ -14,7 +14,8 @@ from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import SAMPLE, sample_id
 from dermray.errors import CorpusError, StorageError
-from dermray.prepare import report
+from dermray.prepare import card, report
+from dermray.prepare.commit import publish
 from dermray.prepare.generations import Generation, content, identity
 from dermray.prepare.plan import Plan, plan_shards, usable_rows
 from dermray.prepare.records import ShardRecord, read_record
@@ -71,7 +72,8 @@ def reported(config: PrepareConfig, records: list[ShardRecord]) -> dict[str, Any
     """Write the report of a corpus; returns its figures."""
     generations, manifest = [generation(config, records)], committed(records)
     stats = report.summarise(generations, records, records, manifest, TREE)
-    report.write(config, generations, records, manifest, stats, {"stages": {"plan": 1.0}, "tasks": {}})
+    timing = {"stages": {"plan": 1.0}, "tasks": {}, "ray_data": ["Operator 1 MapBatches(make_shard): 3 tasks executed"]}
+    report.write(config, generations, records, manifest, stats, timing)
     return stats
 
 
@@ -97,6 +99,27 @@ def test_shard_is_a_parquet_file_of_the_schema(raw: Path, tmp_path: Path) -> Non
         assert sample["sample_id"] == sample_id("csv", sample["image"])
         assert images.inspect(sample["image"]) == ("JPEG", sample["width"], sample["height"])
         assert min(sample["width"], sample["height"]) == 64
+
+
+def test_datasets_reads_a_corpus_and_not_its_records(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    config = settings(raw, tmp_path / "corpus", split="{val: 0.4}")
+    records, _ = make(config)
+    timing: dict[str, Any] = {"stages": {}, "tasks": {}, "ray_data": []}
+    for _ in range(2):
+        publish(config, committed(records), [generation(config, records)], records, records, timing)
+        found = datasets.load_dataset(config.output, cache_dir=str(tmp_path / "cache"))
+        assert {split: len(part) for split, part in found.items()} == committed(records).splits
+        assert len(found) == 2
+    shown = found["val"].cast_column("image", datasets.Image())
+    assert shown[0]["image"].size == (found["val"][0]["width"], found["val"][0]["height"])
+    readme = tmp_path / "corpus" / card.CARD_NAME
+    readme.write_text("my own notes")
+    card.write(config.output, committed(records))
+    assert readme.read_text() == "my own notes"
 
 
 def test_samples_hold_the_union_of_their_rows(raw: Path, tmp_path: Path) -> None:
@@ -290,9 +313,16 @@ def test_report_is_a_function_of_the_result(raw: Path, tmp_path: Path) -> None:
     assert reported(config, list(records)) == stats
     assert first == {file: (tmp_path / file).read_bytes() for file in first}
     page = first[report.REPORT].decode()
+    assert "Operator 1 MapBatches(make_shard): 3 tasks executed" in page
     for expected in ("too_many_pixels", "data:image/jpeg;base64,", "psoriasis", "report/dropped.parquet"):
         assert expected in page
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_no_share_of_originals_is_above_the_whole_where_equal_images_merge() -> None:
+    counts = {"origins": {"csv": 63}, "sizes": {"512 px": 63}, "formats": {"JPEG": 40, "PNG": 23}}
+    cards = report._shares({**counts, "skin_types": {"unknown": 62}, "body_sites": {}, "samples": 62})
+    assert [sum(card["counts"].values()) / card["of"] for card in cards] == [1.0] * 4
 
 
 def test_report_lists_what_was_not_resolved_with_suggestions(tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from dermray.errors import EvaluationError
 from dermray.evaluate.bootstrap import Metric
-from dermray.evaluate.few_shot import draw
 from dermray.evaluate.knn import TEMPERATURE, vote
-from dermray.evaluate.linear_probe import fit, label_fraction, prefix
+from dermray.evaluate.linear_probe import fit, label_fraction
 from dermray.evaluate.probing import over_seeds
+from dermray.evaluate.tasks.few_shot.module import draw
+from dermray.evaluate.tasks.linear_probe.module import prefix
 
 
 def clouds(seed: int, num: int, num_classes: int, width: int = 8) -> tuple[np.ndarray, np.ndarray]:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from dermray import storage, tracking
+from dermray.commands import promote
 from dermray.config import TrackingConfig
-from dermray.errors import TrackingError
+from dermray.errors import ConfigError, TrackingError
 from dermray.evaluate import gate, predictions
 from dermray.evaluate.metrics import classification
-from jobs import promote
 from tests.lineage import Chain
 
 # Value, low, high.
@@ -76,12 +76,73 @@ def test_a_champion_falls_only_to_what_is_not_worse_and_comes_back(
         run(chain, "roll_back=true")
 
 
+def test_keys_that_a_roll_back_does_not_look_at_are_refused(chain: Chain) -> None:
+    with pytest.raises(
+        ConfigError, match="candidate, margin: no effect with roll_back=true, which gives champion back"
+    ):
+        run(chain, "roll_back=true", "candidate=2", "margin=0.1")
+
+
+def test_an_alias_called_null_is_none(chain: Chain) -> None:
+    assert tracking.client(chain.config).get_registered_model("derm").aliases.keys().isdisjoint({"null", "None", ""})
+
+
+def test_where_less_is_better_less_becomes_champion(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    def add(model: str) -> str:
+        folder = chain.folder / model
+        chain.register(folder / "model", folder / "report", name="ranked", metric="zero_shot.median_rank")
+        client = tracking.client(chain.config)
+        return str(client.get_model_version_by_alias("ranked", "champion").version)
+
+    assert [add(model) for model in ("m1", "m3", "m2")] == ["1", "1", "3"]
+    assert "before 20.0000" in capsys.readouterr().out
+
+
+def test_scores_of_other_samples_are_not_compared(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    """A split that the model was trained on, or the first few samples, say nothing about a champion of the whole."""
+    first = chain.folder / "m1"
+    chain.register(first / "model", first / "report", name="splits")
+    document = storage.read_object(str(first / "report" / "report.json"))
+    for number, (key, value, told) in enumerate(
+        [
+            ("split", "train", "another split (val, now train)"),
+            ("num_samples", 2, "another number of samples (4, now 2)"),
+        ]
+    ):
+        corpus = {"num_samples": 4, **document["corpus"], key: value}
+        name = f"splits{number}"
+        for folder, said in (("whole", {"num_samples": 4, **document["corpus"]}), ("part", corpus)):
+            storage.write_json(chain.folder / name / folder / "report.json", {**document, "corpus": said})
+            capsys.readouterr()
+            chain.register(first / "model", chain.folder / name / folder, name=name)
+        assert f"without a comparison: version 1 was scored on {told}" in capsys.readouterr().out
+    whole = {"": gate.Scored("x", document)}
+    part = {"": gate.Scored("x", {**document, "config": {"max_samples": 2}})}
+    assert gate.mismatches(whole, part) == ["max_samples is 2, the champion's None"]
+
+
 def test_data_that_forbid_commercial_use_keep_a_model_from_production(chain: Chain) -> None:
     with pytest.raises(TrackingError, match=r"commercial use of version 2 is forbidden \(licence: CC-BY-NC-4.0\)"):
         run(chain, "candidate=2", "alias=production")
     assert run(chain, "candidate=1", "alias=production") == 0
     assert run(chain, "candidate=2", "alias=production", "allow_non_commercial=true") == 0
     assert holder(chain, "production") == "2"
+
+
+def test_a_model_of_another_kind_takes_no_alias(chain: Chain) -> None:
+    client = tracking.client(chain.config)
+    client.set_registered_model_alias("derm", "kept", "1")
+    client.set_model_version_tag("derm", "2", "dermray.kind", "image_encoder")
+    try:
+        with pytest.raises(
+            TrackingError, match="the champion is a model of the kind clip, and this one is of the kind"
+        ):
+            run(chain, "candidate=2", "alias=kept")
+    finally:
+        client.set_model_version_tag("derm", "2", "dermray.kind", "clip")
+    # A champion of before there were kinds is clip.
+    client.delete_model_version_tag("derm", "1", "dermray.kind")
+    assert run(chain, "candidate=2", "alias=kept") == 0
 
 
 def test_another_benchmark_or_a_report_that_was_changed_is_no_ground(chain: Chain) -> None:

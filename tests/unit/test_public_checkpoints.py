@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from dermray import models
 from dermray.encoder import Encoder
 from dermray.errors import ModelError
 from dermray.models import huggingface
+from dermray.models.hub import environment as environment_of_workers
 from tests.corpora import MODEL_CFG, jpeg
 
 PREPROCESS_CFG = {
@@ -190,6 +192,67 @@ def test_a_hub_id_is_downloaded_once(hub: tuple[str, Path], tmp_path: Path) -> N
     fetched = [line.rpartition("/")[2] for line in _Hub.asked if line.startswith("GET") and "/resolve/" in line]
     assert sorted(fetched) == ["open_clip_config.json", PICKLED]
     assert any(line.startswith("HEAD") and line.endswith(SAFETENSORS) for line in _Hub.asked)
+
+
+CHECK = """
+import json, sys
+import open_clip
+from dermray import models
+from dermray.errors import ModelError
+from dermray.models import hub
+# A second of patience instead of several: it is on this machine.
+hub.REACH_WITHIN_S = 1
+for arguments in json.loads(sys.argv[1]):
+    try:
+        models.check(*arguments)
+    except ModelError as error:
+        print("refused", error)
+"""
+OPENAI = ("ViT-B-32-quickgelu", "openai")
+OPENAI_FOLDER = "timm/vit_base_patch32_clip_224.openai"
+
+
+def check(address: str, home: Path, *models: tuple[str, ...]) -> str:
+    """What a driver does at the door, in a process of its own; what it says."""
+    environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-c", CHECK, json.dumps(models)]
+    return subprocess.run(command, env=environment, check=True, timeout=120, capture_output=True, text=True).stdout
+
+
+def test_weights_of_a_tag_are_fetched_at_the_door_and_taken_from_the_cache_then(
+    hub: tuple[str, Path], tmp_path: Path
+) -> None:
+    address, repositories = hub
+    (repositories / OPENAI_FOLDER).mkdir(parents=True)
+    (repositories / OPENAI_FOLDER / SAFETENSORS).write_bytes(b"weights")
+    assert "refused" not in check(address, tmp_path / "home", OPENAI)
+    asked = len(_Hub.asked)
+    assert [line for line in _Hub.asked if line.startswith("GET") and line.endswith(SAFETENSORS)]
+    # As workers do it.
+    code = (
+        f"import open_clip; print(open(open_clip.download_pretrained(open_clip.get_pretrained_cfg(*{OPENAI}))).read())"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), **environment_of_workers()}
+    taken = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert taken.stdout == "weights\n"
+    assert len(_Hub.asked) == asked, "a worker asks nothing"
+    # And so does another driver while the hub is away.
+    assert "refused" not in check("http://127.0.0.1:9", tmp_path / "home", OPENAI)
+
+
+@pytest.mark.parametrize("answers", [pytest.param("refused", marks=pytest.mark.long), "hanging"])
+def test_a_hub_out_of_reach_is_told_within_seconds(tmp_path: Path, answers: str) -> None:
+    """The hub's library alone tries for a minute and more of each, and `check` would end that."""
+    asked = [OPENAI, ("ViT-B-32", "hf-hub:some/weights"), ("hf-hub:some/model",)]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        if answers == "refused":
+            server.close()
+        said = check(f"http://127.0.0.1:{port}", tmp_path / "home", *asked).splitlines()
+    assert len(said) == len(asked)
+    for refusal in said:
+        assert refusal.startswith("refused cannot ")
+        assert "Without network, download" in refusal
 
 
 @pytest.mark.parametrize("name", OWNERS)

@@ -15,7 +15,7 @@ from dermray.prepare import archives
 from dermray.prepare.fetch import ImageStore
 from dermray.prepare.pipeline import read as read_work
 from dermray.prepare.settings import PrepareConfig
-from dermray.prepare.sources import READERS, RawRows, SourceRequest
+from dermray.prepare.sources import READERS, RawRows, SourceRequest, derm1m
 from tests.raw_corpus import photograph
 from tests.raw_sources import (
     DERM1M,
@@ -318,7 +318,8 @@ def test_webdataset_texts(tmp_path: Path) -> None:
         "derm1m",
         "val",
     )
-    assert found[1]["meta"]["extra"] == '{"camera": "phone"}'
+    assert json.loads(found[1]["meta"]["extra"]) == {"camera": "phone", "captions": [listed[1]]}
+    assert raw.not_understood == {"captions": {json.dumps([listed[1]]): 1}}
     assert captions(found[2]) == [("raw", "This is a skin photo diagnosed as psoriasis.")]
     assert (found[5]["image"], found[6]["captions"]) == (None, [])
 
@@ -348,3 +349,71 @@ def test_webdataset_archives_that_cannot_be_read_say_so(tmp_path: Path) -> None:
         read("webdataset", tmp_path)
     with pytest.raises(CorpusError, match=r"nowhere\.tar does not exist"):
         read("webdataset", tmp_path, table="nowhere.tar")
+
+
+ANNOUNCED = {
+    "text": ("train.txt", "val.txt", lambda entries: "\n".join(map(str, entries))),
+    "csv": ("train_indices.csv", "val_indices.csv", lambda entries: "index\n" + "\n".join(map(str, entries))),
+    "json": ("train.json", "validation.json", json.dumps),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(ANNOUNCED))
+@pytest.mark.parametrize(
+    "listed",
+    [
+        ([0, 1, 4], [2, 1]),
+        ([1, 2, 5], [3, 2]),
+        (["a.jpg", "b.jpg", "e.jpg"], ["images/c.jpg", "b.jpg", "nowhere.jpg"]),
+    ],
+)
+def test_the_layout_that_derm1m_announces(tmp_path: Path, kind: str, listed: tuple[list[object], list[object]]) -> None:
+    names = ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg"]
+    row = {name: "x" for name in derm1m.REQUIRED if name != "truncated_caption"}
+    rows = [{**row, "filename": name, "caption": "a caption"} for name in names]
+    write_table(tmp_path / "captions.csv", rows)
+    (tmp_path / "ontology.json").write_text('{"root": ["x"]}')
+    (tmp_path / "splits").mkdir()
+    for file, entries in zip(ANNOUNCED[kind][:2], listed, strict=True):
+        (tmp_path / "splits" / file).write_text(ANNOUNCED[kind][2](entries))
+    for name in names:
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / name).touch()
+    raw = read("derm1m", tmp_path)
+    found = {row["source_id"]: (row["split"], row["image"]) for row in raw.table.to_pylist()}
+    assert found["a.jpg"] == ("train", "images/a.jpg")
+    assert found["c.jpg"] == ("val", "images/c.jpg")
+    assert {row.reason for row in raw.dropped} == {"split_unclear"}
+    told = {row.source_id: row.detail for row in raw.dropped}
+    assert "train and val of" in told["b.jpg"]
+    assert "no file of" in told["d.jpg"]
+    assert raw.num_rows == len(names)
+
+
+def test_both_layouts_of_derm1m_at_once_are_refused(tmp_path: Path) -> None:
+    for name in (derm1m.TABLE_NAME, "captions.csv"):
+        (tmp_path / name).write_text("filename\na.jpg\n")
+    with pytest.raises(CorpusError, match=r"two layouts of Derm1M: name one with table="):
+        read("derm1m", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"train.txt": "2\n3"}, "counted from 0 or from 1"),
+        ({"train.txt": "0\n5"}, "counted from 0 or from 1"),
+        ({"train.txt": "1\n9"}, "counted from 0 or from 1"),
+        ({"train.txt": "1", "train.json": "[1]"}, "both list the split train"),
+        ({"other.txt": "1"}, "lists no split"),
+        ({"train.json": '{"a": 1}'}, "must hold a list"),
+        ({"train.json": "[" * 5000}, "cannot be read"),
+        ({"train.csv": "a,b\n1,2"}, "none of the columns"),
+    ],
+)
+def test_lists_of_splits_that_say_nothing_certain(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    write_table(tmp_path / "captions.csv", [dict.fromkeys((*derm1m.REQUIRED, "caption"), "x")] * 5)
+    (tmp_path / "splits").mkdir()
+    for name, content in files.items():
+        (tmp_path / "splits" / name).write_text(content)
+    with pytest.raises(CorpusError, match=message):
+        read("derm1m", tmp_path)

@@ -14,9 +14,9 @@ from dermray.config import parse
 from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Batch
 from dermray.train import toy
+from dermray.train.objectives.contrastive.module import Contrastive
 from dermray.train.optimiser import build_optimiser
 from dermray.train.settings import PretrainConfig
-from dermray.train.task import ContrastiveTask
 from tests.conftest import ROOT
 
 RECIPES = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
@@ -96,21 +96,23 @@ def test_the_toys_model_takes_a_step(recipe: Path) -> None:
     model.train()
     preprocessing = models.preprocessing(model)
     color = ColorAugmentation(config.data, config.seed)
-    task = ContrastiveTask(preprocessing.mean, preprocessing.std, CPU, color)
+    task = Contrastive(preprocessing.mean, preprocessing.std, CPU, color)
     optimiser = build_optimiser(model, config.optim)
     random = np.random.default_rng(0)
     side = preprocessing.size
     batch = Batch(
         step=0,
         epoch=0,
-        samples=np.arange(8),
-        pixels=torch.from_numpy(random.integers(0, 256, (8, 3, side, side), dtype=np.uint8)),
-        tokens=tokenizer([f"a photo of condition {number}, with scale" for number in range(8)]),
+        draws=np.arange(8),
+        arrays={
+            "pixels": torch.from_numpy(random.integers(0, 256, (8, side, side, 3), dtype=np.uint8)),
+            "tokens": tokenizer([f"a photo of condition {number}, with scale" for number in range(8)]),
+        },
     )
     before = {name: value.clone() for name, value in model.named_parameters()}
     losses = []
     for _ in range(4):
-        losses.append(task.backward(model, batch, CPU, nullcontext).item())
+        losses.append(task.backward(model, batch, CPU, nullcontext).loss.item())
         without = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
         assert not without, "a parameter without gradient would stop DistributedDataParallel"
         optimiser.step()

@@ -6,11 +6,14 @@ import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dermray import images
 from dermray.serving import ModelSource
+from serve import decoding
 from serve.batching import Batcher
 from serve.catalogue import Catalogue
 from serve.decoding import Room
@@ -221,7 +224,7 @@ def test_groups_enter_whole_and_in_turn_and_leave_no_place_behind(groups):
 
 
 def post_scope():
-    headers = [(b"content-type", b"application/json")]
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", b"application/json")]
     scope = {"type": "http", "method": "POST", "path": "/v1/embeddings", "headers": headers, "query_string": b""}
     return scope | {"http_version": "1.1", "scheme": "http", "root_path": "", "raw_path": b"/v1/embeddings"}
 
@@ -266,3 +269,35 @@ def test_a_client_that_leaves_takes_its_request_along(leaves):
     if leaves == "during the forward pass":
         assert sent == []
         assert 'dermray_requests_total{route="/v1/embeddings",status="499"} 1.0' in text
+
+
+def test_a_stuck_decode_frees_its_caller_and_counts_against_the_pool(monkeypatch):
+    """What a codec does after the limit is not waited for, and nothing queues behind it; the other thread goes on."""
+    monkeypatch.setattr(decoding, "DECODE_LIMIT_S", 0.1)
+    stuck, released = small_jpeg(64), threading.Event()
+
+    def preprocess(data):
+        if data == stuck:
+            released.wait(30)
+        return np.zeros((3, 4, 4), np.float32)
+
+    async def main():
+        pool = decoding.DecodePool(preprocess, num_threads=2, max_pixels=10_000, room=8)
+        _, rejections = await pool.decode([stuck])
+        during = pool.num_stuck
+        fine = [await pool.decode([small_jpeg(32)] * 3) for _ in range(2)]
+        released.set()
+        for _ in range(200):
+            if pool.num_stuck == 0:
+                break
+            await asyncio.sleep(0.02)
+        return rejections, during, fine, pool.num_stuck
+
+    rejections, during, fine, after = asyncio.run(main())
+    assert [one.reason for one in rejections] == ["too_slow"]
+    assert [(len(pixels), refused) for pixels, refused in fine] == [(3, [])] * 2
+    assert (during, after) == (1, 0)
+
+
+def small_jpeg(side):
+    return images.encode_jpeg(np.full((side, side, 3), 90, np.uint8), 90)

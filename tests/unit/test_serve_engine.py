@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import io
+import threading
+import time
 
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 
 from dermray.errors import ModelError
 from dermray.evaluate.concept_terms import Prompts
 from dermray.evaluate.concepts import presence_scores
 from dermray.serving import locate
-from serve.engine import BATCHES_AHEAD, Engine
+from dermray.serving.classifier import TURN_PROMPTS
+from serve import decoding, routes
+from serve.catalogue import Catalogue, Served, Slot
+from serve.engine import BATCHES_AHEAD, Engine, max_ongoing
 from serve.errors import Refusal
+from serve.replica import LocalBackend
+from serve.routes import create_app
 from serve.settings import LimitsConfig, ServeConfig
-from tests.serving import animated_gif, bomb_png, photograph, save_tiny_model
+from tests.serving import LOCAL, animated_gif, bomb_png, data_uri, photograph, save_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +144,141 @@ def test_decoding_is_a_few_batches_ahead_and_no_more(folder):
     assert room.num_held == 0
 
 
+def test_what_a_class_list_may_cost_is_bounded_before_anything_is_computed(folder):
+    engine = engine_of(folder, prompts=100)
+    for labels, templates in (
+        ([f"c{n}" for n in range(26)], ["{}"] * 4),
+        (["c" * 8000], ["{}"] * 4),
+        (["a"] * 13, None),
+    ):
+        with pytest.raises(Refusal) as caught:
+            asyncio.run(engine.classify(photograph(), labels, templates))
+        assert (caught.value.status_code, caught.value.code) == (400, "too_many_prompts")
+    assert len(engine._classifiers) == 1
+    assert len(asyncio.run(engine.classify(photograph(), [f"c{n}" for n in range(25)], ["{}"] * 4)).ranking) == 25
+
+
+def test_the_models_own_list_costs_what_it_costs(tmp_path):
+    engine = engine_of(str(save_tiny_model(tmp_path / "own", [f"class {n}" for n in range(20)])), prompts=100)
+    assert len(asyncio.run(engine.classify(photograph(), [f"class {n}" for n in range(20)], None)).ranking) == 20
+
+
+@pytest.mark.parametrize("question", ["classify", "annotate"])
+def test_nothing_is_built_for_an_image_that_is_refused(engine, question):
+    num_classifiers, encode = len(engine._classifiers), engine._encoder.encode_texts
+    engine._encoder.encode_texts = None
+    arguments = {"classify": (["never", "built"], None), "annotate": (["plaque", "scale", "ulcer"],)}
+    try:
+        answer = asyncio.run(getattr(engine, question)(b"", *arguments[question]))
+    finally:
+        engine._encoder.encode_texts = encode
+    assert answer.rejection.reason == "zero_byte"
+    assert len(engine._classifiers) == num_classifiers
+
+
+class Held:
+    """An encoder's texts, held up until they may go on; counts the calls."""
+
+    def __init__(self, engine):
+        while engine._classifiers._num_builds:
+            # The model's own list is prepared from the start.
+            time.sleep(0.01)
+        self.go, self.calls, self._encode = threading.Event(), 0, engine._encoder.encode_texts
+        engine._encoder.encode_texts = self
+
+    def __call__(self, texts):
+        self.calls += 1
+        assert self.go.wait(20)
+        return self._encode(texts)
+
+
+def test_new_class_lists_are_prepared_a_few_at_a_time_and_known_ones_answered_meanwhile(folder):
+    engine = engine_of(folder, pending_classifiers=2)
+    asyncio.run(engine.classify(photograph(), ["known", "list"], None))
+    held = Held(engine)
+
+    async def main():
+        slow = [asyncio.create_task(engine.classify(photograph(), [f"new {n}"], None)) for n in range(2)]
+        while not held.calls or engine._classifiers._num_builds < 2:
+            await asyncio.sleep(0.01)
+        with pytest.raises(Refusal) as caught:
+            await engine.classify(photograph(), ["one more"], None)
+        known = await engine.classify(photograph(), ["known", "list"], None)
+        held.go.set()
+        return caught.value, known, [len(one.ranking) for one in await asyncio.gather(*slow)]
+
+    refusal, known, answered = asyncio.run(asyncio.wait_for(main(), 30))
+    assert (refusal.status_code, refusal.code, refusal.retry) == (429, "queue_full", True)
+    assert (len(known.ranking), answered) == (2, [1, 1])
+
+
+def test_requests_that_wait_for_one_new_class_list_leave_room_for_others(folder):
+    engine = engine_of(folder)
+    held, room = Held(engine), max_ongoing(ServeConfig(model=folder, max_batch_size=8)) // 2
+
+    async def main():
+        asked = [asyncio.create_task(engine.classify(photograph(), ["a", "new list"], None)) for _ in range(room + 3)]
+        await asyncio.wait(asked, return_when=asyncio.FIRST_EXCEPTION)
+        assert len((await engine.embed([photograph()], [])).images) == 1
+        held.go.set()
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    answers = asyncio.run(asyncio.wait_for(main(), 30))
+    assert sum(isinstance(one, Refusal) and one.status_code == 429 for one in answers) == 3
+    assert held.calls == 1
+
+
+def test_a_class_list_is_given_up_with_its_request(folder):
+    engine = engine_of(folder)
+    held, labels = Held(engine), [f"class {number}" for number in range(900)]
+
+    async def main():
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(engine.classify(photograph(), labels, None), 1)
+        held.go.set()
+        while engine._classifiers._num_builds:
+            await asyncio.sleep(0.01)
+        calls = held.calls
+        assert len((await engine.classify(photograph(), labels, None)).ranking) == 900
+        return calls
+
+    # One turn was under way; what it made is not made again.
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == 1
+    assert held.calls == -(-900 // (TURN_PROMPTS // 8))
+
+
+def test_a_probe_goes_through_decoding_and_a_health_check_returns_before_it_ends(folder):
+    engine = engine_of(folder, request_timeout_s=2)
+    decode, go = engine._decoders._preprocess, threading.Event()
+
+    def hangs(data):
+        assert go.wait(20)
+        return decode(data)
+
+    async def main():
+        engine._decoders._preprocess = hangs
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(engine.check(0.0), 0.2)
+        # A text needs no decoding and proves nothing.
+        await engine.embed([], ["a"])
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(engine.check(3600.0), 0.2)
+
+        async def check_until_it_fails():
+            for _ in range(10):
+                await asyncio.wait_for(engine.check_soon(3600.0), 2)
+
+        with pytest.raises(ModelError, match="has not answered for 2 s"):
+            await check_until_it_fails()
+        go.set()
+        await asyncio.wait_for(engine.check_soon(0.0), 20)
+        while engine._probe is not None:
+            await engine.check_soon(0.0)
+        await asyncio.wait_for(engine.check(3600.0), 0.2)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
 def test_weights_with_nan_do_not_come_up_and_turn_a_probe_red(folder, tmp_path):
     with pytest.raises(ModelError, match="no usable answer"):
         engine_of(str(save_tiny_model(tmp_path / "nan", damaged=True)))
@@ -151,3 +294,46 @@ def test_weights_with_nan_do_not_come_up_and_turn_a_probe_red(folder, tmp_path):
     asyncio.run(engine.check(3600.0))
     weights.copy_(whole)
     asyncio.run(engine.probe())
+
+
+def test_an_image_too_elongated_for_the_model_is_400(engine):
+    app = create_app(Catalogue([Slot(Served(LocalBackend(engine), None))]), LimitsConfig())
+    thin = photograph(size=(30_000, 1), kind="PNG")
+    with TestClient(app, base_url=LOCAL) as client:
+        answers = [
+            client.post("/v1/embeddings", json={"input": ["a", data_uri(thin)]}),
+            client.post("/v1/classify", json={"image": data_uri(thin)}),
+            client.post("/v1/classify", files={"image": ("thin.png", thin, "image/png")}),
+        ]
+        well = client.post("/v1/embeddings", json={"input": data_uri(photograph())})
+    assert [(one.status_code, one.json()["error"]["code"]) for one in answers] == [(400, "too_elongated")] * 3
+    assert well.status_code == 200
+
+
+def test_readyz_is_503_while_every_decode_thread_hangs(folder, monkeypatch):
+    """Also once their callers were told `too_slow`; when the threads come back, it is ready again."""
+    engine, freed = engine_of(folder), threading.Event()
+    decode = engine._decoders._decode
+
+    def hanging(data):
+        freed.wait(60)
+        return decode(data)
+
+    monkeypatch.setattr(decoding, "DECODE_LIMIT_S", 0.2)
+    monkeypatch.setattr(routes, "PROBE_TIMEOUT_S", 0.5)
+    engine._decoders._decode = hanging
+    app = create_app(Catalogue([Slot(Served(LocalBackend(engine), None))]), LimitsConfig())
+    with TestClient(app, base_url=LOCAL) as client:
+        try:
+            stuck = client.post("/v1/embeddings", json={"input": [data_uri(photograph(n)) for n in range(2)]})
+            assert (stuck.status_code, stuck.json()["error"]["code"]) == (400, "too_slow")
+            assert engine._decoders.num_stuck == 2
+            assert [client.get(path).status_code for path in ("/readyz", "/readyz", "/healthz")] == [503, 503, 200]
+        finally:
+            freed.set()
+        until = time.monotonic() + 30
+        # One thread that is free again will do for an answer.
+        while (engine._decoders.num_stuck or client.get("/readyz").status_code != 200) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert client.get("/readyz").status_code == 200
+    assert engine._decoders.num_stuck == 0

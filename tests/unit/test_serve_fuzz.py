@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, settings
 
+from serve.auth import Access
 from serve.catalogue import Catalogue
+from serve.origins import Origins
 from serve.routes import create_app
 from serve.settings import LimitsConfig
 from tests.serving import DummyBackend
@@ -13,7 +15,9 @@ from tests.serving import DummyBackend
 schemathesis = pytest.importorskip("schemathesis")
 from schemathesis.checks import CHECKS  # noqa: E402
 
-schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(Catalogue.of(DummyBackend()), LimitsConfig()))
+access = Access(origins=Origins(allowed_hosts=("testserver",)))
+app = create_app(Catalogue.of(DummyBackend()), LimitsConfig(), access=access)
+schema = schemathesis.openapi.from_asgi("/openapi.json", app)
 CHOSEN = [
     check
     for check in CHECKS.get_all()

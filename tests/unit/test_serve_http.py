@@ -26,7 +26,7 @@ from serve.catalogue import Catalogue, Served, Slot
 from serve.errors import Refusal, unavailable
 from serve.routes import create_app
 from serve.settings import LimitsConfig
-from tests.serving import CLASSES, DummyBackend, bomb_png, data_uri, photograph, save_embeddings
+from tests.serving import CLASSES, LOCAL, DummyBackend, bomb_png, data_uri, photograph, save_embeddings
 
 ONTOLOGY = Ontology.from_json(
     {
@@ -44,7 +44,9 @@ ONTOLOGY = Ontology.from_json(
 def client_of(
     backend: DummyBackend | None = None, limits: LimitsConfig | None = None, ontology: Ontology | None = ONTOLOGY
 ) -> TestClient:
-    return TestClient(create_app(Catalogue.of(backend or DummyBackend(), ontology), limits or LimitsConfig()))
+    return TestClient(
+        create_app(Catalogue.of(backend or DummyBackend(), ontology), limits or LimitsConfig()), base_url=LOCAL
+    )
 
 
 @pytest.fixture
@@ -214,10 +216,16 @@ def test_templates_reach_the_backend():
         ({"image": data_uri(bomb_png())}, 400, "too_many_pixels"),
         ({"labels": []}, 400, "no_labels"),
         ({"labels": ["a", "a"]}, 400, "duplicate_label"),
+        ({"labels": ["Melanoma", "nevus", "melanoma "]}, 400, "duplicate_label"),
+        ({"labels": ["nevi", "Naevus"]}, 400, "duplicate_label"),
         ({"labels": ["a", " "]}, 400, "empty_input"),
         ({"labels": [f"c{i}" for i in range(1001)]}, 400, "too_many_labels"),
+        ({"labels": [f"{i} " + "c" * 8000 for i in range(251)]}, 400, "too_many_prompts"),
+        ({"labels": [f"c{i}" for i in range(1000)], "templates": ["{}" + "a" * 2060]}, 400, "too_many_prompts"),
+        ({"labels": ["c" * 200, "c" * 200]}, 400, "duplicate_label"),
         ({"labels": ["a"], "ontology": "psoriasis"}, 400, "conflict"),
         ({"ontology": "wart"}, 400, "unknown_node"),
+        ({"ontology": "wart " * 2000}, 400, "text_too_long"),
         ({"templates": ["no place"]}, 400, "invalid_templates"),
         ({"templates": ["{} and {0}"]}, 400, "invalid_templates"),
         ({"templates": []}, 400, "invalid_templates"),
@@ -295,7 +303,7 @@ def index(tmp_path_factory) -> VectorIndex:
 
 def test_search_by_text_and_by_image(index):
     app = create_app(Catalogue.of(DummyBackend(), ONTOLOGY), LimitsConfig(), index=index)
-    with TestClient(app) as client:
+    with TestClient(app, base_url=LOCAL) as client:
         assert client.get("/v1/models").json()["data"][0]["can_search"] is True
         for query in ({"query": "psoriasis"}, {"image": data_uri(photograph())}):
             answer = client.post("/v1/search", json=query | {"k": 3})
@@ -307,8 +315,21 @@ def test_search_by_text_and_by_image(index):
             captions = client.post("/v1/search", json=query | {"target": "text", "k": 1}).json()["data"]
             assert captions[0]["caption"].startswith("caption ")
             assert captions[0]["thumbnail"] is None
+        for body in ({"query": "psoriasis"}, {"query": "psoriasis", "k": None, "target": None, "image": None}):
+            assert len(client.post("/v1/search", json=body).json()["data"]) == 10
+        error = error_of(client.post("/v1/search", json={"query": data_uri(photograph(), "text/plain")}))
+        assert (error["code"], error["param"]) == ("invalid_data_uri", "query")
         for body, status in (({}, 400), ({"query": "a", "image": "b"}, 400), ({"query": " "}, 400), ({"k": 0}, 422)):
             assert client.post("/v1/search", json=body).status_code == status
+
+
+def test_what_is_logged_of_a_failure_is_short(caplog):
+    # It passes the redaction, which takes seconds for a megabyte; an error's text may be a whole body.
+    failure = RuntimeError("begins" + "a " * 10**6 + "ends")
+    with client_of(DummyBackend(failure=failure)) as client:
+        assert client.post("/v1/embeddings", json={"input": "a"}).status_code == 500
+    assert all(one in caplog.text for one in ("POST /v1/embeddings failed", "Traceback", "begins", "ends"))
+    assert len(caplog.text) < 20_000
 
 
 def test_search_is_refused_without_an_index_or_with_another_models(index):
@@ -317,7 +338,7 @@ def test_search_is_refused_without_an_index_or_with_another_models(index):
         assert client.get("/v1/models").json()["data"][0]["can_search"] is False
     other = DummyBackend()
     other.model = replace(other.model, digest="f" * 64)
-    with TestClient(create_app(Catalogue.of(other), LimitsConfig(), index=index)) as client:
+    with TestClient(create_app(Catalogue.of(other), LimitsConfig(), index=index), base_url=LOCAL) as client:
         answer = client.post("/v1/search", json={"query": "a"})
         assert (answer.status_code, error_of(answer)["code"]) == (409, "index_of_another_model")
 
@@ -326,7 +347,7 @@ def test_several_models_answer_by_name():
     second = DummyBackend()
     second.model = replace(second.model, name="second", version="7", digest="f" * 64)
     catalogue = Catalogue([Slot(Served(DummyBackend(), ONTOLOGY)), Slot(Served(second))])
-    with TestClient(create_app(catalogue, LimitsConfig())) as client:
+    with TestClient(create_app(catalogue, LimitsConfig()), base_url=LOCAL) as client:
         assert [one["id"] for one in client.get("/v1/models").json()["data"]] == ["dummy", "second"]
         for asked, name in ((None, "dummy"), ("dummy", "dummy"), ("second", "second"), ("second/7", "second")):
             answer = client.post("/v1/embeddings", json={"input": "a", "model": asked})

@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 
 from dermray.corpus.ontology import display_names
 from dermray.errors import ConfigError, ModelError
-from dermray.serving import ClassifierCache, locate, rank
+from dermray.serving import ClassifierCache, TooManyBuildsError, locate, num_prompts, rank
+from dermray.serving.classifier import PROMPT_CHARS, TURN_PROMPTS
 from serve.app import find_model
 from serve.auth import ADMIN_TOKENS_VARIABLE, TOKENS_VARIABLE, is_loopback
+from serve.command import CONTROLLER_OPTIONS
 from serve.errors import Refusal
 from serve.payload import decode_data_uri, encode_vector
 from serve.settings import ServeArgumentError, ServeConfig, parse_arguments
@@ -113,69 +115,127 @@ def test_given_labels_and_ontology_replace_the_models_own(tmp_path):
         find_model(ServeConfig(model=str(folder), ontology=str(tmp_path / "none.json")))
 
 
-class CountingBuild:
-    def __init__(self, value: float = 1.0) -> None:
-        self.calls = 0
-        self.value = value
+class Builder:
+    """Rows of ones; counts what it is asked for, and can be held up or fail."""
 
-    def __call__(self) -> np.ndarray:
-        self.calls += 1
-        return np.full((2, 3), self.value, np.float32)
+    def __init__(self, *, failures: int = 0) -> None:
+        self.turns: list[tuple[str, ...]] = []
+        self.failures = failures
+        self.go = threading.Event()
+        self.go.set()
+
+    def __call__(self, names):
+        assert self.go.wait(20)
+        self.turns.append(tuple(names))
+        if len(self.turns) <= self.failures:
+            raise ModelError("out of memory")
+        return np.ones((len(names), 3), np.float32)
 
 
 @pytest.fixture
 def executor():
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(1) as pool:
         yield pool
 
 
+def built(cache, key, build):
+    with cache.asked(*key, build) as future:
+        return future.result(20)
+
+
 def test_a_classifier_is_built_once_per_model_classes_and_templates(executor):
-    cache, build = ClassifierCache(executor), CountingBuild()
+    cache, build = ClassifierCache(executor), Builder()
     for _ in range(3):
-        cache.submit("m", ["a", "b"], ["{}"], build).result()
-    assert build.calls == 1
+        assert built(cache, ("m", ["a", "b"], ["{}"]), build).shape == (2, 3)
+    assert build.turns == [("a", "b")]
     for key in (("other", ["a", "b"], ["{}"]), ("m", ["b", "a"], ["{}"]), ("m", ["a", "b"], ["a {}"])):
-        cache.submit(*key, build).result()
-    assert build.calls == 4
+        built(cache, key, build)
+    assert len(build.turns) == 4
 
 
 def test_requests_at_the_same_time_share_one_build(executor):
-    cache, release, calls = ClassifierCache(executor), threading.Event(), []
-
-    def build() -> np.ndarray:
-        calls.append(1)
-        release.wait(10)
-        return np.ones((1, 2), np.float32)
-
-    futures = [cache.submit("m", ["a"], ["{}"], build) for _ in range(5)]
-    release.set()
-    assert len({id(future.result()) for future in futures}) == 1
-    assert calls == [1]
+    cache, build = ClassifierCache(executor), Builder()
+    build.go.clear()
+    with contextlib.ExitStack() as stack:
+        futures = [stack.enter_context(cache.asked("m", ["a"], ["{}"], build)) for _ in range(5)]
+        build.go.set()
+        assert len({id(future.result(20)) for future in futures}) == 1
+    assert build.turns == [("a",)]
 
 
-def test_the_least_recently_used_classifier_goes_first(executor):
-    cache, build = ClassifierCache(executor, capacity=2), CountingBuild()
+def test_the_least_recently_used_classifier_goes_first_and_none_that_is_asked_for(executor):
+    cache, build = ClassifierCache(executor, capacity=2), Builder()
     for name in ("a", "b", "a", "c"):
-        cache.submit("m", [name], ["{}"], build).result()
-    assert (len(cache), build.calls) == (2, 3)
-    cache.submit("m", ["a"], ["{}"], build).result()
-    assert build.calls == 3
-    cache.submit("m", ["b"], ["{}"], build).result()
-    assert build.calls == 4
+        built(cache, ("m", [name], ["{}"]), build)
+    assert (len(cache), len(build.turns)) == (2, 3)
+    built(cache, ("m", ["a"], ["{}"]), build)
+    assert len(build.turns) == 3
+    with cache.asked("m", ["kept"], ["{}"], build):
+        for name in "defg":
+            built(cache, ("m", [name], ["{}"]), build)
+        num_turns = len(build.turns)
+        built(cache, ("m", ["kept"], ["{}"]), build)
+        assert len(build.turns) == num_turns
+    built(cache, ("m", ["b"], ["{}"]), build)
+    assert len(build.turns) == num_turns + 1
 
 
 def test_a_failed_build_is_tried_again(executor):
-    cache, attempts = ClassifierCache(executor), []
+    cache, build = ClassifierCache(executor), Builder(failures=1)
+    with cache.asked("m", ["a"], ["{}"], build) as future:
+        assert isinstance(future.exception(20), ModelError)
+    assert built(cache, ("m", ["a"], ["{}"]), build).shape == (1, 3)
 
-    def build() -> np.ndarray:
-        attempts.append(1)
-        if len(attempts) == 1:
-            raise ModelError("out of memory")
-        return np.ones((1, 2), np.float32)
 
-    first = cache.submit("m", ["a"], ["{}"], build)
-    assert isinstance(first.exception(), ModelError)
-    assert cache.submit("m", ["a"], ["{}"], build).result().shape == (1, 2)
+def test_builds_take_turns_so_that_a_short_list_does_not_wait_for_a_long_one(executor):
+    cache, build = ClassifierCache(executor), Builder()
+    build.go.clear()
+    long, short = [f"class {number}" for number in range(1000)], ["a", "b"]
+    with cache.asked("m", long, ["{}"] * 8, build) as first, cache.asked("m", short, ["{}"] * 8, build) as second:
+        build.go.set()
+        second.result(20)
+        assert first.result(20).shape == (1000, 3)
+    assert build.turns[1] == ("a", "b")
+    # Every name once, and no turn above what it may cost.
+    assert [name for turn in build.turns if turn != ("a", "b") for name in turn] == long
+    assert max(map(len, build.turns)) == TURN_PROMPTS // 8
+
+
+def test_so_many_are_under_construction_and_no_more_while_those_that_are_there_are_given(executor):
+    cache, build = ClassifierCache(executor, max_builds=2), Builder()
+    built(cache, ("m", ["there"], ["{}"]), build)
+    build.go.clear()
+    with cache.asked("m", ["a"], ["{}"], build), cache.asked("m", ["b"], ["{}"], build):
+        with pytest.raises(TooManyBuildsError), cache.asked("m", ["c"], ["{}"], build):
+            pass
+        with cache.asked("m", ["a"], ["{}"], build), cache.asked("m", ["there"], ["{}"], build) as future:
+            assert future.done()
+        build.go.set()
+        for name in "ab":
+            built(cache, ("m", [name], ["{}"]), build)
+    assert built(cache, ("m", ["c"], ["{}"]), build).shape == (1, 3)
+
+
+def test_a_build_that_nobody_waits_for_stops_and_goes_on_when_it_is_asked_for_again(executor):
+    cache, build, names = ClassifierCache(executor, max_builds=1), Builder(), [f"{n}" for n in range(TURN_PROMPTS * 5)]
+    build.go.clear()
+    with cache.asked("m", names, ["{}"], build):
+        pass
+    build.go.set()
+    # It takes the place of the one that is left: the first turn was under way, and no second one came.
+    while True:
+        with contextlib.suppress(TooManyBuildsError):
+            built(cache, ("m", ["other"], ["{}"]), build)
+            break
+    assert build.turns in ([tuple(names[:TURN_PROMPTS]), ("other",)], [("other",)])
+    assert built(cache, ("m", names, ["{}"]), build).shape == (len(names), 3)
+    assert [name for turn in build.turns if turn != ("other",) for name in turn] == names
+
+
+def test_long_prompts_cost_more():
+    assert num_prompts(["a"] * 3, ["{}"] * 2) == 6
+    assert num_prompts(["a" * PROMPT_CHARS, "b"], ["{}"]) == 3
+    assert num_prompts(["a"], ["{}" + "x" * 8 * PROMPT_CHARS]) == 9
 
 
 @given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=40), st.floats(0.1, 100))
@@ -215,6 +275,7 @@ def test_the_deploy_config_is_one_that_ray_serve_and_the_builder_accept():
     application = ServeDeploySchema.model_validate(content).applications[0]
     assert application.import_path == "serve.app:build"
     assert content["http_options"]["host"] == "127.0.0.1"
+    assert content["controller_options"] == CONTROLLER_OPTIONS
     config = parse_arguments(application.args)
     assert config.model == "models:/dermray@champion"
     # Serve's own deadline must not cut off the one that answers in our error shape.
@@ -228,8 +289,9 @@ def test_kuberay_gets_the_same_application_with_tokens():
     service = yaml.safe_load((ROOT / "infra" / "rayservice.yaml").read_text())
     assert (service["apiVersion"], service["kind"]) == ("ray.io/v1", "RayService")
     deployed = yaml.safe_load(service["spec"]["serveConfigV2"])
-    # Only the address differs, and there it needs tokens.
+    # Only the address differs, and there it needs tokens and the names that other pods know it by.
     host = deployed["http_options"].pop("host")
+    assert deployed["applications"][0]["args"].pop("allowed_hosts")
     assert deployed == content | {"http_options": {k: v for k, v in content["http_options"].items() if k != "host"}}
     assert not is_loopback(host)
     whole = ServeDeploySchema.model_validate(deployed | {"http_options": {**deployed["http_options"], "host": host}})

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from dermray import models
 from dermray.encoder import Encoder
 from dermray.errors import ModelError, TrackingError
 from dermray.serving import ModelSource
 from dermray.serving.gate import GOLDEN_NAME, Check, Golden, examine
+from serve import rollout
 from serve.app import build
-from serve.catalogue import Catalogue, Served, Slot
+from serve.catalogue import Served, Slot
 from serve.errors import Refusal
+from serve.following import AskedChanges, Follower
 from serve.registry import MlflowRegistry
-from serve.rollout import Rollout
+from serve.rollout import Rollout, Rollouts
 from serve.settings import parse_arguments
 from tests.serving import DummyBackend, save_tiny_model
 
@@ -59,11 +63,6 @@ class FakeFleet:
         self.fails: set[str] = set()
         self.examined: list[str] = []
 
-    async def start(self, source):
-        backend = DummyBackend()
-        backend.model = replace(backend.model, version=source.version)
-        return backend
-
     async def examine(self, source):
         self.examined.append(source.version)
         return [Check("smoke", source.version not in self.fails, "…")]
@@ -76,25 +75,21 @@ def source_of(version: str) -> ModelSource:
 @pytest.fixture
 def parts():
     registry, fleet = FakeRegistry(), FakeFleet()
-    slot = Slot(Served(DummyBackend(), None, source_of("3")))
-    return registry, fleet, slot, Rollout(slot, fleet, registry, URI)
+    return registry, fleet, Rollout(source_of("3"), fleet, registry, URI)
 
 
 def test_an_alias_that_stays_changes_nothing(parts):
-    registry, fleet, _slot, rollout = parts
+    registry, fleet, rollout = parts
     assert asyncio.run(rollout.look()).event == "unchanged"
     assert fleet.examined == registry.records == []
 
 
 def test_a_version_that_passes_is_followed_and_can_be_left_again(parts):
-    registry, _fleet, slot, rollout = parts
-    catalogue, before = Catalogue([slot]), slot.current
+    registry, _fleet, rollout = parts
     registry.version = "4"
     outcome = asyncio.run(rollout.look())
     assert (outcome.event, outcome.version, outcome.previous) == ("followed", "4", "3")
-    assert catalogue.find("dummy@champion").model.version == "4"
-    # What a request holds is the version it began with.
-    assert before.model.version == "3"
+    assert (rollout.standing.current.version, rollout.standing.previous.version) == ("4", "3")
     back = asyncio.run(rollout.roll_back())
     assert (back.event, back.version, registry.version) == ("rolled_back", "3", "3")
     assert asyncio.run(rollout.look()).event == "unchanged"
@@ -102,11 +97,11 @@ def test_a_version_that_passes_is_followed_and_can_be_left_again(parts):
 
 
 def test_a_version_that_fails_is_refused_once_and_tried_again_on_request(parts):
-    registry, fleet, slot, rollout = parts
+    registry, fleet, rollout = parts
     registry.version, fleet.fails = "4", {"4"}
     assert asyncio.run(rollout.look()).event == "refused"
     assert asyncio.run(rollout.look()).event == "unchanged"
-    assert slot.current.model.version == "3"
+    assert rollout.standing.current.version == "3"
     # A look at a version that is known fetches none of its files.
     assert (fleet.examined, registry.fetched) == (["4"], 1)
     fleet.fails = set()
@@ -114,17 +109,31 @@ def test_a_version_that_fails_is_refused_once_and_tried_again_on_request(parts):
     assert registry.records == [("refused", "3", "4"), ("followed", "3", "4")]
 
 
+def test_a_version_of_another_kind_is_refused_unloaded(parts):
+    registry, fleet, _ = parts
+    rollout = Rollout(replace(source_of("3"), kind="image_encoder"), fleet, registry, URI)
+    registry.version = "4"
+    outcome = asyncio.run(rollout.look())
+    assert (outcome.event, outcome.version) == ("refused", "3")
+    (check,) = outcome.checks
+    assert (check.name, check.detail) == (
+        "kind",
+        "a model of the kind clip, and one of the kind image_encoder is served",
+    )
+    assert (fleet.examined, registry.records) == ([], [("refused", "3", "4")])
+
+
 def test_there_is_no_way_back_before_the_first_change(parts):
     with pytest.raises(Refusal) as caught:
-        asyncio.run(parts[3].roll_back())
+        asyncio.run(parts[2].roll_back())
     assert caught.value.status_code == 409
 
 
 def test_after_a_restart_the_records_tell_the_version_before(parts):
-    registry, fleet, slot, rollout = parts
+    registry, fleet, rollout = parts
     registry.remembered, fleet.fails = "2", {"2"}
     assert asyncio.run(rollout.roll_back()).event == "refused"
-    assert (slot.current.model.version, registry.version) == ("3", "3")
+    assert (rollout.standing.current.version, registry.version) == ("3", "3")
     fleet.fails = set()
     back = asyncio.run(rollout.roll_back())
     assert (back.event, back.version, back.previous, registry.version) == ("rolled_back", "2", "3", "2")
@@ -133,7 +142,7 @@ def test_after_a_restart_the_records_tell_the_version_before(parts):
 
 
 def test_a_registry_that_is_away_costs_a_look_not_the_service(parts):
-    registry, _fleet, slot, rollout = parts
+    registry, _fleet, rollout = parts
     registry.away = True
 
     async def main():
@@ -142,11 +151,106 @@ def test_a_registry_that_is_away_costs_a_look_not_the_service(parts):
             await asyncio.sleep(0)
         await asyncio.sleep(0.02)
         registry.away, registry.version = False, "4"
-        while slot.current.model.version != "4":
+        while rollout.standing.current.version != "4":
             await asyncio.sleep(0.001)
         polling.cancel()
 
     asyncio.run(asyncio.wait_for(main(), 20))
+
+
+class Calls:
+    """A Serve handle on something in this process, which may be away for a while."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __getattr__(self, method):
+        return SimpleNamespace(remote=lambda *arguments: self._call(method, arguments))
+
+    async def _call(self, method, arguments):
+        if self.target is None:
+            raise ActorDiedError
+        try:
+            return await getattr(self.target, method)(*arguments)
+        except Refusal as error:
+            raise RayTaskError("roll_back", "", error) from None
+
+
+class Local:
+    async def start(self, source):
+        backend = DummyBackend()
+        backend.model = replace(backend.model, version=source.version)
+        return backend
+
+
+async def gateway(owner):
+    """What a gateway has of the roll-out: its slot, its follower, and the task that follows."""
+    follower = Follower(owner, {"dummy": Local()})
+    source = (await follower.begin())["dummy"].current
+    slot = Slot(Served(await Local().start(source), None, source))
+    return slot, follower, asyncio.create_task(follower.follow({"dummy": slot}))
+
+
+async def until(says):
+    while not says():
+        await asyncio.sleep(0.005)
+
+
+def owner_of(registry, poll_s=0.0):
+    return Rollouts({"dummy": Rollout(source_of("3"), FakeFleet(), registry, URI)}, poll_s)
+
+
+def test_what_one_gateway_is_asked_reaches_the_other_and_is_recorded_once():
+    registry = FakeRegistry()
+
+    async def main():
+        owner = Calls(owner_of(registry))
+        (first, asked, _), (second, _, _) = await gateway(owner), await gateway(owner)
+        with pytest.raises(Refusal) as caught:
+            await AskedChanges(asked, "dummy").roll_back()
+        assert caught.value.status_code == 409
+        registry.version = "4"
+        assert (await AskedChanges(asked, "dummy").look(again=True)).event == "followed"
+        assert first.current.model.version == "4"
+        before = second.current
+        await until(lambda: second.current.model.version == "4")
+        # What a request holds is the version it began with.
+        assert before.model.version in ("3", "4")
+        assert (await AskedChanges(asked, "dummy").roll_back()).event == "rolled_back"
+        await until(lambda: second.current.model.version == "3")
+        assert (first.current.model.version, registry.version) == ("3", "3")
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+    assert registry.records == [("followed", "3", "4"), ("rolled_back", "4", "3")]
+
+
+def test_an_owner_that_begins_anew_takes_over_what_gateways_keep(monkeypatch):
+    """The process dies after a change, and a gateway with it: nobody goes back, nothing is recorded twice."""
+    monkeypatch.setattr(rollout, "SETTLE_S", 1.5)
+    # A real call ends with the process that was asked; here it ends by itself.
+    monkeypatch.setattr(rollout, "WAIT_S", 0.2)
+    registry = FakeRegistry()
+
+    async def main():
+        owner = Calls(owner_of(registry))
+        (first, asked, _), (_, _, dies) = await gateway(owner), await gateway(owner)
+        registry.version = "4"
+        await AskedChanges(asked, "dummy").look(again=True)
+        dies.cancel()
+        owner.target = None
+        with pytest.raises(Refusal) as caught:
+            await AskedChanges(asked, "dummy").roll_back()
+        assert caught.value.status_code == 503
+        # It looks at the alias all the time, but not before it has heard which version answers.
+        owner.target = owner_of(registry, poll_s=0.001)
+        third, _, _ = await gateway(owner)
+        await until(lambda: third.current.model.version == "4")
+        await asyncio.sleep(1.6)
+        assert (await AskedChanges(asked, "dummy").roll_back()).version == "3"
+        await until(lambda: third.current.model.version == first.current.model.version == "3")
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+    assert registry.records == [("followed", "3", "4"), ("rolled_back", "4", "3")]
 
 
 def test_what_goes_up_and_where_aliases_point_is_told_to_mlflow(tmp_path):

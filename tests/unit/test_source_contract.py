@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -12,12 +13,15 @@ import pytest
 
 from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
 from dermray.errors import CorpusError
+from dermray.prepare import sources
 from dermray.prepare.fetch import ImageStore
 from dermray.prepare.plan import leaves_root, plan_shards, usable_rows
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import ShardMaker
 from dermray.prepare.sources import READERS, RawRows, SourceRequest
+from dermray.prepare.sources import csv as csv_reader
 from dermray.prepare.sources.rows import RAW, RawTable
+from dermray.raw import tables
 from tests.raw_sources import LAYOUTS
 
 SOURCES = sorted(READERS)
@@ -42,6 +46,23 @@ def fetched(folder: Path, raw: RawRows) -> dict[str, bytes | None]:
 
 def test_every_reader_has_a_layout() -> None:
     assert set(LAYOUTS) == set(READERS)
+
+
+@pytest.mark.parametrize("source", TABLES)
+@pytest.mark.parametrize("limit", [None, 2])
+def test_a_table_in_blocks_gives_the_same_rows(
+    source: str, limit: int | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outcome() -> list[object]:
+        request = SourceRequest(str(folder), limit=limit)
+        raw = READERS[source](request)
+        said = [raw.dropped, raw.not_understood, raw.captions_from, raw.ontology and raw.ontology.to_json()]
+        met = [request.rows_met, request.findings, sorted(request.tables)]
+        return [raw.table.to_pylist(), *said, *met]
+
+    expected = outcome()
+    monkeypatch.setattr(tables, "MAX_ROWS", 1)
+    assert outcome() == expected
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -113,10 +134,19 @@ def test_limit_takes_the_first_rows(source: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_every_row_is_planned_or_dropped(source: str, folder: Path) -> None:
-    raw = read(source, folder)
+def test_every_row_is_planned_or_dropped_and_a_reader_that_loses_one_is_caught(
+    source: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = sources.read(source, SourceRequest(str(folder)))
     plan = plan_shards(usable_rows(raw), split={"val": 0.3}, seed=0, rows_per_shard=2)
     assert sum(len(spec.rows) for spec in plan.shards) + len(plan.dropped) == plan.num_rows == raw.num_rows
+    # What an image folder or a table becomes is made in the reader's module, for Parquet in that of `csv`.
+    module = sys.modules[READERS[source].__module__] if source != "parquet" else csv_reader
+    whole = module.assemble
+    for first, last in ((0, -1), (1, None)):
+        monkeypatch.setattr(module, "assemble", lambda first=first, last=last, **columns: whole(**columns)[first:last])
+        with pytest.raises(AssertionError, match=rf"source {source}: \d+ rows in, \d+ used"):
+            sources.read(source, SourceRequest(str(folder)))
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -14,7 +14,7 @@ import pytest
 
 from dermray.errors import CorpusError
 from dermray.prepare.sources import READERS, RawRows, SourceRequest, derm1m
-from dermray.prepare.sources.rows import RAW, Columns, raw_captions, skin_types, text, years
+from dermray.prepare.sources.rows import RAW, Columns, of_patients, raw_captions, text
 
 DERM1M_ROW = {
     "filename": "youtube/a_frame_1_0.jpg",
@@ -301,7 +301,7 @@ def test_malformed_rows_are_set_aside_with_their_number(tmp_path: Path) -> None:
         (b"", "is empty"),
         (b"image,caption\n", "has no rows"),
         (b"image,caption,image\n1,2,3\n", "repeats the column 'image'"),
-        (b"image,caption\n1.png,caf\xe9\n", "cannot be read as CSV in UTF-8"),
+        (b"image,caption\n1.png,caf\xe9\n", "is not text in UTF-8: line 2 holds the byte 0xE9"),
     ],
 )
 def test_unusable_tables(tmp_path: Path, content: bytes, message: str) -> None:
@@ -329,30 +329,64 @@ def test_cells() -> None:
         None,
         None,
     ]
-    assert years(pa.array(["45", "45.5", "3 yr", "80 years old", "150", "six", "-4", ""])).to_pylist() == [
-        45.0,
-        45.5,
-        3.0,
-        80.0,
-        None,
-        None,
-        None,
-        None,
-    ]
-    assert skin_types(pa.array(["1", "2.0", "IV", "type vi", "0", "7", "-1", "3.5", ""])).to_pylist() == [
-        1,
-        2,
-        4,
-        6,
-        None,
-        None,
-        None,
-        None,
-        None,
-    ]
+
+
+def test_raw_captions() -> None:
     assert raw_captions(pa.array([None, "a", None, "b"], pa.string())).to_pylist() == [
         [],
         [{"aspect": "raw", "text": "a"}],
         [],
         [{"aspect": "raw", "text": "b"}],
     ]
+
+
+def test_patients_as_tables_write_them() -> None:
+    ages = {"45": 45, "45.5": 45.5, "45,5": 45.5, "3 yr": 3, "80 years old": 80, "45 yo": 45, "45 y/o": 45, "age 7": 7}
+    ranges = {"AGE_30_TO_39": 34.5, "45-49": 47, "45\u201349 years": 47, "85+": 85, ">85": 85, "80 and over": 80}
+    parts = {"6 months": 0.5, "6 mo": 0.5, "365 days": 365 / 365.25}
+    unread = ["150", "six", "-4", "49-45", "45 M", "AGE_SOME", "4 5", "1/2", "12 / 45", "1,234"]
+    cells = [*ages, *ranges, *parts, *unread, "", "unknown"]
+    said = of_patients(len(cells), age=pa.array(cells))
+    known = [*ages.values(), *ranges.values(), *parts.values()]
+    assert said.age.to_pylist()[: len(known)] == pytest.approx(known)
+    assert said.age.to_pylist()[len(known) :] == [None] * (len(unread) + 2)
+    assert said.as_written["age"].drop_null().to_pylist() == [*ranges, *unread]
+    assert said.not_understood == {"age": dict.fromkeys(unread, 1)}
+
+
+def test_sexes_and_skin_types_as_tables_write_them() -> None:
+    sexes = {"F": "female", "f": "female", "woman": "female", "FEMALE": "female", "M": "male", "Man": "male"}
+    said = of_patients(len(sexes) + 2, sex=pa.array([*sexes, "x", "N/A"]))
+    assert said.sex.to_pylist() == [*sexes.values(), None, None]
+    assert said.not_understood == {"sex": {"x": 1}}
+    types = {
+        "1": 1,
+        "2.0": 2,
+        "IV": 4,
+        "type vi": 6,
+        "FST3": 3,
+        "FST III": 3,
+        "FST-IV": 4,
+        "Fitzpatrick 2": 2,
+        "skin type 5": 5,
+    }
+    types |= {"fst_iv": 4, "Type: II": 2, "skin type. V": 5}
+    # Two types in a cell are not the one that their letters make together.
+    unread = ["0", "7", "3.5", "I/II", "I / II", "I. / II.", "I_II", "V/I", "I.V", "1/2"]
+    said = of_patients(len(types) + len(unread) + 2, skin_type=pa.array([*types, *unread, "", "-1"]))
+    assert said.skin_type.to_pylist() == [*types.values(), *[None] * (len(unread) + 2)]
+    assert said.not_understood == {"skin_type": dict.fromkeys(unread, 1)}
+
+
+def test_lists_in_a_cell_are_lists(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_text(
+        "image,label,age,note\n"
+        "a.png,\"['Eczema', 'Psoriasis']\",AGE_30_TO_39,x\n"
+        'b.png,"[""Acne""]",forty,\n'
+        "c.png,[melanoma,45,\n"
+    )
+    rows = READERS["csv"](SourceRequest(str(tmp_path)))
+    assert rows.table["labels"].to_pylist() == [["Eczema", "Psoriasis"], ["Acne"], ["[melanoma"]]
+    extra = [json.loads(each["extra"]) if each["extra"] else None for each in rows.table["meta"].to_pylist()]
+    assert extra == [{"note": "x", "age": "AGE_30_TO_39"}, {"age": "forty"}, None]
+    assert rows.not_understood == {"age": {"forty": 1}}

@@ -39,7 +39,7 @@ NUM_IMAGES, SEED = 96, 11
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One small corpus for all tests that only read it."""
     folder = tmp_path_factory.mktemp("synthetic") / "raw"
-    write_corpus(folder, num_images=NUM_IMAGES, seed=SEED, workers=1, progress=None)
+    write_corpus(folder, num_images=NUM_IMAGES, seed=SEED, workers=1)
     return folder
 
 
@@ -162,7 +162,7 @@ def test_corpus_has_the_layout_of_the_release(corpus: Path) -> None:
 
 
 def test_classes_are_balanced_and_counted(corpus: Path) -> None:
-    summary = write_corpus(corpus, num_images=NUM_IMAGES, seed=SEED, progress=None)
+    summary = write_corpus(corpus, num_images=NUM_IMAGES, seed=SEED)
     rows = read_rows(corpus)
     names = {", ".join(condition.path): condition.name for condition in CONDITIONS}
     counts = Counter(names.get(row["hierarchical_disease_label"]) for row in rows)
@@ -229,45 +229,43 @@ def test_truncate_keeps_whole_sentences_and_cuts_one_that_is_too_long() -> None:
 
 def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    seen: list[tuple[int, int]] = []
-    write_corpus(one, num_images=310, seed=3, workers=1, progress=None)
-    write_corpus(two, num_images=310, seed=3, workers=2, progress=lambda done, total, _: seen.append((done, total)))
+    write_corpus(one, num_images=310, seed=3, workers=1)
+    write_corpus(two, num_images=310, seed=3, workers=2)
     assert digests(one) == digests(two)
-    assert seen[-1] == (310, 310)
 
 
 def test_seed_changes_the_pictures_and_the_words(tmp_path: Path, corpus: Path) -> None:
-    write_corpus(tmp_path / "other", num_images=NUM_IMAGES, seed=SEED + 1, workers=1, progress=None)
+    write_corpus(tmp_path / "other", num_images=NUM_IMAGES, seed=SEED + 1, workers=1)
     ours, theirs = set(digests(corpus).values()), set(digests(tmp_path / "other").values())
     assert len(ours & theirs) == 1  # ontology.json
 
 
 def test_finished_corpus_is_left_alone_and_an_unfinished_one_is_made_again(tmp_path: Path) -> None:
     folder = tmp_path / "raw"
-    first = write_corpus(folder, num_images=6, seed=0, workers=1, progress=None)
+    first = write_corpus(folder, num_images=6, seed=0, workers=1)
     image = next(iter(sorted(folder.rglob("*.jpg"))))
     whole = digests(folder)
     image.write_bytes(b"touched")
-    assert write_corpus(folder, num_images=6, seed=0, workers=1, progress=None) == first
+    assert write_corpus(folder, num_images=6, seed=0, workers=1) == first
     assert image.read_bytes() == b"touched"
     (folder / TABLE_NAME).unlink()
-    write_corpus(folder, num_images=6, seed=0, workers=1, progress=None)
+    write_corpus(folder, num_images=6, seed=0, workers=1)
     assert digests(folder) == whole
-    write_corpus(folder, num_images=4, seed=0, workers=1, progress=None)
+    write_corpus(folder, num_images=4, seed=0, workers=1)
     assert len(read_rows(folder)) == 4 == sum(path.parent != folder for path in folder.rglob("*.*g"))
 
 
 def test_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / TABLE_NAME).write_text("filename,caption\n", "utf-8")
     with pytest.raises(StorageError, match="choose another output folder"):
-        write_corpus(tmp_path, num_images=2, seed=0, progress=None)
+        write_corpus(tmp_path, num_images=2, seed=0)
     assert (tmp_path / TABLE_NAME).read_text("utf-8") == "filename,caption\n"
 
 
 def test_unwritable_output_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", "utf-8")
     with pytest.raises(StorageError, match="cannot write the synthetic corpus"):
-        write_corpus(tmp_path / "file" / "raw", num_images=2, seed=0, progress=None)
+        write_corpus(tmp_path / "file" / "raw", num_images=2, seed=0)
 
 
 @pytest.mark.parametrize(("num_images", "seed", "workers"), [(0, 0, 1), (1, -1, 1), (1, 0, 0)])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import pickle
 import time
 from collections import Counter
 from pathlib import Path
@@ -14,18 +16,21 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 from mlflow.exceptions import MlflowException
 from pydantic import Field
 
-from dermray import tracking
+from dermray import redaction, tracking
 from dermray.config import Config, TrackingConfig
 from dermray.corpus.manifest import Manifest, Shard
 from dermray.encoder import Encoder
-from dermray.errors import TrackingError
+from dermray.errors import DermRayError, ModelError, TrackingError
 from dermray.tracking import facts
+from dermray.tracking.flavour import DermRayModel
 from dermray.tracking.spool import Spool
+from tests import rotation_model
 from tests.corpora import write_model
 
 
@@ -130,7 +135,7 @@ def test_a_run_says_what_it_ran_with(config: TrackingConfig, client: MlflowClien
     ],
 )
 def test_a_patch_holds_no_secrets(text: str, kept: str) -> None:
-    assert facts.without_secrets(text) == kept
+    assert redaction.without_secrets(text) == kept
 
 
 def test_a_line_that_a_disk_has_lost_costs_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -272,15 +277,36 @@ def test_of_two_runs_of_one_key_the_older_stays(config: TrackingConfig, client: 
     assert client.get_run(older).data.params["inner.rate"] == "0.5"
 
 
-def test_a_store_that_refuses_costs_figures_and_not_the_job(
-    config: TrackingConfig, client: MlflowClient, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("what", ["run", "experiment"])
+def test_what_is_deleted_under_the_job_s_feet_gets_its_records_when_it_is_restored(
+    config: TrackingConfig, client: MlflowClient, caplog: pytest.LogCaptureFixture, monkeypatch: Any, what: str
 ) -> None:
-    """Somebody deletes the run under the job's feet."""
+    monkeypatch.setattr("dermray.tracking.runs.PATIENCE_S", 0.5)
     with caplog.at_level(logging.WARNING), tracking.run(config, kind="x", name="x", resolved=Settings()) as current:
-        client.delete_run(current.id)
+        experiment = client.get_run(current.id).info.experiment_id
+        if what == "run":
+            client.delete_run(current.id)
+        else:
+            client.delete_experiment(experiment)
         current.log_metrics({"loss": 1.0}, step=2)
-    assert "did not take the metrics of step 2" in caplog.text
-    assert f"did not take the end of a run: The run {current.id}" in caplog.text
+    assert f"mlflow {what}s restore --{what}-id {current.id if what == 'run' else experiment}" in caplog.text
+    assert tracking.deliver_left_over(config).num_kept >= 1
+    if what == "run":
+        client.restore_run(current.id)
+    else:
+        client.restore_experiment(experiment)
+    tracking.deliver_left_over(config)
+    assert steps(client, current.id, "loss") == [2]
+    assert client.get_run(current.id).info.status == "FINISHED"
+
+
+def test_a_deleted_experiment_is_refused_before_the_work(config: TrackingConfig, client: MlflowClient) -> None:
+    with tracking.run(config, kind="x", name="x", resolved=Settings()) as current:
+        experiment = client.get_run(current.id).info.experiment_id
+    client.delete_experiment(experiment)
+    refusal = rf"was deleted in MLflow: restore it with `mlflow experiments restore --experiment-id {experiment}`, or"
+    with pytest.raises(TrackingError, match=refusal), tracking.run(config, kind="x", name="x", resolved=Settings()):
+        raise AssertionError("the work began")
 
 
 def test_a_figure_that_mlflow_does_not_take_costs_no_other(
@@ -416,8 +442,11 @@ def test_a_registered_model_is_found_by_alias_and_by_version(
 
 
 def test_a_registered_model_embeds_and_classifies_through_mlflow(
-    config: TrackingConfig, client: MlflowClient, tmp_path: Path
+    config: TrackingConfig, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # As somebody who only uses MLflow has it: our own clients leave it as it is.
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(config.uri))
     folder = write_model(tmp_path / "m", provenance={"licences": ["CC-BY-NC-4.0"], "classes": ["melanoma", "acne"]})
     with tracking.run(config, kind="register", name="x", resolved=Settings()) as current:
         tracking.register(
@@ -443,8 +472,57 @@ def test_a_registered_model_embeds_and_classifies_through_mlflow(
     assert len(named["probabilities"]) == 3
     (text,) = loaded.predict(pd.DataFrame({"text": ["a mole"]})).to_dict("records")
     np.testing.assert_allclose(text["embedding"], encoder.encode_texts(["a mole"])[0], atol=1e-6)
+    table = pd.DataFrame({"image": [photo, photo[: len(photo) // 2], photo]})
+    several = loaded.predict(table, params={"classify": True}).to_dict("records")
+    assert [row["error"] for row in several] == [None, "truncated", None]
+    assert several[0] == several[2]
+    assert (several[0].keys(), several[0]["label"]) == (row.keys(), row["label"])
+    # In a batch of two and alone, the last bit may be another one.
+    for key in ("embedding", "probability", "probabilities"):
+        np.testing.assert_allclose(several[0][key], row[key], atol=1e-6)
+    assert (several[1]["embedding"], several[1]["probabilities"]) == (None, [])
+    assert pd.isna(several[1]["label"])
     with pytest.raises(Exception, match="row 0: give either image"):
         loaded.predict(pd.DataFrame({"text": [None]}))
+
+
+def test_a_model_of_a_kind_of_ones_own_answers_through_mlflow_and_takes_no_place_of_another_kind(
+    config: TrackingConfig, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", str(config.uri))
+    folder = tmp_path / "turned"
+    rotation_model.save(rotation_model.layers(12), str(folder), {})
+
+    def add(name: str) -> tracking.Registration:
+        with tracking.run(config, kind="register", name="x", resolved=Settings()) as current:
+            return tracking.register(
+                current, name=name, model_uri=str(folder), metric="turned.accuracy", value=0.5, corpus_digest="c"
+            )
+
+    assert add("rotated").promoted
+    version = client.get_model_version("rotated", "1")
+    assert version.tags["dermray.kind"] == "rotation"
+    assert client.get_logged_model(version.tags["dermray.logged_model_id"]).model_type == "rotation"
+    loaded = mlflow.pyfunc.load_model("models:/rotated/1")
+    assert [column.name for column in loaded.metadata.signature.inputs] == ["image"]
+    photo = loaded.input_example["image"][0]
+    rows = loaded.predict(pd.DataFrame({"image": [photo, photo[: len(photo) // 2]]})).to_dict("records")
+    encoder = Encoder.load(folder)
+    (expected,), _ = encoder.predict_readable([photo])
+    assert expected is not None
+    np.testing.assert_allclose(rows[0]["prediction"]["turns"], expected["turns"], atol=1e-6)
+    np.testing.assert_allclose(rows[0]["embedding"], encoder.encode_images([photo])[0], atol=1e-6)
+    assert rows[0]["error"] is None
+    assert (rows[1]["prediction"], rows[1]["embedding"], rows[1]["error"]) == (None, None, "truncated")
+    with pytest.raises(
+        ModelError, match="takes no texts and ranks no classes; it gives vectors of images, predictions"
+    ):
+        DermRayModel(str(folder)).predict(pd.DataFrame({"image": [photo]}), params={"labels": ["a"]})
+
+    register(config, tmp_path / "clip", 0.25, name="mixed")
+    with pytest.raises(TrackingError, match=r"models:/mixed@champion is a model of the kind clip, and this one is of"):
+        add("mixed")
+    assert len(client.search_model_versions("name='mixed'")) == 1
 
 
 @pytest.mark.parametrize(
@@ -462,3 +540,41 @@ def test_what_is_no_registry_uri_stays_as_it_is(config: TrackingConfig) -> None:
     for uri, name in (("/models/vit", "vit"), ("local-dir:/models/vit/", "vit"), ("s3://b/m/", "m"), ("RN50", "RN50")):
         resolved = tracking.resolve_model(uri, config)
         assert (resolved.folder_uri, resolved.name, resolved.version) == (uri, name, None)
+
+
+class Executed:
+    def __init__(self, marker: Path) -> None:
+        self.marker = str(marker)
+
+    def __reduce__(self) -> Any:
+        return open, (self.marker, "w")
+
+
+def test_a_version_that_points_at_other_weights_is_refused_and_nothing_of_it_is_unpickled(
+    config: TrackingConfig, client: MlflowClient, tmp_path: Path
+) -> None:
+    marker = tmp_path / "executed"
+    folder, foreign = write_model(tmp_path / "m"), write_model(tmp_path / "foreign", seed=1)
+    facts = tracking.registry.model_facts(str(folder))
+    # What MLflow's own loader would run: somebody else's module and a pickle beside the weights.
+    (foreign / "python_model.pkl").write_bytes(pickle.dumps(Executed(marker)))
+    (foreign / "MLmodel").write_text(
+        "flavors:\n  python_function:\n    loader_module: mlflow.pyfunc.model\n    python_model: python_model.pkl\n"
+    )
+    client.create_registered_model("turned")
+    turned = client.create_model_version("turned", str(foreign), tags=facts)
+    with pytest.raises(TrackingError, match=r"models:/turned/1 was registered with the weights .* holds weights"):
+        tracking.resolve_model(f"models:/turned/{turned.version}", config)
+    empty = client.create_model_version("turned", str(tmp_path / "nowhere"), tags=facts)
+    with pytest.raises(TrackingError, match="holds no weights"):
+        tracking.resolve_model(f"models:/turned/{empty.version}", config)
+    honest = client.create_model_version("turned", str(foreign), tags=tracking.registry.model_facts(str(foreign)))
+    found = tracking.resolve_model(f"models:/turned/{honest.version}", config)
+    assert Encoder.load(found.folder_uri).info.embedding_dim > 0
+    # Its digest is right, and its bytes are a pickle all the same.
+    (foreign / "open_clip_model.safetensors").unlink()
+    torch.save({"state_dict": Executed(marker)}, foreign / "open_clip_pytorch_model.bin")
+    (foreign / "dermray.json").unlink()
+    with pytest.raises(DermRayError):
+        Encoder.load(str(foreign))
+    assert not marker.exists()

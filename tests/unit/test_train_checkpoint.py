@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import logging
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from dermray.errors import CheckpointError
+from dermray import storage
+from dermray.config import Config, DecidesWeights, LeavesWeights
+from dermray.errors import CheckpointError, StorageError
 from dermray.train import checkpoint
 from dermray.train.settings import PretrainConfig
+from dermray.train.trajectory import decisive, undeclared
 
 TRAJECTORY = {"seed": 0, "optim.lr": 0.1, "data.captions": {"raw": 1.0}}
 CORPUS = "c" * 64
@@ -120,6 +126,73 @@ def test_damaged_bytes_fall_back_to_the_one_before(
     assert load(tmp_path) is None
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"step": 8}',
+        b"[" * 100_000,
+        b'{"step": "eight", "sha256": "", "trajectory": {}, "corpus_digest": ""}',
+        b'{"step": 4, "sha256": "", "trajectory": {}, "corpus_digest": ""}',
+        b'{"step": 8, "sha256": 1, "trajectory": {}, "corpus_digest": ""}',
+        b'{"step": 8, "sha256": "", "trajectory": [], "corpus_digest": ""}',
+        b'{"step": 8, "sha256": "", "trajectory": {}, "corpus_digest": "", "scores": {"loss": "low"}}',
+    ],
+)
+def test_a_damaged_manifest_falls_back_to_the_one_before(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 4)
+    manifest = Path(save(tmp_path, 8).uri) / checkpoint.MANIFEST_NAME
+    manifest.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert loaded_step(tmp_path) == 4
+    assert f"{manifest} is damaged (" in caplog.text
+    save(tmp_path, 8)
+    assert loaded_step(tmp_path) == 8
+    assert names(tmp_path) == ["step-00000004", "step-00000008"]
+
+
+@pytest.mark.parametrize(
+    "folder", ["notes", "step-", "step-best", "step-00000004-copy", "step-12", ".ipynb_checkpoints"]
+)
+def test_folders_that_are_no_checkpoints_are_left_alone(tmp_path: Path, folder: str) -> None:
+    mine = tmp_path / checkpoint.FOLDER / folder / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("not a checkpoint", encoding="utf-8")
+    (tmp_path / checkpoint.FOLDER / "notes.txt").write_text("nor this", encoding="utf-8")
+    for step in (4, 8, 12):
+        save(tmp_path, step, keep=1)
+    assert loaded_step(tmp_path) == 12
+    donor = save(tmp_path / "donor", 8)
+    checkpoint.adopt(donor, str(tmp_path), trajectory=TRAJECTORY, corpus_digest=CORPUS, sha256=donor.sha256)
+    assert names(tmp_path) == sorted([folder, "notes.txt", "step-00000008"])
+    assert mine.read_text(encoding="utf-8") == "not a checkpoint"
+
+
+def test_the_older_ones_stay_until_the_newer_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something takes the state away as soon as its manifest is there."""
+    save(tmp_path, 4, keep=1)
+    original = storage.write_json
+
+    def write_json(uri: str, document: Any) -> None:
+        original(uri, document)
+        (Path(uri).parent / checkpoint.STATE_NAME).unlink()
+
+    donor = save(tmp_path / "donor", 8)
+    monkeypatch.setattr(storage, "write_json", write_json)
+    with pytest.raises(StorageError, match=r"step-00000008: .* is gone"):
+        save(tmp_path, 8, keep=1)
+    with pytest.raises(StorageError, match=r"step-00000008: .* is gone"):
+        checkpoint.adopt(donor, str(tmp_path), trajectory=TRAJECTORY, corpus_digest=CORPUS, sha256=donor.sha256)
+    assert loaded_step(tmp_path) == 4
+
+
 def test_state_is_read_without_running_code(tmp_path: Path) -> None:
     class Payload:
         def __reduce__(self) -> tuple[object, tuple[Path]]:
@@ -133,9 +206,63 @@ def test_state_is_read_without_running_code(tmp_path: Path) -> None:
         corpus_digest=CORPUS,
         retention=checkpoint.Retention(1),
     )
-    with pytest.raises(Exception, match="weights_only|Weights only"):
+    with pytest.raises(CheckpointError, match="step-00000004/state.pt is no state of a run"):
         load(tmp_path)
     assert not (tmp_path / "opened").exists()
+
+
+def packed(content: Any, *, inflated_bytes: int = 0) -> bytes:
+    """A state's file; with `inflated_bytes` its tensor's bytes are deflated zeros."""
+    made, packed_again = io.BytesIO(), io.BytesIO()
+    torch.save(content, made)
+    if not inflated_bytes:
+        return made.getvalue()
+    with zipfile.ZipFile(made) as source, zipfile.ZipFile(packed_again, "w", zipfile.ZIP_DEFLATED) as target:
+        for entry in source.infolist():
+            is_tensor = "/data/0" in entry.filename
+            target.writestr(entry.filename, bytes(inflated_bytes) if is_tensor else source.read(entry.filename))
+    return packed_again.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"junk" * 9,
+        packed([1, 2]),
+        packed({"model": {}}),
+        packed({"step": 10**9}),
+        packed({"step": 4, "w": torch.zeros(4)}, inflated_bytes=1 << 24),
+    ],
+    ids=["empty", "junk", "list", "without step", "other step", "bomb"],
+)
+def test_bytes_that_the_manifest_vouches_for_and_are_no_state_end_in_one_line(tmp_path: Path, data: bytes) -> None:
+    uri = Path(save(tmp_path, 4).uri)
+    manifest = json.loads((uri / checkpoint.MANIFEST_NAME).read_text())
+    (uri / checkpoint.STATE_NAME).write_bytes(data)
+    manifest |= {"sha256": hashlib.sha256(data).hexdigest(), "num_bytes": len(data)}
+    (uri / checkpoint.MANIFEST_NAME).write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"state.pt is no state of a run \(.*\); remove its folder"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", [checkpoint.MANIFEST_NAME, checkpoint.STATE_NAME])
+def test_a_folder_in_a_files_place_falls_back_to_the_one_before(tmp_path: Path, name: str) -> None:
+    save(tmp_path, 4)
+    file = Path(save(tmp_path, 8).uri) / name
+    file.unlink()
+    file.mkdir()
+    assert loaded_step(tmp_path) == 4
+
+
+def test_of_a_linked_checkpoint_the_link_alone_goes(tmp_path: Path) -> None:
+    """Somebody has linked another run's checkpoint in, and gone on from it."""
+    theirs = Path(save(tmp_path / "theirs", 4).uri)
+    (tmp_path / "mine" / checkpoint.FOLDER).mkdir(parents=True)
+    (tmp_path / "mine" / checkpoint.FOLDER / theirs.name).symlink_to(theirs)
+    save(tmp_path / "mine", 8, keep=1)
+    assert names(tmp_path / "mine") == ["step-00000008"]
+    assert loaded_step(tmp_path / "theirs") == 4
 
 
 def test_another_corpus_is_refused(tmp_path: Path) -> None:
@@ -235,7 +362,7 @@ def test_keys_that_decide_the_weights_are_in_the_trajectory(override: dict[str, 
         {"run_name": "x"},
         {"num_workers": 4},
         {"train": {"log_every_steps": 1, "checkpoint_every_steps": 3, "keep_checkpoints": 5, "max_failures": 0}},
-        {"data": {"cpus_per_task": 1, "tasks_per_worker": 3}},
+        {"data": {"cpus_per_task": 1, "tasks_per_worker": 3, "verify": "pages"}},
         {"validation": {"every_steps": 3}},
         {"loss": {"method": "dense"}},
         {"train": {"micro_batch_size": 64}},
@@ -247,3 +374,17 @@ def test_keys_that_decide_the_weights_are_in_the_trajectory(override: dict[str, 
 def test_keys_that_do_not_decide_them_may_change(override: dict[str, Any]) -> None:
     base = {"corpus": "c", "output": "o"}
     assert PretrainConfig(**base).trajectory() == PretrainConfig(**(base | override)).trajectory()
+
+
+def test_every_key_says_whether_it_decides_the_weights() -> None:
+    class Forgetful(Config):
+        told: DecidesWeights[int] = 1
+        forgotten: int = 1
+
+    class Run(Config):
+        section: Forgetful = Forgetful()
+        apart: LeavesWeights[Forgetful] = Forgetful()
+
+    assert undeclared(PretrainConfig) == []
+    assert undeclared(Run) == ["section.forgotten"]
+    assert decisive(Run()) == {"section.told": 1}

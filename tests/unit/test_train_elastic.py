@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.train import ScalingConfig
 
+from dermray import cluster
 from dermray.config import parse
 from dermray.errors import ConfigError, PlanError
-from dermray.train.elastic import admitted_sizes, fitting_size
+from dermray.train.elastic import QuietTorchTrainer, admitted_sizes, fitting_size
 from dermray.train.settings import PretrainConfig
 
 
@@ -51,3 +53,11 @@ def test_the_largest_that_fits_and_leaves_room_for_decoding(sizes: set[int], pos
     chosen = fitting_size(admitted, possible, num_cpus=num_cpus, cpus_per_worker=1.5, decoding_cpus=0.25)
     fitting = [size for size in admitted if size <= possible and size * 1.5 + 0.25 <= num_cpus]
     assert chosen == (fitting[-1] if fitting else 0)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_no_process_asks_a_dashboard_of_a_cluster_that_has_none(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "is_own", lambda: own)
+    trainer = QuietTorchTrainer(print, scaling_config=ScalingConfig(num_workers=1))
+    names = [type(callback).__name__ for callback in trainer._create_default_callbacks()]
+    assert ("PlacementGroupCleanerCallback" in names) is not own

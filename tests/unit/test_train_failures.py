@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from dermray import ledger, storage
 from dermray.errors import CollectiveError, CorpusError, DeviceMemoryError, StorageError
 from dermray.train import failures, worker
 from dermray.train.settings import PretrainConfig, TrainConfig
@@ -60,7 +62,14 @@ def test_a_worker_out_of_memory_explains_it_and_is_not_tried_a_third_time(
     monkeypatch.setattr(worker, "_build", full)
     settings = TrainConfig(global_batch_size=16, micro_batch_size=4)
     config = PretrainConfig(corpus=str(tmp_path / "corpus"), output=str(tmp_path / "out"), train=settings)
-    for _ in range(2):
-        with pytest.raises(DeviceMemoryError, match="4 samples at once"):
-            worker.train_worker(config, {}, None)  # type: ignore[arg-type]
-    assert "4 samples at once" in worker.train_worker(config, {}, None)[worker.FAILED]  # type: ignore[arg-type]
+    channel = SimpleNamespace(load=SimpleNamespace(remote=lambda: None))
+    with ledger.claim(config.output) as claim:
+        for _ in range(2):
+            with pytest.raises(DeviceMemoryError, match="4 samples at once"):
+                worker.train_worker(config, {}, claim, channel)  # type: ignore[arg-type]
+        told = worker.train_worker(config, {}, claim, channel)  # type: ignore[arg-type]
+        assert "4 samples at once" in told[worker.FAILED]
+        # Another run has taken the output over: no rank begins, and none writes into the other's notes.
+        storage.remove(str(tmp_path / "out" / ledger.FOLDER))
+        told = worker.train_worker(config, {}, claim, channel)  # type: ignore[arg-type]
+        assert "is no longer this run's" in told[worker.FAILED]

@@ -17,10 +17,10 @@ from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Batch
 from dermray.train import checkpoint, loop
 from dermray.train.checkpoint_writer import snapshot
+from dermray.train.objectives.contrastive.module import MAX_LOGIT_SCALE, Contrastive
 from dermray.train.optimiser import build_optimiser
 from dermray.train.progress import StepRecord
 from dermray.train.settings import PretrainConfig
-from dermray.train.task import MAX_LOGIT_SCALE, ContrastiveTask
 
 CPU = torch.device("cpu")
 NUM_STEPS = 12
@@ -55,7 +55,7 @@ def make_trainer(config: PretrainConfig) -> loop.Trainer:
     model = TinyClip().train()
     return loop.Trainer(
         config=config,
-        task=ContrastiveTask((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), CPU, ColorAugmentation(config.data, config.seed)),
+        objective=Contrastive((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), CPU, ColorAugmentation(config.data, config.seed)),
         model=model,
         wrapped=model,
         optimiser=build_optimiser(model, config.optim),
@@ -71,9 +71,11 @@ def batches(start_step: int) -> Iterator[Batch]:
         yield Batch(
             step=step,
             epoch=step // 4,
-            samples=random.integers(0, 99, 8),
-            pixels=torch.from_numpy(random.integers(0, 256, (8, 3, SIDE, SIDE), dtype=np.uint8)),
-            tokens=torch.from_numpy(random.integers(0, VOCABULARY, (8, 4))),
+            draws=random.integers(0, 99, 8),
+            arrays={
+                "pixels": torch.from_numpy(random.integers(0, 256, (8, SIDE, SIDE, 3), dtype=np.uint8)),
+                "tokens": torch.from_numpy(random.integers(0, VOCABULARY, (8, 4))),
+            },
         )
 
 
@@ -225,15 +227,15 @@ def test_gradients_are_clipped_and_their_norm_is_told(tmp_path: Path) -> None:
 
 def poison(trainer: loop.Trainer, at_step: int) -> None:
     """The weights are not numbers from a step on, as after an overflow."""
-    original = trainer.task.after_step
+    original = trainer.objective.after_step
 
-    def after_step(model: nn.Module) -> None:
-        original(model)
+    def after_step(model: nn.Module, taken: Tensor) -> None:
+        original(model, taken)
         if trainer.step == at_step:
             with torch.no_grad():
                 model.visual.weight[0, 0] = math.nan
 
-    trainer.task.after_step = after_step  # type: ignore[method-assign]
+    trainer.objective.after_step = after_step  # type: ignore[method-assign]
 
 
 def test_weights_that_are_no_numbers_stop_the_run_and_are_never_checkpointed(tmp_path: Path) -> None:
@@ -285,6 +287,44 @@ def test_too_many_bad_gradients_in_a_row_stop_the_run_by_name(tmp_path: Path) ->
     spoil(trainer, {2, 3, 5, 6, 7})
     with pytest.raises(NonFiniteError, match=r"steps 5 to 7 had gradients .* train.max_skipped_steps=2 in a row"):
         Listener(tmp_path).run(trainer)
+
+
+def lose(trainer: loop.Trainer, from_step: int) -> None:
+    """The loss is no number from a step (from 1) to the end of the run."""
+
+    def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return output * math.nan if trainer.step + 1 >= from_step else output
+
+    trainer.model.get_submodule("visual").register_forward_hook(hook)
+
+
+@pytest.mark.parametrize("every", [1, 10])
+def test_a_loss_that_stays_no_number_ends_the_run_with_a_sound_checkpoint(tmp_path: Path, every: int) -> None:
+    trainer = make_trainer(configured(train={"log_every_steps": every}))
+    lose(trainer, from_step=5)
+    listener = Listener(tmp_path)
+    last = 8
+    with pytest.raises(
+        NonFiniteError, match=rf"steps 5 to {last} had .* the loss of step {last} is nan \(not finite on"
+    ):
+        listener.run(trainer)
+    assert trainer.left_out.tolist() == [4, 4]
+    assert listener.checkpoints == [4]
+    latest = checkpoint.load_latest(str(tmp_path), trajectory=trainer.config.trajectory(), corpus_digest="c")
+    assert latest is not None
+    assert all(torch.isfinite(value).all() for value in latest[1]["model"].values())
+
+
+def test_a_run_that_may_leave_out_all_its_steps_keeps_the_weights_it_had(tmp_path: Path) -> None:
+    trainer = make_trainer(configured(train={"log_every_steps": 1, "max_skipped_steps": NUM_STEPS}))
+    lose(trainer, from_step=5)
+    listener = Listener(tmp_path)
+    listener.run(trainer)
+    assert [record.metrics["skipped_steps"] for record in listener.records] == [0] * 4 + list(range(1, 9))
+    assert listener.checkpoints == [4, 8, 12]
+    kept = [torch.load(tmp_path / f"checkpoints/step-{step:08d}/state.pt", weights_only=True) for step in (8, 12)]
+    assert_equal(kept[0]["model"], kept[1]["model"])
+    assert all(torch.isfinite(value).all() for value in kept[1]["model"].values())
 
 
 def test_counts_of_steps_left_out_survive_a_checkpoint(tmp_path: Path) -> None:
@@ -355,13 +395,13 @@ def test_the_average_follows_its_definition_and_is_what_validation_sees(tmp_path
     config = configured(train={"ema_decay": 0.9, "checkpoint_every_steps": 5}, validation={"every_steps": 12})
     trainer = make_trainer(config)
     expected = trainer.model.visual.weight.detach().double().clone()
-    original = trainer.task.after_step
+    original = trainer.objective.after_step
 
-    def after_step(model: nn.Module) -> None:
-        original(model)
+    def after_step(model: nn.Module, taken: Tensor) -> None:
+        original(model, taken)
         expected.mul_(0.9).add_(model.visual.weight.detach().double(), alpha=0.1)
 
-    trainer.task.after_step = after_step  # type: ignore[method-assign]
+    trainer.objective.after_step = after_step  # type: ignore[method-assign]
     seen: list[Tensor] = []
 
     def validate(t: loop.Trainer) -> dict[str, float]:
@@ -389,7 +429,7 @@ def test_logit_scale_stays_between_1_and_100(tmp_path: Path, start: float, push:
     Listener(tmp_path).run(trainer)
     expected = MAX_LOGIT_SCALE if push < 0 else 0.0
     assert trainer.model.logit_scale.item() == pytest.approx(expected, abs=1e-6)
-    assert trainer.task.report(trainer.model)["logit_scale"] == pytest.approx(math.exp(expected), rel=1e-5)
+    assert trainer.objective.report(trainer.model)["logit_scale"] == pytest.approx(math.exp(expected), rel=1e-5)
 
 
 def test_pixels_are_normalised_as_the_tower_expects(tmp_path: Path) -> None:
@@ -398,7 +438,7 @@ def test_pixels_are_normalised_as_the_tower_expects(tmp_path: Path) -> None:
     trainer.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     batch = next(batches(0))
     trainer.train_step(batch)
-    expected = (batch.pixels.double() / 255 - 0.5) / 0.2
+    expected = (batch["pixels"].permute(0, 3, 1, 2).double() / 255 - 0.5) / 0.2
     torch.testing.assert_close(seen[0].double(), expected, atol=1e-5, rtol=0)
 
 

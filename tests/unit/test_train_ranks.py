@@ -20,10 +20,10 @@ from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Batch
 from dermray.models import texts
 from dermray.train import loop
+from dermray.train.objectives.contrastive.module import Contrastive
 from dermray.train.optimiser import build_optimiser
 from dermray.train.progress import StepRecord
 from dermray.train.settings import PretrainConfig
-from dermray.train.task import ContrastiveTask
 from tests.process_groups import run_ranks
 from tests.unit.test_train_loop import batches, configured, make_trainer
 
@@ -70,7 +70,7 @@ def train(
     checkpoints: list[int] = []
     loop.run(
         trainer,
-        (replace(batch, samples=batch.samples + rank) for batch in batches(0)),
+        (replace(batch, draws=batch.draws + rank) for batch in batches(0)),
         on_record=records.append,
         on_checkpoint=lambda t, _: checkpoints.append(t.step),
         on_validation=lambda _: NO_SCORES,
@@ -97,15 +97,18 @@ def global_batch(step: int) -> Batch:
     return Batch(
         step=step,
         epoch=0,
-        samples=random.permutation(99)[:16],
-        pixels=torch.from_numpy(random.integers(0, 256, (16, 3, 16, 16), dtype=np.uint8)),
-        tokens=torch.from_numpy(tokens),
+        draws=random.permutation(99)[:16],
+        arrays={
+            "pixels": torch.from_numpy(random.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8)),
+            "tokens": torch.from_numpy(tokens),
+        },
     )
 
 
 def part_of(batch: Batch, rank: int, world_size: int) -> Batch:
     rows = slice(rank * 16 // world_size, (rank + 1) * 16 // world_size)
-    return replace(batch, samples=batch.samples[rows], pixels=batch.pixels[rows], tokens=batch.tokens[rows])
+    arrays = {name: array[rows] for name, array in batch.arrays.items()}
+    return replace(batch, draws=batch.draws[rows], arrays=arrays)
 
 
 def clip_trainer(config: PretrainConfig, world_size: int) -> loop.Trainer:
@@ -115,7 +118,7 @@ def clip_trainer(config: PretrainConfig, world_size: int) -> loop.Trainer:
     color = ColorAugmentation(config.data, config.seed)
     return loop.Trainer(
         config=config,
-        task=ContrastiveTask((0.5,) * 3, (0.2,) * 3, CPU, color, config.loss, config.train.micro_batch_size),
+        objective=Contrastive((0.5,) * 3, (0.2,) * 3, CPU, color, config.loss, config.train.micro_batch_size),
         model=model,
         wrapped=DistributedDataParallel(model) if world_size > 1 else model,
         optimiser=build_optimiser(model, config.optim),
@@ -136,7 +139,7 @@ def two_steps(rank: int, world_size: int) -> dict[str, Any]:
         for step in range(2):
             trainer.train_step(part_of(global_batch(step), rank, world_size))
         answer[way] = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
-        answer[f"{way}, text tokens"] = trainer.task.text_tokens
+        answer[f"{way}, text tokens"] = trainer.figures.take()["text_tokens"].value
     return answer
 
 

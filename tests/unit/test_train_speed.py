@@ -9,6 +9,7 @@ import torch
 
 from dermray import models
 from dermray.train import speed
+from dermray.train.objectives.contrastive.cost import flop_model
 from dermray.train.progress import ProgressPrinter, StepRecord
 
 CPU = torch.device("cpu")
@@ -17,7 +18,7 @@ CPU = torch.device("cpu")
 def test_flops_of_the_published_base_model_are_those_known() -> None:
     """open_clip's profile of ViT-B-16: 35.13 GFLOP for an image, 5.96 for a text (without attention's products)."""
     model, _, _ = models.create("ViT-B-16")
-    counted = speed.flop_model(model, image_size=224, context_length=77)
+    counted = flop_model(model, image_size=224, context_length=77)
     assert counted.image / 1e9 == pytest.approx(35.13, rel=0.02)
     assert counted.text / 1e9 == pytest.approx(5.96, rel=0.06)
     whole, half = counted.of_step(10, 77), counted.of_step(10, 38.5)
@@ -28,7 +29,7 @@ def test_flops_of_the_published_base_model_are_those_known() -> None:
 
 def test_flops_of_a_language_model_are_those_counted_by_hand() -> None:
     model, _, _ = models.create("panderm_tiny_bert")
-    counted = speed.flop_model(model, image_size=64, context_length=64)
+    counted = flop_model(model, image_size=64, context_length=64)
     layers, width, hidden, length = 2, 96, 384, 64
     products = 4 * width * width + 2 * width * hidden
     attention = 2 * length * width
@@ -48,7 +49,7 @@ def test_the_stopwatch_tells_waits_from_steps_and_pauses() -> None:
             time.sleep(0.02)
         watch.batch_came()
         time.sleep(0.03 if number < 3 else 0.1)
-        watch.step_done(16)
+        watch.step_done()
         if number == 1:
             with watch.paused():
                 time.sleep(0.1)
@@ -57,11 +58,9 @@ def test_the_stopwatch_tells_waits_from_steps_and_pauses() -> None:
     assert figures["pause_share"] == pytest.approx(0.1 / 0.35, abs=0.12)
     assert 0.03 <= figures["step_time_p50_s"] < 0.1 <= figures["step_time_p99_s"]
     assert figures["samples_per_s"] == pytest.approx(8 / figures["step_time_s"])
-    assert figures["text_tokens"] == 16
     watch.batch_came()
-    watch.step_done(4)
+    watch.step_done()
     again = watch.lap(15)
-    assert again["text_tokens"] == 4
     assert again["pause_share"] == 0
 
 

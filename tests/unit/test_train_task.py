@@ -21,9 +21,10 @@ from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Batch
 from dermray.ingest.settings import DataConfig
 from dermray.losses import ClipLoss, SigLipLoss
+from dermray.train.objectives.contrastive.module import Contrastive, fit_to_loss, text_labels, trained_architecture
+from dermray.train.objectives.contrastive.settings import LossConfig
 from dermray.train.pretrain import check
-from dermray.train.settings import LossConfig, PretrainConfig
-from dermray.train.task import ContrastiveTask, fit_to_loss, text_labels, trained_architecture
+from dermray.train.settings import PretrainConfig
 from tests.corpora import write_model, write_prepared_corpus
 
 CPU = torch.device("cpu")
@@ -45,21 +46,21 @@ def batch(num: int = 10) -> Batch:
     random = np.random.default_rng(0)
     tokens = torch.from_numpy(random.integers(1, 64, (num, 12)))
     tokens[3:6] = tokens[0]
-    pixels = torch.from_numpy(random.integers(0, 256, (num, 3, 16, 16), dtype=np.uint8))
-    return Batch(step=0, epoch=0, samples=np.arange(num), pixels=pixels, tokens=tokens)
+    pixels = torch.from_numpy(random.integers(0, 256, (num, 16, 16, 3), dtype=np.uint8))
+    return Batch(step=0, epoch=0, draws=np.arange(num), arrays={"pixels": pixels, "tokens": tokens})
 
 
 def backward(model: open_clip.CLIP, loss: LossConfig, micro_batch_size: int | None = None) -> tuple[Tensor, list[Any]]:
     model.zero_grad()
-    task = ContrastiveTask(MEAN, STD, CPU, ColorAugmentation(DataConfig(), 0), loss, micro_batch_size)
-    value = task.backward(model, batch(), CPU, nullcontext)
+    task = Contrastive(MEAN, STD, CPU, ColorAugmentation(DataConfig(), 0), loss, micro_batch_size)
+    value = task.backward(model, batch(), CPU, nullcontext).loss
     return value, [parameter.grad for parameter in model.parameters()]
 
 
 def outputs(model: open_clip.CLIP) -> tuple[Tensor, ...]:
-    pixels = batch().pixels.double() / 255
+    pixels = batch()["pixels"].permute(0, 3, 1, 2).double() / 255
     normalised = torch.stack([(pixels[:, c] - MEAN[c]) / STD[c] for c in range(3)], dim=1)
-    return model(normalised.float(), batch().tokens)
+    return model(normalised.float(), batch()["tokens"])
 
 
 @pytest.mark.parametrize("mask_duplicates", [False, True])
@@ -89,7 +90,7 @@ def test_micro_batches_and_methods_change_no_gradient(settings_of_loss: dict[str
 
 
 def test_the_task_tells_scale_and_bias() -> None:
-    task = ContrastiveTask(MEAN, STD, CPU, ColorAugmentation(DataConfig(), 0))
+    task = Contrastive(MEAN, STD, CPU, ColorAugmentation(DataConfig(), 0))
     assert task.report(make_model()).keys() == {"logit_scale"}
     assert task.report(make_model(init_logit_bias=-4.0))["logit_bias"] == -4.0
 

@@ -61,6 +61,18 @@ def test_a_finite_space_is_drawn_without_repetition():
     assert len({str(trial) for trial in trials}) == 6
 
 
+def test_a_space_that_holds_too_little_ends_the_draw() -> None:
+    narrow = {"optim.lr": Uniform(kind="uniform", low=1.0001, high=1.0002)}
+    with pytest.raises(ConfigError, match="widen the ranges"):
+        sample(narrow, num_trials=20, seed=0)
+    for keys in ({"num_trials": 10**39}, {"space": {"optim.warmup_steps": {"kind": "int", "low": 1, "high": 10**39}}}):
+        with pytest.raises(ConfigError):
+            sweep_config(**keys)
+    wide = {"optim.warmup_steps": {"kind": "int", "low": 0, "high": 2**50}}
+    with pytest.raises(ConfigError, match="100,000 points"):
+        sweep_config(search="grid", space=wide)
+
+
 def test_an_exponent_without_a_dot_is_a_number():
     config = sweep_config(space={"optim.lr": {"kind": "choice", "values": ["1e-4", 0.1, "e-4"]}}, num_trials=3)
     assert config.space["optim.lr"].values == [1e-4, 0.1, "e-4"]

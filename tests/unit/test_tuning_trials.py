@@ -1,19 +1,33 @@
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
+import re
+import threading
+import time
+from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
 
 import pytest
+import ray.cloudpickle
 import yaml
 
 from dermray.config import parse
 from dermray.errors import ConfigError, DermRayError, PlanError
+from dermray.train import checkpoint
 from dermray.train.settings import PretrainConfig
 from dermray.tuning import queues
+from dermray.tuning import trial as trial_process
+from dermray.tuning.mailbox import Box
 from dermray.tuning.plan import plan_trials, share_cluster
 from dermray.tuning.queues import Queue
 from dermray.tuning.records import Point, Status, TrialRecord, best_of, leaderboard, ranked
 from dermray.tuning.reports import NAME
+from dermray.tuning.sweep import Ledger
+from dermray.tuning.trial import TrialContext
 from tests.conftest import ROOT
 from tests.sweeps import MANIFEST, OBJECTIVE, Notebook, sweep_config
 
@@ -67,8 +81,9 @@ def test_the_recipe_of_a_trial_is_what_pretrain_takes(tmp_path):
     ],
 )
 def test_bad_trials_are_refused_before_anything_starts(tmp_path, arguments, error, message):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as refused:
         plan_trials(sweep_config(tmp_path, *arguments), MANIFEST)
+    assert refused.value.exit_code == 2
 
 
 def test_cpus_are_shared_so_that_no_trial_waits_for_another(tmp_path):
@@ -84,7 +99,7 @@ def test_cpus_are_shared_so_that_no_trial_waits_for_another(tmp_path):
     assert {trial.config.threads_per_worker for trial in shared} == {max(1, os.cpu_count() // 3)}
     config = sweep_config(tmp_path, "max_concurrent_trials=3", "overrides.cpus_per_worker=3")
     trials = plan_trials(config, MANIFEST)
-    with pytest.raises(DermRayError, match=r"need 12\.03 CPUs, the cluster has 4; lower max_concurrent_trials"):
+    with pytest.raises(ConfigError, match=r"need 12\.03 CPUs, the cluster has 4; lower max_concurrent_trials"):
         share_cluster(config, trials, num_cpus=4, num_gpus=0)
 
 
@@ -93,7 +108,7 @@ def test_gpus_bound_the_trials_at_once(tmp_path):
     trials = plan_trials(config, MANIFEST)
     assert share_cluster(config, trials, num_cpus=64, num_gpus=8)[0] == 4
     config = sweep_config(tmp_path, "overrides.num_workers=2", "max_concurrent_trials=5")
-    with pytest.raises(DermRayError, match="need 10 GPUs, the cluster has 8"):
+    with pytest.raises(ConfigError, match="need 10 GPUs, the cluster has 8"):
         share_cluster(config, trials, num_cpus=64, num_gpus=8)
 
 
@@ -174,3 +189,114 @@ def test_no_trial_starts_once_the_hours_are_over(tmp_path, monkeypatch):
     assert handed_out(queue) == "trial-001"
     now += 1
     assert handed_out(queue) == Queue.FINISHED
+
+
+def test_a_sweep_tells_how_many_trials_have_ended_and_an_eta(tmp_path: Path) -> None:
+    config = sweep_config(tmp_path)
+    told: list[str] = []
+    trials = plan_trials(config, MANIFEST)[:3]
+    ledger = Ledger(config, None, told.append, num_trials=3)
+    assert ledger.standing() == "0 of 3 trials have ended"
+    for trial in trials:
+        ledger.trials[trial.name], ledger.records[trial.name] = trial, TrialRecord.load(trial)
+    places = [f"{trial.name} has yet to train" for trial in trials]
+    assert ledger.standing() == f"0 of 3 trials have ended; {', '.join(places)}", "nothing is done by which to tell"
+    ledger.records[trials[0].name].add(Point(1, 1, 8, {config.objective: 0.5}))
+    ledger.steps = {trials[1].name: 3}
+    places[:2] = [f"{trial.name} step {step}/{trial.num_steps}" for trial, step in zip(trials, (1, 3), strict=False)]
+    eta = r"ETA \d+:\d\d:\d\d if the others take as long"
+    assert re.fullmatch(rf"0 of 3 trials have ended; {', '.join(places)}; {eta}", ledger.standing())
+    assert ray.cloudpickle.dumps(ledger), "Tune keeps its callbacks"
+    for trial, status in zip(trials, (Status.FINISHED, Status.FAILED, Status.STOPPED), strict=True):
+        ledger._end(trial, status)
+    said = re.compile(rf"(\d) of 3 trials have ended; .*{eta}")
+    assert [match[1] for match in map(said.fullmatch, told) if match] == ["1", "2"]
+    assert len(told) == 5
+
+
+def test_validations_reach_a_trial_in_order_and_hold_up_neither_a_stopped_trainer_nor_a_later_attempt() -> None:
+    async def handed_over() -> list[object]:
+        box, taken = Box(), []
+        await box.open("a")
+        lost = asyncio.create_task(box.take_validation("a"))
+        await asyncio.sleep(0)
+        # The process that waits is lost; another one trains.
+        await box.open("a")
+        puts = [asyncio.create_task(box.put_validation("a", {"step": step}, None)) for step in (1, 2)]
+        closing = asyncio.create_task(box.close("a"))
+        await asyncio.sleep(0)
+        assert [put.done() for put in (*puts, closing)] == [True, False, False], "it waits for the one before"
+        taken += [await box.take_validation("a") for _ in range(3)]
+        await asyncio.gather(*puts, closing)
+        await box.put_validation("a", {"step": 3}, None)
+        waiting = asyncio.create_task(box.put_validation("a", {"step": 4}, None))
+        await asyncio.sleep(0)
+        await box.put_stop("a")
+        await asyncio.wait_for(asyncio.gather(waiting, box.put_validation("a", {"step": 5}, None), box.close("a")), 60)
+        assert not lost.done()
+        lost.cancel()
+        return taken
+
+    assert asyncio.run(handed_over()) == [{"step": 1}, {"step": 2}, None]
+
+
+@pytest.mark.parametrize("status", [Status.UNFINISHED, Status.FAILED, Status.STOPPED])
+def test_a_validation_that_a_killed_driver_has_not_heard_of_is_told_from_its_checkpoint(
+    status: Status, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the trial was stopped: what its trainer did meanwhile is nobody's."""
+    trial = plan_trials(sweep_config(tmp_path, "num_trials=1", "num_validations=4"), MANIFEST)[0]
+    every = trial.validates_every
+    known = TrialRecord(trial.name, trial.params, status, [Point(1, every, 1, {OBJECTIVE: 0.1})])
+    for number in (1, 2, 3):
+        checkpoint.save(
+            trial.uri, number * every, {"step": number}, trajectory={}, corpus_digest="c",
+            retention=checkpoint.Retention(3), scores={OBJECTIVE: 0.1 * number} if number < 3 else None,
+        )  # fmt: skip
+    told: list[tuple[int, float]] = []
+    monkeypatch.setattr(trial_process, "_train_and_tell", lambda *_: told.append((0, 0.0)))
+    monkeypatch.setattr(trial_process.tune, "report", lambda one: told.append((one["validation"], one[OBJECTIVE])))
+    handed = SimpleNamespace(trial=SimpleNamespace(remote=lambda name: None))
+    answers = iter([[None], [(trial, known)]])
+    monkeypatch.setattr(trial_process.ray, "get", lambda _: next(answers))
+    trial_process.run_trial(TrialContext(handed, None), {NAME: trial.name})  # type: ignore[arg-type]
+    assert told == [(1, 0.1)] + ([(2, 0.2), (0, 0.0)] if status is not Status.STOPPED else [])
+
+
+@pytest.mark.parametrize("end", ["finished", "failed", "stopped"])
+def test_a_trial_tells_tune_each_validation_and_ends_as_its_training_does(
+    end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting: SimpleQueue[dict[str, int] | None] = SimpleQueue()
+    ignored = SimpleNamespace(remote=lambda name: None)
+    taken = SimpleNamespace(remote=lambda name: waiting.get())
+    mailbox = SimpleNamespace(open=ignored, close=ignored, take_validation=taken)
+    told: list[dict[str, int]] = []
+    aborted, ended = threading.Event(), threading.Event()
+
+    def train(*_: object) -> None:
+        for step in (1, 2):
+            waiting.put({"step": step})
+        waiting.put(None)
+        if end == "stopped":
+            aborted.wait(60)
+            time.sleep(0.05)
+        ended.set()
+        if end == "failed":
+            raise DermRayError("odd")
+
+    def report(figures: dict[str, int]) -> None:
+        told.append(figures)
+        if end == "stopped":
+            aborted.set()
+            raise SystemExit(0)
+
+    monkeypatch.setattr(trial_process.ray, "get", lambda value: value)
+    monkeypatch.setattr(trial_process.tune, "report", report)
+    monkeypatch.setattr(trial_process, "_train", train)
+    given = SimpleNamespace(name="trial-000"), None, TrialContext(mailbox, None)
+    expected = {"finished": contextlib.nullcontext(), "failed": pytest.raises(DermRayError, match="odd")}
+    with expected.get(end, pytest.raises(SystemExit)):
+        trial_process._train_and_tell(*given)
+    assert ended.is_set()
+    assert told == ([{"step": 1}] if end == "stopped" else [{"step": 1}, {"step": 2}])

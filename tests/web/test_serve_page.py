@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -154,6 +158,37 @@ def test_an_upload_is_ranked(page, keep, tmp_path):
     keep("serve_page_result")
 
 
+def test_no_malignancy_stands_under_benign(driver, keep, tmp_path):
+    model = save_tiny_model(tmp_path / "model")
+    both = ["melanocytic", "non-melanocytic"]
+    tree = {
+        "root": ["proliferations", "inflammatory"],
+        "proliferations": ["benign", "malignant"],
+        "benign": both,
+        "malignant": both,
+        "melanocytic": ["melanoma", "melanocytic nevus", "Lump of either kind"],
+        "non-melanocytic": ["Basal cell carcinoma"],
+        "inflammatory": ["psoriasis", "acne vulgaris", "vitiligo"],
+    }
+    (model / "ontology.json").write_text(json.dumps(tree), encoding="utf-8")
+    with listening(local_app([model])) as url:
+        page = Page(driver, url)
+        for name in ("BCC", "lump of either kind"):
+            page.one("condition").send_keys(name, Keys.ENTER)
+        page.upload(tmp_path / "lesion.jpg", photograph(2, size=(400, 520)))
+        page.until(lambda: len(page.ranking()) == 7 and page.idle())
+        keep("serve_page_branches")
+        rows = driver.execute_script(
+            "return [...document.querySelectorAll('#ranking li')].map((row) =>"
+            " [row.querySelector('.label').textContent, row.querySelector('.path')?.textContent ?? ''])"
+        )
+    shown = dict(rows)
+    assert shown["melanoma"] == "proliferations \u203a malignant \u203a melanocytic"
+    assert shown["BCC"] == "proliferations \u203a malignant \u203a non-melanocytic"
+    assert shown["melanocytic nevus"] == "proliferations \u203a benign \u203a melanocytic"
+    assert shown["lump of either kind"] == "proliferations \u203a melanocytic"
+
+
 def test_concepts_and_neighbours_stand_beside_the_ranking(page, tmp_path):
     page.upload(tmp_path / "lesion.jpg", photograph(5))
     page.until(lambda: page.ranking() and page.idle())
@@ -286,7 +321,7 @@ def test_the_keyboard_reaches_the_photograph(page):
     assert outline == "solid"
 
 
-def test_the_api_reference_is_drawn_from_the_specification(driver, url, keep):
+def test_the_api_reference_is_drawn_from_the_specification_and_its_examples_work(driver, url, keep, tmp_path):
     driver.get_log("browser")
     driver.get(f"{url}/docs")
     WebDriverWait(driver, WAIT_S).until(lambda d: d.find_elements(By.CSS_SELECTOR, ".operation"))
@@ -294,3 +329,37 @@ def test_the_api_reference_is_drawn_from_the_specification(driver, url, keep):
     assert {"/v1/embeddings", "/v1/classify", "/v1/models", "/healthz", "/readyz", "/metrics"} <= set(paths)
     assert [e for e in driver.get_log("browser") if e["level"] == "SEVERE"] == []
     keep("serve_docs")
+    examples = [one.text for one in driver.find_elements(By.CSS_SELECTOR, ".reference pre code")]
+    assert len(examples) >= 12
+    (tmp_path / "photo.jpg").write_bytes(photograph(size=(3000, 2400)) + bytes(5_000_000))
+    for example in examples:
+        done = subprocess.run(["bash", "-c", example], cwd=tmp_path, capture_output=True, timeout=60, check=False)
+        if "/v1/admin/" in example:
+            # Nobody administers this service.
+            assert json.loads(done.stdout)["error"]["code"] == "not_an_administrator"
+        elif "/v1/predict" in example:
+            # The model that is served here is of a kind that does not.
+            assert json.loads(done.stdout)["error"]["code"] == "not_answered"
+        else:
+            assert done.returncode == 0, example
+            assert b'"error"' not in done.stdout, (example, done.stdout[:200])
+
+
+def test_a_foreign_page_reaches_nothing_through_the_browser(driver):
+    """By a form, a script and a picture of a page on another port of this machine, which is the same site."""
+    app = create_app(Catalogue.of(DummyBackend()), LimitsConfig())
+    script = "fetch(TARGET + '/v1/embeddings', {method: 'POST', mode: 'no-cors', body: '{\"input\": \"a\"}'})"
+    foreign = FastAPI()
+    with listening(app) as url, listening(foreign) as elsewhere:
+        page = (
+            f"<title>foreign</title><form method=post enctype=text/plain action='{url}/v1/admin/models/dummy/rollback'>"
+            f"<input name=x></form><img id=i src='{url}/assets/icon.svg'><script>{script.replace('TARGET', repr(url))}"
+            f".then(() => fetch('{url}/v1/models')).catch(() => document.forms[0].submit())</script>"
+        )
+        foreign.add_api_route("/", lambda: HTMLResponse(page))
+        driver.get(elsewhere)
+        WebDriverWait(driver, WAIT_S).until(lambda d: d.current_url.endswith("/rollback"))
+        assert "cross_site" in driver.page_source
+        failures = app.state.service.metrics.render([]).decode()
+    refused = [line for line in failures.splitlines() if 'failures_total{code="cross_site"' in line]
+    assert sum(float(line.rpartition(" ")[2]) for line in refused) == 2

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import CaptionAspect
+from dermray.corpus.spelling import is_placeholder
 
 ONTOLOGY_TEMPLATE = "This is a skin photo diagnosed as {}."
 CONCEPT_TEMPLATE = "This skin photo shows {}."
@@ -48,13 +49,11 @@ _STARTERS = _words(
     "a an the this that these those there it its he she his her they their we our in on at after before when "
     "while however both all some most many no patient patients treatment diagnosis biopsy histology"
 )
-# What tables put where there is nothing to say.
-_NOTHING = _words("none nan null n/a na unknown")
 
 
 def ontology_caption(names: Sequence[str]) -> str | None:
-    """Sentence over a path of diagnosis names, coarse to fine; None without any."""
-    named = ", ".join(dict.fromkeys(name.strip() for name in names if name.strip()))
+    """Sentence over a path of diagnosis names, coarse to fine, without those that say nothing; None without any."""
+    named = ", ".join(dict.fromkeys(name.strip() for name in names if not is_placeholder(name)))
     return ONTOLOGY_TEMPLATE.format(named) if named else None
 
 
@@ -105,7 +104,7 @@ def _ends_sentence(before: str, mark: str | None, after: str) -> bool:
 
 def sub_captions(text: str, limit: int = MAX_SUB_CAPTIONS) -> list[str]:
     """The first sentences of a raw caption, each once, at most `limit`; a trailing "None" says nothing."""
-    said = (sentence for sentence in sentences(text) if sentence.strip(" .").casefold() not in _NOTHING)
+    said = (sentence for sentence in sentences(text) if not is_placeholder(sentence.strip(" .")))
     return list(dict.fromkeys(said))[:limit]
 
 
@@ -114,7 +113,7 @@ def diagnosis_path(labels: Iterable[str], ontology: Ontology) -> list[str]:
 
     Only ancestors that hold on every path of a label are named, and of synonyms the first, in lower case.
     """
-    nodes = dict.fromkeys(node for label in labels for node in ontology.sure_path(label))
+    nodes = dict.fromkeys(node for label in labels for node in ontology.path(label))
     return [ontology.synonyms(node)[0].lower() for node in nodes]
 
 

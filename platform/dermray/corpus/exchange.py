@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from dermray import documents
 from dermray.corpus.schema import SCHEMA_VERSION, CaptionAspect
 
 # The key that tells such an object from other JSON, and its value: the version of the schema.
@@ -92,5 +93,4 @@ def from_document(document: object) -> dict[str, Any]:
     try:
         return _Sample.model_validate(dict(document)).model_dump()
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise ValueError(documents.first_fault(error)) from None

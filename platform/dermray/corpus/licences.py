@@ -22,14 +22,20 @@ class CommercialUse(StrEnum):
 
 def of_corpus(manifest: Manifest) -> tuple[str | None, ...]:
     """The licences of a corpus's sources (`licence=` of jobs/prepare.py); None stands for a source that named none."""
-    named = manifest.provenance.get("licences")
-    return tuple(named) if isinstance(named, list) and named else (None,)
+    return _named(manifest.provenance)
 
 
 def of_model(provenance: Mapping[str, Any]) -> tuple[str | None, ...]:
     """The licences of the data that a model was trained on, from its `dermray.json`."""
+    return _named(provenance)
+
+
+def _named(provenance: Mapping[str, Any]) -> tuple[str | None, ...]:
     named = provenance.get("licences")
-    return tuple(named) if isinstance(named, list) and named else (None,)
+    if not isinstance(named, list) or not named:
+        return (None,)
+    # Whatever else stands there names no licence.
+    return tuple(name if isinstance(name, str) else None for name in named)
 
 
 def commercial_use(licences: Iterable[str | None]) -> CommercialUse:

@@ -6,16 +6,17 @@ row when its shards are read in order.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from dermray import storage
+from dermray import documents, links, storage
 from dermray.corpus.schema import SCHEMA_VERSION
-from dermray.errors import CorpusError
+from dermray.errors import CorpusError, SplitError
 
 MANIFEST_NAME = "manifest.json"
 
@@ -25,16 +26,36 @@ def is_corpus(uri: str) -> bool:
     return storage.exists(storage.join(uri, MANIFEST_NAME))
 
 
+def _what_is_there(uri: str) -> str:
+    """Why nothing was found at `uri`, for humans: the folder is another one, or there is none of that name."""
+    if storage.exists(uri):
+        advice = "give the folder that was the output of jobs/prepare.py"
+        return f"it is there, but has no {MANIFEST_NAME}; {advice}"
+    missing, parent = uri, uri.rpartition("/")[0]
+    while parent.strip("/") and not parent.endswith(":/") and not storage.exists(parent):
+        missing, parent = parent, parent.rpartition("/")[0]
+    if not parent.strip("/") or parent.endswith(":/"):
+        return "there is no such folder"
+    name, folders = storage.name_of(missing), [storage.name_of(folder) for folder in storage.list_folders(parent)]
+    near = difflib.get_close_matches(name, folders, n=1)
+    return f"{parent} has no {name!r}" + (f"; did you mean {storage.join(parent, near[0])}?" if near else "")
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# A name in a record that is joined onto its folder.
+Inside = Annotated[str, AfterValidator(storage.relative)]
 
 
 class Shard(_Record):
     """One Parquet file of samples that all belong to one split."""
 
-    path: str = Field(description="relative to the corpus, e.g. data/train-00000-1f3c….parquet")
-    split: str
-    num_samples: int = Field(gt=0)
+    path: Inside = Field(description="relative to the corpus, e.g. data/train-00000-1f3c….parquet")
+    split: Inside
+    # More fit into no file that a machine reads whole; work is planned by these numbers before a shard is opened.
+    num_samples: int = Field(gt=0, le=1 << 24)
     num_bytes: int = Field(gt=0)
     sha256: str
     row_groups: tuple[int, ...] = Field(description="samples of each Parquet row group, in order")
@@ -56,15 +77,14 @@ class Manifest(_Record):
         """Read the manifest of the corpus at `uri` (the folder, or the manifest file itself).
 
         Raises:
-            CorpusError: there is no manifest, it is malformed, or of a schema version this code cannot read.
+            CorpusError: there is no manifest, it is malformed, of a schema version this code cannot read, or a file of
+                the corpus is a link that leads out of its folder.
         """
         file = uri if uri.endswith(".json") else storage.join(uri, MANIFEST_NAME)
         try:
             document = storage.read_json(file)
         except FileNotFoundError:
-            raise CorpusError(
-                f"{uri} is not a prepared corpus: it has no {MANIFEST_NAME}; run jobs/prepare.py with output={uri}"
-            ) from None
+            raise CorpusError(f"{uri} is not a prepared corpus: {_what_is_there(uri)}") from None
         if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
             version = document.get("schema_version") if isinstance(document, dict) else None
             raise CorpusError(
@@ -73,10 +93,20 @@ class Manifest(_Record):
         document.pop("digest", None)
         document.pop("num_samples", None)
         try:
-            return cls.model_validate(document)
+            found = cls.model_validate(document)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise CorpusError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise CorpusError(f"{file}: {documents.first_fault(error)}") from None
+        for shard in found.shards:
+            if min(shard.row_groups, default=0) < 1 or sum(shard.row_groups) != shard.num_samples:
+                raise CorpusError(f"{file}: row_groups of {shard.path} are not those of {shard.num_samples:,} samples")
+        folder, _, name = file.rpartition("/")
+        outside = links.linked_outside(folder, (name, *(shard.path for shard in found.shards)))
+        if outside is not None:
+            raise CorpusError(
+                f"{storage.join(folder, outside)} is reached by a symbolic link that leads out of the corpus: copy "
+                "what it names into the folder, or let the whole folder be the link"
+            )
+        return found
 
     def save(self, uri: str) -> None:
         """Commit the corpus at `uri`: from here on it exists."""
@@ -119,12 +149,12 @@ class Manifest(_Record):
         """The manifest of one split alone; sample indices count from 0 inside it.
 
         Raises:
-            CorpusError: the corpus has no such split.
+            SplitError: the corpus has no such split.
         """
         shards = tuple(shard for shard in self.shards if shard.split == split)
         if not shards:
             known = ", ".join(f"{name} ({count})" for name, count in self.splits.items()) or "none"
-            raise CorpusError(f"the corpus has no split {split!r}; it has: {known}")
+            raise SplitError(f"the corpus has no split {split!r}; it has: {known}")
         return self.model_copy(update={"shards": shards})
 
     def row_group_sizes(self) -> np.ndarray:

@@ -2,12 +2,11 @@
 
 The file is Derm1M's (arXiv 2503.14911): a flat JSON object, node name → list of child names, beginning at "root". A
 node's name may hold several synonyms separated by commas. A node may hang under two parents, so a node can have
-several paths.
+several paths; of these only what is true on every one is ever shown or scored (`path`, `levels`).
 """
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,31 +15,22 @@ from typing import NamedTuple
 
 from rapidfuzz import fuzz, process
 
-from dermray import storage
+from dermray import documents, storage
+from dermray.corpus import spelling
+from dermray.corpus.graph import ROOT, Graph
+from dermray.corpus.synonyms import Synonyms
 from dermray.errors import CorpusError, OntologyError
 
-ROOT = "root"
 ONTOLOGY_NAME = "ontology.json"
-_APOSTROPHES = re.compile("['\u2019]")
-# White space, hyphens, dashes and underscores.
-_GAPS = re.compile(r"[\s\-\u2010\u2011\u2013_]+")
-_COMMAS = re.compile(r"\s*,[\s,]*")
-# Endings that the -s of a plural does not belong to (pityriasis, lupus, moss).
-_NOT_PLURAL = ("ss", "us", "is")
-# British spelling → American, on both sides of a comparison, so that what matters is only what becomes alike.
-_AMERICAN = (
-    (re.compile("[ao]e|[\u00e6\u0153]"), "e"),
-    (re.compile(r"ageing"), "aging"),
-    (re.compile(r"(?<=col|tum|vap)our"), "or"),
-    (re.compile(r"is(?=ations?\b|ed\b|ing\b)"), "iz"),
-    (re.compile(r"(cent|fib)re\b"), r"\1er"),
-    (re.compile(r"sulph"), "sulf"),
-    (re.compile(r"leuc(?=o)"), "leuk"),
-    (re.compile(r"grey"), "gray"),
-    (re.compile(r"(?<=\bm)ould"), "old"),
-)
-# Matches worth showing to a person, of 100.
+# Far above any published tree.
+MAX_BYTES = 64 << 20
+# Matches worth showing to a person, of 100, and how much of a text is compared.
 SUGGESTION_SCORE = 70.0
+SUGGESTION_CHARS = 200
+# Nodes that stand twice, as a refusal names them.
+NUM_DOUBLED = 5
+# A text may be longer than a tree's longest name, or than this where they are short, and still be one of them.
+NAME_CHARS = 128
 
 
 class Resolution(NamedTuple):
@@ -57,28 +47,19 @@ class Suggestion(NamedTuple):
     score: float
 
 
-class Ontology:
+class Ontology(Graph):
     """An immutable tree of node names (a directed acyclic graph where a node has two parents)."""
 
     def __init__(self, children: Mapping[str, Iterable[str]]) -> None:
         """Build from node → children.
 
         Raises:
-            OntologyError: no root, a cycle, or a node that the root does not reach.
+            OntologyError: as `Graph`.
         """
-        self._children = {name: tuple(dict.fromkeys(below)) for name, below in children.items()}
-        for below in list(self._children.values()):
-            for child in below:
-                self._children.setdefault(child, ())
-        if ROOT not in self._children:
-            raise OntologyError(f"the ontology has no node {ROOT!r}; its top level must be listed there")
-        self._parents: dict[str, list[str]] = {name: [] for name in self._children}
-        for name, below in self._children.items():
-            for child in below:
-                self._parents[child].append(name)
-        self._order = self._sorted_from_root()
+        super().__init__(children)
         # A corpus repeats few label texts very often.
         self._resolutions: dict[str, Resolution] = {}
+        self._named_in: dict[str, tuple[str, ...]] = {}
 
     @classmethod
     def load(cls, uri: str) -> Ontology:
@@ -87,10 +68,11 @@ class Ontology:
         Raises:
             CorpusError: there is no such file.
             OntologyError: it is not a mapping of names to lists of names, or not a tree.
+            StorageError: it is larger than a tree may be, or the store fails.
         """
         file = uri if uri.endswith(".json") else storage.join(uri, ONTOLOGY_NAME)
         try:
-            data = storage.read_bytes(file)
+            data = storage.read_bytes(file, max_bytes=MAX_BYTES)
         except FileNotFoundError:
             raise CorpusError(f"{file} does not exist: the disease tree is expected there") from None
         return cls.from_bytes(data, file)
@@ -100,11 +82,18 @@ class Ontology:
         """The ontology in the bytes of the JSON file at `uri`.
 
         Raises:
-            OntologyError: it is not a mapping of names to lists of names, or not a tree.
+            OntologyError: it is not a mapping of names to lists of names, names a node twice, or is not a tree.
             StorageError: it is not JSON.
         """
         try:
-            return cls.from_json(storage.parse_json(data, uri))
+            doubled = Counter[str]()
+            document = documents.parse_json(data, uri, doubled)
+            if doubled:
+                shown = ", ".join(repr(name[:SUGGESTION_CHARS]) for name in list(doubled)[:NUM_DOUBLED])
+                raise OntologyError(
+                    f"{len(doubled):,} nodes stand twice ({shown}): write the children of each in one list"
+                )
+            return cls.from_json(document)
         except OntologyError as error:
             raise OntologyError(f"{uri}: {error}") from None
 
@@ -126,6 +115,21 @@ class Ontology:
     def flat(cls, labels: Iterable[str]) -> Ontology:
         """One level under the root, for sources that publish labels and no tree; `labels` in any order."""
         return cls({ROOT: sorted({label for label in labels if label != ROOT})})
+
+    @classmethod
+    def folded(cls, labels: Mapping[str, int], *, fixed: Iterable[str] = ()) -> Ontology:
+        """`flat` over labels as people write them: those of one spelling, or of one meaning, are one node.
+
+        A label that names several (`BCC, AK`) makes a node of each, and none of its own: that one would bear the
+        others' names.
+
+        Args:
+            labels: label → how often it occurs; the most frequent way to write it becomes the node's name.
+            fixed: names that are nodes as they stand, whatever they mean.
+        """
+        named = cls.flat(fixed)
+        others = {label: count for label, count in labels.items() if not len(named) or named.resolve(label) is None}
+        return cls.flat([*named, *Synonyms.load().unify(_apart(others)).values()])
 
     @classmethod
     def from_paths(cls, paths: Iterable[Iterable[str]]) -> Ontology:
@@ -155,117 +159,6 @@ class Ontology:
         merged[ROOT] = [child for child in merged[ROOT] if child not in placed]
         return Ontology(merged)
 
-    def to_json(self) -> dict[str, list[str]]:
-        """The mapping that `from_json` reads, in file order."""
-        return {name: list(below) for name, below in self._children.items()}
-
-    def _sorted_from_root(self) -> tuple[str, ...]:
-        """Every node, parents first; proves that there is no cycle and no orphan."""
-        waiting = {name: len(parents) for name, parents in self._parents.items()}
-        if waiting[ROOT]:
-            raise OntologyError(f"{ROOT!r} is listed as a child of {self._parents[ROOT][0]!r}: a cycle")
-        orphans = [name for name, count in waiting.items() if count == 0 and name != ROOT]
-        if orphans:
-            raise OntologyError(f"{_name_some(orphans)} under no parent: list each in some node, or remove it")
-        order: list[str] = []
-        ready = [ROOT]
-        while ready:
-            name = ready.pop()
-            order.append(name)
-            for child in reversed(self._children[name]):
-                waiting[child] -= 1
-                if waiting[child] == 0:
-                    ready.append(child)
-        if len(order) < len(self._children):
-            raise OntologyError(f"there is a cycle: {' > '.join(self._cycle(set(self._children) - set(order)))}")
-        return tuple(order)
-
-    def _cycle(self, stuck: set[str]) -> list[str]:
-        """One cycle among nodes that a topological order could not place, its first node repeated at the end."""
-        # Every stuck node has a stuck parent, so walking up must come round.
-        name = min(stuck)
-        walk: list[str] = []
-        while name not in walk:
-            walk.append(name)
-            name = next(parent for parent in self._parents[name] if parent in stuck)
-        return [name, *reversed(walk[walk.index(name) :])]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._children and name != ROOT
-
-    def __iter__(self) -> Iterator[str]:
-        """Every node but the root, parents first."""
-        return iter(self._order[1:])
-
-    def __len__(self) -> int:
-        return len(self._order) - 1
-
-    def children(self, name: str) -> list[str]:
-        """Names directly below a node (or below "root")."""
-        self._require(name)
-        return list(self._children[name])
-
-    def leaves(self) -> list[str]:
-        """Nodes without children, parents' order."""
-        return [name for name in self if not self._children[name]]
-
-    def paths(self, name: str) -> list[list[str]]:
-        """Every path from the root's child down to the node, the shortest first, then in file order.
-
-        There can be very many where many nodes have two parents; `path` and `sure_path` do not list them.
-        """
-        self._require(name)
-        found: list[list[str]] = []
-        pending = [[name]]
-        while pending:
-            path = pending.pop()
-            parents = self._parents[path[0]]
-            if not parents:
-                found.append(path[1:])
-            pending.extend([parent, *path] for parent in reversed(parents))
-        return sorted(found, key=len)
-
-    def path(self, name: str) -> list[str]:
-        """The node's path, root's child first, the node itself last; its shortest one if there are several."""
-        self._require(name)
-        path: list[str] = []
-        while name != ROOT:
-            path.insert(0, name)
-            name = min(self._parents[name], key=self._depths.__getitem__)
-        return path
-
-    def sure_path(self, name: str) -> list[str]:
-        """`path` without the ancestors that only some of the node's paths share: what is true whichever holds."""
-        return [node for node in self.path(name) if node in self._sure[name]]
-
-    def level(self, name: str) -> int:
-        """1 for the root's children, counted along `path`; 0 for the root."""
-        self._require(name)
-        return self._depths[name]
-
-    def ancestors(self, name: str) -> list[str]:
-        """Every node above, over all paths, without the root: nearest first, each once."""
-        self._require(name)
-        found: dict[str, None] = {}
-        pending = list(self._parents[name])
-        while pending:
-            parent = pending.pop(0)
-            if parent != ROOT and parent not in found:
-                found[parent] = None
-                pending.extend(self._parents[parent])
-        return list(found)
-
-    def descendants(self, name: str) -> list[str]:
-        """Every node below, each once, in the order of a walk from the top."""
-        self._require(name)
-        below = {name}
-        found: list[str] = []
-        for node in self._order:
-            if node not in below and any(parent in below for parent in self._parents[node]):
-                below.add(node)
-                found.append(node)
-        return found
-
     def synonyms(self, name: str) -> list[str]:
         """The names that a node's name holds, the first being the one to show."""
         self._require(name)
@@ -277,26 +170,63 @@ class Ontology:
         Equal up to case, spaces, hyphens, apostrophes, plural endings, accents and British or American spelling, to
         a node's whole name or one of its synonyms; nothing is guessed. A closer match wins: whole name before
         synonym, singular before plural, then spelling. Of two nodes that are spelled alike the upper one is meant, and
-        none if neither is above the other.
+        none if neither is above the other. A text that names none so is looked up in the package's table of synonyms,
+        lay words and abbreviations: the node of that disease, or of the nearest broader one that the tree has.
+        A text more than twice as long as every name here names none, and is not looked at.
         """
-        key = _key(text)
+        if self._is_too_long(text):
+            return None
+        node = self._resolve_own(text)
+        return node if node is not None or not text.strip() else self._by_meaning(text)[0]
+
+    def is_broader(self, text: str) -> bool:
+        """True if a text is resolved to the node of a broader disease, since the tree has none of its own."""
+        if self._is_too_long(text):
+            return False
+        return self._resolve_own(text) is None and self._by_meaning(text)[1] > 0
+
+    def _by_meaning(self, text: str) -> tuple[str | None, int]:
+        """The node that the package's table leads to, and how many steps broader it is."""
+        for steps, meaning in enumerate(Synonyms.load().meanings(text)):
+            node = self._resolve_own(meaning.name)
+            if node is None:
+                node = self._upper({found for word in meaning.spellings if (found := self._resolve_own(word))})
+            if node is not None:
+                return node, steps
+        return None, 0
+
+    def _resolve_own(self, text: str) -> str | None:
+        """`resolve` by the names that the tree itself holds."""
+        key = spelling.key(text)
         for names in (self._by_name, self._by_synonym):
             if key in names:
                 return names[key]
         if not key:
             return None
-        return self._by_singular.get(_singular(key)) or self._by_spelling.get(_spelling(key))
+        return self._by_singular.get(spelling.singular(key)) or self._by_spelling.get(spelling.spelling(key))
+
+    def _is_too_long(self, text: str) -> bool:
+        """Whether a text is more than twice as long as every name, or would be, its ligatures taken apart."""
+        return len(text) > self._most_chars or len(unicodedata.normalize("NFKD", text)) > self._most_chars
+
+    def _upper(self, names: Iterable[str]) -> str | None:
+        """Of several nodes the one that is above all others whichever path is meant, or None."""
+        ordered = sorted(names, key=lambda name: (self._depths[name], name))
+        if ordered and all(ordered[0] in self._path(name) for name in ordered):
+            return ordered[0]
+        return None
 
     def suggest(self, text: str, limit: int = 3) -> list[Suggestion]:
         """Nodes whose names are like a text that `resolve` does not know, best first.
 
         For reports, so that a person can mend a table or the tree; nothing in a corpus is made from it.
         """
-        if limit < 1 or not _key(text):
+        text_key = spelling.key(text[:SUGGESTION_CHARS])
+        if limit < 1 or not text_key:
             return []
         # A node with many synonyms may come several times.
         found = process.extract(
-            _spelling(_key(text), joined=False),
+            spelling.spelling(text_key, joined=False),
             self._searchable,
             scorer=_likeness,
             score_cutoff=SUGGESTION_SCORE,
@@ -318,61 +248,60 @@ class Ontology:
         return self._resolutions[text]
 
     def _resolve_all(self, text: str) -> Resolution:
+        named = list(self._named(text))
+        labels = self.most_specific(name for _, name in named if name is not None)
+        return Resolution(tuple(labels), tuple(part for part, name in named if name is None))
+
+    def named_in(self, text: str) -> list[str]:
+        """Every node that a comma-separated text names, in its order, each once: of a path all its nodes."""
+        if text not in self._named_in:
+            self._named_in[text] = tuple(dict.fromkeys(name for _, name in self._named(text) if name is not None))
+        return list(self._named_in[text])
+
+    def _named(self, text: str) -> Iterator[tuple[str, str | None]]:
+        """The parts of a comma-separated text, each with its node or None.
+
+        A part that denies or questions the others (`melanoma, excluded`) makes of all of them one text.
+        """
         parts = [part.strip() for part in text.split(",") if part.strip()]
-        labels: dict[str, None] = {}
-        unresolved: list[str] = []
+        if any(map(spelling.is_denial, parts)):
+            yield text.strip(), self.resolve(text)
+            return
         start = 0
         while start < len(parts):
-            for end in range(len(parts), start, -1):
+            for end in range(min(len(parts), start + self._most_parts), start, -1):
                 name = self.resolve(", ".join(parts[start:end]))
                 if name is not None:
-                    labels[name] = None
+                    yield ", ".join(parts[start:end]), name
                     start = end
                     break
             else:
-                unresolved.append(parts[start])
+                yield parts[start], None
                 start += 1
-        return Resolution(tuple(self.most_specific(labels)), tuple(unresolved))
-
-    def most_specific(self, names: Iterable[str]) -> list[str]:
-        """The given nodes, each once, without those that are ancestors of another one."""
-        listed = list(dict.fromkeys(names))
-        if len(listed) < 2:
-            return listed
-        above = {ancestor for name in listed for ancestor in self.ancestors(name)}
-        return [name for name in listed if name not in above]
-
-    def _require(self, name: str) -> None:
-        if name not in self._children:
-            raise OntologyError(f"the ontology has no node {name!r}; resolve() finds the node that a text names")
 
     @cached_property
-    def _depths(self) -> dict[str, int]:
-        """Length of the shortest path of each node."""
-        depths = {ROOT: 0}
-        for name in self:
-            depths[name] = 1 + min(depths[parent] for parent in self._parents[name])
-        return depths
+    def _most_parts(self) -> int:
+        """Parts between commas of the longest name that can be resolved."""
+        return 1 + max((name.count(",") for name in self), default=0)
 
     @cached_property
-    def _sure(self) -> dict[str, frozenset[str]]:
-        """The nodes that lie on all paths of each node."""
-        sure: dict[str, frozenset[str]] = {ROOT: frozenset()}
-        for name in self:
-            sure[name] = frozenset.intersection(*(sure[parent] for parent in self._parents[name])) | {name}
-        return sure
+    def _most_chars(self) -> int:
+        """Characters of the longest text that is resolved: blanks and accents may make a name longer."""
+        return 2 * max(NAME_CHARS, *map(len, self._children))
 
     @cached_property
     def _by_name(self) -> dict[str, str]:
-        return self._keyed((_key(name), name) for name in self)
+        return self._keyed((spelling.key(name), name) for name in self)
 
     @cached_property
     def _by_synonym(self) -> dict[str, str]:
-        return self._keyed((_key(word), name) for name in self for word in self.synonyms(name))
+        return self._keyed((spelling.key(word), name) for name in self for word in self.synonyms(name))
 
     @cached_property
     def _by_singular(self) -> dict[str, str]:
-        return self._keyed((_singular(_key(word)), name) for name in self for word in [name, *self.synonyms(name)])
+        return self._keyed(
+            (spelling.singular(spelling.key(word)), name) for name in self for word in [name, *self.synonyms(name)]
+        )
 
     @cached_property
     def _by_spelling(self) -> dict[str, str | None]:
@@ -380,18 +309,13 @@ class Ontology:
         sharing: dict[str, dict[str, None]] = {}
         for name in self:
             for word in (name, *self.synonyms(name)):
-                sharing.setdefault(_spelling(_key(word)), {})[name] = None
-        keyed: dict[str, str | None] = {}
-        for key, names in sharing.items():
-            # Parents come first in the tree's order.
-            top = next(iter(names))
-            keyed[key] = top if all(top in self.ancestors(name) for name in names if name != top) else None
-        return keyed
+                sharing.setdefault(spelling.spelling(spelling.key(word)), {})[name] = None
+        return {key: next(iter(names)) if len(names) == 1 else self._upper(names) for key, names in sharing.items()}
 
     @cached_property
     def _searchable(self) -> dict[tuple[str, int], str]:
         return {
-            (name, number): _spelling(_key(word), joined=False)
+            (name, number): spelling.spelling(spelling.key(word), joined=False)
             for name in self
             for number, word in enumerate(self.synonyms(name))
         }
@@ -405,53 +329,10 @@ class Ontology:
         return keyed
 
 
-def _key(text: str) -> str:
-    """Case, apostrophes, hyphens and spaces made alike."""
-    text = _APOSTROPHES.sub("", text.casefold())
-    return _COMMAS.sub(", ", _GAPS.sub(" ", text)).strip(" ,")
-
-
-def _singular(key: str) -> str:
-    """Each word of a key without its plural ending, English or Latin (scars, biopsies, keratoses, nevi, bullae)."""
-    return " ".join(_singular_word(word) for word in key.split(" "))
-
-
-def _singular_word(word: str) -> str:
-    stem = word.rstrip(",")
-    if len(stem) > 4 and stem.endswith("ies"):
-        return stem[:-3] + "y"
-    if len(stem) > 5 and stem.endswith("oses"):
-        return stem[:-2] + "is"
-    if len(stem) > 5 and stem.endswith(("ses", "xes", "ches", "shes")):
-        return stem[:-2]
-    if len(stem) > 3 and stem.endswith("ae"):
-        return stem[:-1]
-    if len(stem) > 3 and stem.endswith("i"):
-        return stem[:-1] + "us"
-    if len(stem) > 3 and stem.endswith("s") and not stem.endswith(_NOT_PLURAL):
-        return stem[:-1]
-    return stem
-
-
 def _likeness(text: str, other: str, *, score_cutoff: float | None = None) -> float:
     """How like two keys are, 0-100: all words count, those in common count twice; their order does not."""
     score = (fuzz.token_sort_ratio(text, other) + fuzz.token_set_ratio(text, other)) / 2
     return 0.0 if score_cutoff is not None and score < score_cutoff else score
-
-
-def _spelling(key: str, *, joined: bool = True) -> str:
-    """A key in the singular, without accents, in American spelling; `joined`: also without spaces and commas."""
-    plain = unicodedata.normalize("NFKD", _singular(key))
-    plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
-    for british, american in _AMERICAN:
-        plain = british.sub(american, plain)
-    return re.sub(r"[ ,]", "", plain) if joined else plain
-
-
-def _name_some(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:3])
-    rest = f" and {len(names) - 3} more are" if len(names) > 3 else (" is" if len(names) == 1 else " are")
-    return f"{shown}{rest}"
 
 
 def display_names(nodes: Sequence[str]) -> tuple[str, ...]:
@@ -462,6 +343,30 @@ def display_names(nodes: Sequence[str]) -> tuple[str, ...]:
     firsts = [_synonyms(node)[0] for node in nodes]
     times = Counter(firsts)
     return tuple(first if times[first] == 1 else node for first, node in zip(firsts, nodes, strict=True))
+
+
+def _apart(labels: Mapping[str, int]) -> Counter[str]:
+    """Labels and how often each occurs; of one that lists several, in its place those of its parts that are labels.
+
+    A part is one if it names a disease of the package's table, or stands in another label too.
+    """
+    table = Synonyms.load()
+    parts_of = {_folded(label): {_folded(part) for part in _synonyms(label)} for label in labels}
+    times = Counter(part for parts in parts_of.values() for part in parts)
+    apart = Counter[str]()
+    for label, count in labels.items():
+        if any(map(spelling.is_denial, label.split(","))):
+            # With a comma it would be a node that bears the disease's name.
+            apart[" ".join(label.replace(",", " ").split())] += count
+            continue
+        parts = [] if table.meaning(label) else _synonyms(label)
+        listed = [part for part in parts if len(parts) > 1 and (table.meaning(part) or times[_folded(part)] > 1)]
+        apart.update(dict.fromkeys(listed or [label], count))
+    return apart
+
+
+def _folded(label: str) -> str:
+    return spelling.spelling(spelling.key(label))
 
 
 def _synonyms(name: str) -> list[str]:

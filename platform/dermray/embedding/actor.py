@@ -2,74 +2,68 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dermray import errors
 from dermray.embedding import store
 from dermray.embedding.store import Part
-from dermray.embedding.units import from_document
-from dermray.encoder import Encoder, EncoderInfo, Precision
-from dermray.errors import DermRayError, EvaluationError, ModelError
+from dermray.embedding.units import Images
+from dermray.encoder_info import EncoderInfo, Precision
+from dermray.errors import EvaluationError, ModelError
 
-Batch = dict[str, np.ndarray]
+if TYPE_CHECKING:
+    from dermray.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Work:
+    """A part to be made, and what it is made of: images, or texts in the order of the part's keys."""
+
+    part: Part
+    source: Images | tuple[str, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Images or texts in it."""
+        return len(self.source) if isinstance(self.source, tuple) else self.source.num_rows
 
 
 class EncodeActor:
-    """A Ray Data actor around `Encoder`: one item of work in, its part written, one row of what was done out.
+    """Makes parts with an `Encoder`, loaded with the first of them: until then it is small enough to travel."""
 
-    An error of ours travels as a row: Ray keeps only the text of an exception, and restarts an actor whose
-    constructor raises, however hopeless.
-    """
-
-    def __init__(self, model_uri: str, precision: Precision, batch_size: int, info: dict[str, Any]) -> None:
-        """Remember the model; it is loaded with the first item. `batch_size` images or texts go through at a time."""
-        self._load = lambda: Encoder.load(model_uri, precision=precision)
+    def __init__(self, model_uri: str, precision: Precision, batch_size: int, info: EncoderInfo) -> None:
+        """Remember the model, which must be the one of `info`. `batch_size` images or texts go through at a time."""
+        self._model_uri: str = model_uri
+        self._precision: Precision = precision
         self._encoder: Encoder | None = None
         self._batch_size = batch_size
-        self._info = EncoderInfo(**info)
+        self._info = info
 
-    def __call__(self, batch: Batch) -> Batch:
-        """One item (a batch of one row) to one row: images and texts done, error."""
-        item = json.loads(str(batch["item"][0]))
-        num_images = num_texts = 0
-        error = ""
-        try:
-            self._encoder = self._encoder or self._load()
-            if self._encoder.info != self._info:
-                raise ModelError("the model's folder changed while it was at work; run again")
-            num_rows = self._encode(self._encoder, item)
-            num_images, num_texts = (0, num_rows) if "texts" in item else (num_rows, 0)
-        except DermRayError as failure:
-            error = described(failure)
-        return {
-            "num_images": np.array([num_images]),
-            "num_texts": np.array([num_texts]),
-            "error": np.array([error], dtype=object),
-        }
+    def __call__(self, work: Work) -> None:
+        """Make a part.
 
-    def _encode(self, encoder: Encoder, item: dict[str, Any]) -> int:
-        if "texts" in item:
-            vectors = encoder.encode_texts(item["texts"], batch_size=self._batch_size)
-            words = [store.key_of(text) for text in item["texts"]]
+        Raises:
+            ModelError: the model cannot be loaded, or its folder changed.
+            CorpusError: a shard cannot be read.
+            EvaluationError: the model's vectors are not finite.
+            StorageError: the part cannot be written.
+        """
+        self._encoder = self._encoder or self._loaded()
+        if self._encoder.info != self._info:
+            raise ModelError("the model's folder changed while it was at work; run again")
+        if isinstance(work.source, tuple):
+            vectors = self._encoder.encode_texts(work.source, batch_size=self._batch_size)
+            words = [store.key_of(text) for text in work.source]
         else:
-            images = from_document(item["images"]).read()
-            vectors, reasons = encoder.encode_readable(images, batch_size=self._batch_size)
+            vectors, reasons = self._encoder.encode_readable(work.source.read(), batch_size=self._batch_size)
             words = reasons.tolist()
         if not np.isfinite(vectors).all():
             raise EvaluationError("the model gives vectors that are not finite; its weights are damaged or diverged")
-        store.write(Part(**item["part"]), vectors, words)
-        return len(vectors)
+        store.write(work.part, vectors, words)
 
+    def _loaded(self) -> Encoder:
+        from dermray.encoder import Encoder
 
-def described(error: DermRayError) -> str:
-    """An error of ours as the text of a row, for `error_of`."""
-    return json.dumps({"kind": type(error).__name__, "message": str(error)})
-
-
-def error_of(text: str) -> DermRayError:
-    """The error that a row tells of."""
-    document = json.loads(text)
-    return getattr(errors, document["kind"])(document["message"])
+        return Encoder.load(self._model_uri, precision=self._precision)

@@ -6,43 +6,18 @@ were in work; the next run goes on from there.
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-import ray.data
 
-from dermray import cluster
-from dermray.embedding.actor import EncodeActor, error_of
-from dermray.embedding.store import TEXTS_PER_PART, Part, Say, Store, Vectors, key_of
-from dermray.embedding.units import Images, to_document
-from dermray.encoder import Precision
+from dermray import cluster, interrupts, pieces
+from dermray.embedding.actor import EncodeActor, Work
+from dermray.embedding.store import TEXTS_PER_PART, Store, Vectors, key_of
+from dermray.embedding.units import Images
+from dermray.encoder_info import Precision
 from dermray.errors import StorageError
-
-PROGRESS_EVERY_S = 5.0
-
-
-@dataclass(frozen=True)
-class Work:
-    """A part to be made, and what it is made of: images, or texts in the order of the part's keys."""
-
-    part: Part
-    source: Images | tuple[str, ...]
-
-    @property
-    def num_rows(self) -> int:
-        """Images or texts in it."""
-        return len(self.source) if isinstance(self.source, tuple) else self.source.num_rows
-
-    def item(self) -> dict[str, str]:
-        """As a row for `EncodeActor`."""
-        what: dict[str, Any] = (
-            {"texts": list(self.source)} if isinstance(self.source, tuple) else {"images": to_document(self.source)}
-        )
-        return {"item": json.dumps({"part": asdict(self.part), **what})}
+from dermray.progress import Progress, Say
 
 
 @dataclass(frozen=True)
@@ -92,17 +67,32 @@ def obtain(
         say(f"vectors of {num_kept:,} images and {len(vectors):,} texts are kept in {store.uri}")
     unknown = [text for text, key in zip(texts, keys, strict=True) if key not in vectors]
     # Two data sets may share images.
-    work = [*{wanted[row].part.uri: wanted[row] for row in lacking}.values(), *_of_texts(store, unknown)]
+    work = {one.part.uri: one for one in [*(wanted[row] for row in lacking), *_of_texts(store, unknown)]}
     num_used = encode(
-        work, store, model_uri=model_uri, batch_size=batch_size, precision=precision, num_actors=num_actors, say=say
+        list(work.values()),
+        store,
+        model_uri=model_uri,
+        batch_size=batch_size,
+        precision=precision,
+        num_actors=num_actors,
+        say=say,
     )
-    for row, content in zip(lacking, store.read([wanted[row].part for row in lacking], say), strict=True):
-        images[row] = content
-    vectors |= store.read_texts(set(keys) - vectors.keys(), say)
-    present = [content for content in images if content is not None]
-    if len(present) < len(images) or len(vectors) < len(keys):
-        raise StorageError(f"vectors written below {store.uri} are not there; give a place that all nodes share")
+    made = _read_back(list(work.values()), store, say)
+    for one, content in zip(work.values(), made.values(), strict=True):
+        if isinstance(one.source, tuple):
+            vectors.update(zip(content.words, content.values, strict=True))
+    present = [content or made[one.part.uri] for one, content in zip(wanted, images, strict=True)]
     return Obtained(present, [vectors[key] for key in keys], num_lacking, num_used)
+
+
+def _read_back(work: Sequence[Work], store: Store, say: Say) -> dict[str, Vectors]:
+    """The parts that were just made, by their names: a store may list them later."""
+    made: dict[str, Vectors] = {}
+    for one, content in zip(work, store.read([one.part for one in work], say), strict=True):
+        if content is None:
+            raise StorageError(f"{one.part.uri} was written and is not there; give a place that all nodes share")
+        made[one.part.uri] = content
+    return made
 
 
 def _of_texts(store: Store, texts: Sequence[str]) -> list[Work]:
@@ -139,66 +129,31 @@ def encode(
         CorpusError: a shard cannot be read.
         EvaluationError: the model's vectors are not finite.
         StorageError: a part cannot be written.
+        StoppedError: it was interrupted.
     """
     if not work:
         return 0
     store.describe()
     num_gpus = cluster.num_gpus()
-    wanted = num_actors or int(num_gpus or max(1, cluster.num_cpus() // 2))
-    pool_size = min(wanted, len(work))
-    dataset = ray.data.from_items([one.item() for one in work], override_num_blocks=len(work)).map_batches(
-        EncodeActor,
-        fn_constructor_args=(model_uri, precision, batch_size, asdict(store.info)),
-        batch_size=1,
-        batch_format="numpy",
-        compute=ray.data.ActorPoolStrategy(size=pool_size),
-        num_cpus=1,
-        num_gpus=1 if num_gpus else 0,
+    pool = pieces.Pool(
+        noun="part",
+        worker="encoder",
+        operator="EncodeActor",
+        needs={"CPU": 1.0, "GPU": 1.0 if num_gpus else 0.0},
+        # A GPU that joins is used; the cores of a node that joins may be wanted for other things.
+        size=num_actors or (None if num_gpus else max(1, int(cluster.num_cpus() // 2))),
+        advice="lower batch_size",
+        kept=f"finished vectors are kept in {store.uri}: the same command again goes on",
     )
-    progress = _Progress.of(work)
-    say(f"encoding {progress.num_images:,} images and {progress.num_texts:,} texts with {pool_size} encoder(s)")
-    _drain(dataset, progress, say)
+    pool_size = pool.num_workers(len(work))
+    num_texts = sum(one.num_rows for one in work if isinstance(one.source, tuple))
+    num_images = sum(one.num_rows for one in work) - num_texts
+    say(f"encoding {num_images:,} images and {num_texts:,} texts with {pool_size} encoder(s)")
+    waits_for = cluster.waiting(f"vectors of {cluster.in_words('encoder', pool.needs, count=pool_size)}")
+    counted = Progress("encode", num_images + num_texts, "images and texts", waits_for=waits_for, say=say)
+    encoder = EncodeActor(model_uri, precision, batch_size, store.info)
+    wanted = {one.part.uri: one for one in work}
+    with interrupts.telling(lambda: pool.kept), counted as progress:
+        for uri, _ in pieces.run(wanted, encoder, pool, say=say):
+            progress.advance(wanted[uri].num_rows)
     return pool_size
-
-
-@dataclass
-class _Progress:
-    """Rows done; the rate is taken from the first part on, so that the start of the actors does not blur it."""
-
-    num_images: int
-    num_texts: int
-    images_done: int = 0
-    texts_done: int = 0
-    _first: tuple[float, int] | None = None
-
-    @classmethod
-    def of(cls, work: Sequence[Work]) -> _Progress:
-        num_texts = sum(one.num_rows for one in work if isinstance(one.source, tuple))
-        return cls(sum(one.num_rows for one in work) - num_texts, num_texts)
-
-    def add(self, num_images: int, num_texts: int, now_s: float) -> None:
-        """Count a finished part."""
-        self.images_done += num_images
-        self.texts_done += num_texts
-        self._first = self._first or (now_s, self.images_done + self.texts_done)
-
-    def line(self, now_s: float) -> str:
-        """How far it is, how fast, and for how long still, if it goes on like this."""
-        first_s, first_done = self._first or (now_s, 0)
-        done = self.images_done + self.texts_done
-        rate = (done - first_done) / max(now_s - first_s, 1e-9)
-        left = f", {rate:.0f} a second, {(self.num_images + self.num_texts - done) / rate:.0f} s left" if rate else ""
-        images = f"{self.images_done:,} of {self.num_images:,} images"
-        return f"  {images} and {self.texts_done:,} of {self.num_texts:,} texts encoded{left}"
-
-
-def _drain(dataset: ray.data.Dataset, progress: _Progress, say: Say) -> None:
-    told = time.monotonic()
-    for batch in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-        for error in filter(None, batch["error"]):
-            raise error_of(error)
-        now = time.monotonic()
-        progress.add(int(batch["num_images"].sum()), int(batch["num_texts"].sum()), now)
-        if now - told >= PROGRESS_EVERY_S:
-            told = now
-            say(progress.line(now))

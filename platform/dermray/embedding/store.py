@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,9 +23,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dermray import models, storage
+from dermray import documents, parquet_bounds, storage
 from dermray.embedding.units import Images
-from dermray.encoder import Encoder, EncoderInfo, Precision
+from dermray.encoder_info import EncoderInfo, Precision
+from dermray.errors import DocumentError
+from dermray.progress import Say
 
 FORMAT_VERSION = 1
 # Hex digits of a digest in a name; the part's own metadata has all of them.
@@ -36,8 +38,6 @@ _METADATA_KEY = b"dermray"
 _THREADS = 16
 # As PyTorch's normalize has it.
 _SMALLEST_LENGTH = 1e-12
-
-Say = Callable[[str], None]
 
 
 def default_uri() -> str:
@@ -76,12 +76,16 @@ class Store:
         Raises:
             ModelError: the model cannot be loaded.
         """
+        # What loads torch; tasks that read vectors do without.
+        from dermray import models
+        from dermray.encoder import Encoder
+
         info = Encoder.load(model_uri, device="cpu", precision=precision).info
         model = {
             "format_version": FORMAT_VERSION,
             "model_digest": info.model_digest,
             "preprocessing_digest": info.preprocessing_digest,
-            "architecture_digest": digest(models.architecture(model_uri)),
+            "architecture_digest": digest(models.described(model_uri)),
             "precision": precision,
             "embedding_dim": info.embedding_dim,
         }
@@ -181,14 +185,14 @@ def _read(uri: str, about: dict[str, Any], say: Say) -> Vectors | None:
     except FileNotFoundError:
         return None
     try:
-        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
-        said = json.loads((table.schema.metadata or {})[_METADATA_KEY])
+        table = parquet_bounds.read_table(pa.BufferReader(data))
+        said = documents.parse_json((table.schema.metadata or {})[_METADATA_KEY], uri)
         column = table.column("vector").combine_chunks()
         dim = column.type.list_size
         values = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
         words = np.array(table.column("word").to_pylist(), dtype=object)
     # What Arrow raises at damaged bytes has no common base.
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (pa.ArrowException, DocumentError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         say(f"{uri} is damaged and will be made again ({' '.join(str(error).split())[:120]})")
         return None
     if any(said.get(name) != value for name, value in about.items()) or len(values) != said.get("num_rows"):

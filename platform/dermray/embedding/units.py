@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -13,16 +13,21 @@ import pyarrow as pa
 from dermray import storage
 from dermray.corpus import shards
 from dermray.corpus.manifest import Manifest
+from dermray.raw.spelling import other_spellings
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One Parquet row group: its shard, its number there, where its rows stand among the samples, how many count."""
+    """One Parquet row group: its shard, its number there, where its rows stand among the samples, how many count.
+
+    `sha256` is what the digest of the whole shard must be, or None where that is not checked.
+    """
 
     uri: str
     number: int
     position: int
     num_rows: int
+    sha256: str | None = None
 
     def read(self) -> list[bytes | None]:
         """The encoded images.
@@ -63,26 +68,15 @@ Images = RowGroup | ImageFiles
 
 def row_groups(corpus: str, split: Manifest, max_samples: int | None = None) -> Iterator[RowGroup]:
     """The row groups of one split's manifest in the prepared corpus at `corpus`, of no more than the first samples."""
+    digests = shards.digests_to_check(corpus, split)
     left = split.num_samples if max_samples is None else min(max_samples, split.num_samples)
     position = 0
     for (path, number), size in zip(split.row_group_locations(), split.row_group_sizes(), strict=True):
         num_rows = min(int(size), left - position)
         if num_rows == 0:
             return
-        yield RowGroup(storage.join(corpus, path), number, position, num_rows)
+        yield RowGroup(storage.inside(corpus, path), number, position, num_rows, digests.get(path))
         position += num_rows
-
-
-def to_document(images: Images) -> dict[str, Any]:
-    """JSON-serialisable form of a unit of work, for `from_document`."""
-    return {"row_group" if isinstance(images, RowGroup) else "files": asdict(images)}
-
-
-def from_document(document: dict[str, Any]) -> Images:
-    """The unit of work that `to_document` described."""
-    if "files" in document:
-        return ImageFiles(tuple(document["files"]["uris"]), document["files"]["position"])
-    return RowGroup(**document["row_group"])
 
 
 def read_row_group(group: RowGroup, columns: list[str]) -> pa.Table:
@@ -91,11 +85,20 @@ def read_row_group(group: RowGroup, columns: list[str]) -> pa.Table:
     Raises:
         CorpusError: the shard is missing or damaged.
     """
-    return shards.read_row_group(group.uri, group.number, columns).slice(0, group.num_rows)
+    table = shards.read_row_group(group.uri, group.number, columns, sha256=group.sha256)
+    return table.slice(0, group.num_rows)
 
 
 def read_file(uri: str) -> bytes | None:
-    """An image file; None where it is not there."""
+    """An image file, also if its name is spelt otherwise (see `dermray.raw.spelling`); None where it is not there."""
+    data = _bytes_at(uri)
+    if data is not None:
+        return data
+    found = [data for way in other_spellings(uri) if (data := _bytes_at(way)) is not None]
+    return found[0] if len(found) == 1 else None
+
+
+def _bytes_at(uri: str) -> bytes | None:
     try:
         return storage.read_bytes(uri)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):

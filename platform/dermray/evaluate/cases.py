@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from dermray import storage
+from dermray.corpus import branches
 from dermray.corpus.manifest import MANIFEST_NAME, Manifest
 from dermray.corpus.ontology import Ontology
+from dermray.embedding.units import ImageFiles
 from dermray.errors import CorpusError
-from dermray.evaluate import benchmarks
+from dermray.evaluate import benchmarks, telling
 from dermray.evaluate.benchmarks import Benchmark
+from dermray.evaluate.classes import labels_outside
 from dermray.evaluate.samples import Samples
-from dermray.evaluate.settings import EvaluateConfig, TaskName
+from dermray.evaluate.settings import DEFAULT_TASKS, EvaluateConfig
 from dermray.evaluate.tables import Layout, RawTable, find
+from dermray.evaluate.tasks import kinds
+from dermray.raw import splits as splits_of
+from dermray.raw.splits import split_name
 
-DEFAULT_TASKS: tuple[TaskName, ...] = ("zero_shot", "retrieval")
-LEARNING_TASKS: tuple[TaskName, ...] = ("linear_probe", "knn", "few_shot")
-# Tasks whose probabilities are calibrated.
-CALIBRATED_TASKS: tuple[TaskName, ...] = ("zero_shot", "linear_probe", "knn")
+# What a table of one's own is scored by beside the rest where it has rows to learn from.
+LEARNING_TASKS = ("linear_probe", "knn", "few_shot")
 TEST = "test"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to score: the samples, those to learn from, the tasks, and those to fit a temperature on."""
+    """One thing to score: the samples, those to learn from, the tasks, and those to fit a temperature on.
+
+    `told` is what the user should hear of the table, a line each.
+    """
 
     config: EvaluateConfig
     samples: Samples
     training: Samples | None
-    tasks: tuple[TaskName, ...]
+    tasks: tuple[str, ...]
     benchmark: Benchmark | None = None
     validation: Samples | None = None
+    told: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,7 @@ def _of_corpus(
     config: EvaluateConfig,
     uri: str,
     split: str,
-    tasks: tuple[TaskName, ...],
+    tasks: tuple[str, ...],
     benchmark: Benchmark | None = None,
 ) -> Case:
     tree = _ontology(config)
@@ -154,7 +162,7 @@ def _of_own_table(config: EvaluateConfig) -> Case:
             "name one with columns.label= or columns.caption="
         )
     splits = set(table.splits)
-    learn = "label" in has and config.train_split in splits
+    learn = "label" in has and split_name(config.train_split) in splits
     split = None if "split" not in has else _own_split(config, splits)
     named = config.classes or not _numbered(table)
     tasks = config.tasks or (
@@ -167,31 +175,51 @@ def _of_own_table(config: EvaluateConfig) -> Case:
             f"{table.uri} has numbers as labels: give their names with classes=[…], or rows of a split "
             f"{config.train_split!r} to learn from"
         )
-    return _of_table(config, table, split, tasks, config.classes)
+    case = _of_table(config, table, split, tasks, config.classes)
+    other = splits_of.others(table.splits, expected={split or "", split_name(config.train_split)})
+    samples = replace(case.samples, told=case.samples.told | ({telling.SPLITS: dict(other)} if other else {}))
+    unused = [] if "split" in has or "split" not in config.model_fields_set else [config.split]
+    lines = [f"split={split} has no effect: {table.uri} has no column {columns.split!r}" for split in unused]
+    return replace(case, samples=samples, told=(*lines, *_lines(samples)))
 
 
 def _of_table(
     config: EvaluateConfig,
     table: RawTable,
     split: str | None,
-    tasks: tuple[TaskName, ...],
+    tasks: tuple[str, ...],
     class_names: tuple[str, ...],
     benchmark: Benchmark | None = None,
 ) -> Case:
     tree = _ontology(config)
     samples = table.samples(split, class_names=class_names, ontology=tree, max_samples=config.max_samples)
+    if outside := labels_outside(samples):
+        samples = replace(samples, told=samples.told | {telling.OUTSIDE: outside})
+    again = {telling.AGAIN: len(samples) - len(set(_addresses(samples)))}
     training = table.samples(config.train_split, class_names=class_names, ontology=tree) if _learn(tasks) else None
+    if training is not None:
+        again[telling.LEARNT] = len({*_addresses(samples)}.intersection(_addresses(training)))
+    if images := {what: number for what, number in again.items() if number}:
+        samples = replace(samples, told=samples.told | {telling.IMAGES: images})
     validation = (
         table.samples(config.validation_split, class_names=class_names, ontology=tree, max_samples=config.max_samples)
-        if split and _calibrate(config, tasks, scored=split, splits=table.splits)
+        if split and _calibrate(config, tasks, scored=split, splits=table.splits, name_of=split_name)
         else None
     )
-    return Case(config, samples, training, tasks, benchmark, validation)
+    return Case(config, samples, training, tasks, benchmark, validation, _lines(samples))
+
+
+def _addresses(samples: Samples) -> list[str]:
+    return [uri for unit in samples.images if isinstance(unit, ImageFiles) for uri in unit.uris]
+
+
+def _lines(samples: Samples) -> tuple[str, ...]:
+    return tuple(f"{samples.uri}: {line}" for line in telling.lines(samples.told))
 
 
 def _own_split(config: EvaluateConfig, splits: set[str]) -> str:
     """The split asked for; by itself: `test` where there is one."""
-    return TEST if "split" not in config.model_fields_set and TEST in splits else config.split
+    return TEST if "split" not in config.model_fields_set and TEST in splits else split_name(config.split)
 
 
 def _numbered(table: RawTable) -> bool:
@@ -199,18 +227,30 @@ def _numbered(table: RawTable) -> bool:
     return name is not None and all(row[name].strip().replace(".", "").isdigit() for row in table.rows if row[name])
 
 
-def _learn(tasks: tuple[TaskName, ...]) -> bool:
-    return any(task in LEARNING_TASKS for task in tasks)
+def _learn(tasks: tuple[str, ...]) -> bool:
+    return any(kinds.find(task).learns for task in tasks)
 
 
-def _calibrate(config: EvaluateConfig, tasks: tuple[TaskName, ...], *, scored: str, splits: Collection[str]) -> bool:
-    """Whether there is a split to fit a temperature on that neither is scored nor teaches."""
-    apart = config.validation_split not in (scored, config.train_split)
-    return apart and config.validation_split in splits and any(task in CALIBRATED_TASKS for task in tasks)
+def _calibrate(
+    config: EvaluateConfig,
+    tasks: tuple[str, ...],
+    *,
+    scored: str,
+    splits: Collection[str],
+    name_of: Callable[[str], str] = str,
+) -> bool:
+    """Whether there is a split to fit a temperature on that neither is scored nor teaches.
+
+    Args:
+        name_of: by which splits are one: in a prepared corpus each is what its name says.
+    """
+    wanted = name_of(config.validation_split)
+    apart = wanted not in (name_of(scored), name_of(config.train_split))
+    return apart and wanted in splits and any(kinds.find(task).calibrated for task in tasks)
 
 
 def _ontology(config: EvaluateConfig) -> Ontology | None:
-    return Ontology.load(config.ontology) if config.ontology else None
+    return branches.load(config.ontology) if config.ontology else None
 
 
 def of_suite(config: EvaluateConfig) -> tuple[benchmarks.Suite, list[Case | Skipped]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from dermray.corpus import spelling
 from dermray.corpus.ontology import Ontology, display_names
 from dermray.errors import EvaluationError
 from dermray.evaluate.samples import Samples
@@ -26,12 +28,20 @@ class Classes:
     nodes: tuple[str | None, ...]
     # int64 `[N]`: 0..C-1, `WITHOUT` a label, or a label `OUTSIDE` the list
     targets: np.ndarray
+    # what stands in place of a label and says nothing, and how often
+    placeholders: Mapping[str, int] = field(default_factory=dict)
+
+    def untold(self) -> Classes:
+        """The same classes without that of any sample, for who is to tell them apart."""
+        return replace(self, targets=np.zeros(0, dtype=np.int64), placeholders={})
 
     def excluded(self) -> dict[str, int]:
         """Samples that have no class, by reason."""
         outside = int((self.targets == OUTSIDE).sum())
+        without = int((self.targets == WITHOUT).sum())
         return {
-            "without a label": int((self.targets == WITHOUT).sum()),
+            "without a label": without - sum(self.placeholders.values()),
+            **{f"label {text!r} says nothing": count for text, count in self.placeholders.items()},
             **({"label outside the class list": outside} if outside else {}),
         }
 
@@ -40,7 +50,7 @@ def classes_of(samples: Samples) -> Classes:
     """The classes of the samples, each sample counting with its most specific label that is a class.
 
     With a fixed list, a label belongs to the class of its name, to the class whose node it is, or to the class that
-    is nearest above it in the ontology.
+    is nearest above it in the ontology on every one of its paths.
 
     Raises:
         EvaluationError: no sample has a label, or none is of a class of the list.
@@ -54,7 +64,15 @@ def classes_of(samples: Samples) -> Classes:
             f"no sample of the split {samples.split!r} has a label among the {len(labels)} classes "
             f"({', '.join(labels[:3])}, …)"
         )
-    return Classes(labels, names, nodes, targets)
+    return Classes(labels, names, nodes, targets, samples.placeholders)
+
+
+def labels_outside(samples: Samples) -> dict[str, int]:
+    """Labels that are of no class of the samples' fixed list, and how often each occurs; none without a list."""
+    nodes = tuple(samples.ontology.resolve(label) for label in samples.class_names)
+    number_of = _numbering(samples.ontology, samples.class_names, nodes)
+    times = Counter(label for labels in samples.labels for label in labels) if samples.class_names else {}
+    return {label: count for label, count in times.items() if number_of(label) == OUTSIDE}
 
 
 def targets_among(samples: Samples, classes: Classes) -> np.ndarray:
@@ -71,18 +89,25 @@ def _occurring(samples: Samples) -> list[str]:
     return classes
 
 
-def _targets(samples: Samples, labels: Sequence[str], nodes: Sequence[str | None]) -> np.ndarray:
-    by_name = {label.casefold(): number for number, label in enumerate(labels)}
+def _numbering(ontology: Ontology, labels: Sequence[str], nodes: Sequence[str | None]) -> Callable[[str], int]:
+    """What finds the class of a label, `OUTSIDE` where it is of none."""
+    by_name = {spelling.key(label): number for number, label in reversed(list(enumerate(labels)))}
     by_node = {node: number for number, node in reversed(list(enumerate(nodes))) if node is not None}
     known: dict[str, int] = {}
 
     def number_of(label: str) -> int:
         if label not in known:
-            above = samples.ontology.ancestors(label) if label in samples.ontology else []
-            found = [by_node[node] for node in (label, *above) if node in by_node]
-            known[label] = by_name.get(label.casefold(), found[0] if found else OUTSIDE)
+            node = ontology.resolve(label)
+            above = reversed(ontology.path(node)) if node is not None else ()
+            found = next((by_node[each] for each in above if each in by_node), OUTSIDE)
+            known[label] = by_name.get(spelling.key(label), found)
         return known[label]
 
+    return number_of
+
+
+def _targets(samples: Samples, labels: Sequence[str], nodes: Sequence[str | None]) -> np.ndarray:
+    number_of = _numbering(samples.ontology, labels, nodes)
     targets = np.full(len(samples), WITHOUT, dtype=np.int64)
     for row, given in enumerate(samples.labels):
         best = _best_label(samples.ontology, [one for one in given if number_of(one) >= 0] or given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,11 +13,10 @@ from dermray.evaluate import calibration, groups, metrics
 from dermray.evaluate.bootstrap import Distribution, Seed, mean_distribution
 from dermray.evaluate.classes import Classes, targets_among
 from dermray.evaluate.predictions import ClassPredictions
-from dermray.evaluate.tasks import Context
+from dermray.evaluate.predictors.contract import Predict, Seen
+from dermray.evaluate.tasks.contract import Context
 
 GROUP_METRICS = ("accuracy", "balanced_accuracy", "macro_auroc")
-# From unit image vectors and their lengths, float32 `[N, D]` and `[N]`, to probabilities `[N, C]`.
-Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def describe(
@@ -30,7 +29,7 @@ def describe(
         classes: that are told apart.
         kept: int64 `[N]`, the samples that are scored.
         predictions: of them.
-        predict: the classifier, for the validation split.
+        predict: the classifier, ready, for the validation split.
     """
     scores = metrics.per_class(predictions.probabilities, predictions.labels)
     return {
@@ -88,7 +87,9 @@ def _calibration(context: Context, classes: Classes, predictions: ClassPredictio
     try:
         if len(rows) == 0:
             raise EvaluationError("it has no readable image with a label among the classes")
-        temperature = calibration.fit_temperature(predict(features.images[rows], features.lengths[rows]), targets[rows])
+        predicted = predict(Seen.of(samples, features, rows))
+        rows = rows[predicted.answered]
+        temperature = calibration.fit_temperature(predicted.values[predicted.answered], targets[rows])
     except EvaluationError as error:
         return section | {"without_temperature": f"not fitted on the split {samples.split!r}: {error}"}
     after = scored(calibration.apply_temperature(predictions.probabilities, temperature))

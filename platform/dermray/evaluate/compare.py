@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 import numpy as np
 
-from dermray import storage
+from dermray import scales, storage
 from dermray.errors import EvaluationError
 from dermray.evaluate import metrics, predictions, retrieval
 from dermray.evaluate.bootstrap import Distribution, Metric
@@ -21,13 +22,15 @@ from dermray.evaluate.predictions import (
     ClassPredictions,
     ConceptPredictions,
     Origin,
+    OwnPredictions,
     Predictions,
     RetrievalPredictions,
 )
+from dermray.evaluate.tasks import contract
 
 REPORT_NAME = "report.json"
-# Small ranks are good; every other score is the better the larger.
-SMALLER_IS_BETTER = ("_mean_rank", "_median_rank")
+# Of a score without a report.
+NOTHING_SAID: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -45,18 +48,21 @@ class Difference:
     difference: Metric
     p_value: float | None
 
-    def is_better(self, name: str, *, level: float = 0.05) -> bool:
-        """Whether the candidate is better in the score of that name, and not by chance at this level."""
-        return self._towards(name, level) > 0
+    def is_better(self, name: str, score: Mapping[str, Any] = NOTHING_SAID, *, level: float = 0.05) -> bool:
+        """Whether the candidate is better in the score of that name, and not by chance at this level.
 
-    def is_worse(self, name: str, *, level: float = 0.05) -> bool:
-        """Whether the candidate is worse in the score of that name, and not by chance at this level."""
-        return self._towards(name, level) < 0
+        `score` is what a report says of it (`dermray.scales.of`).
+        """
+        return self._towards(name, score, level) > 0
 
-    def _towards(self, name: str, level: float) -> float:
+    def is_worse(self, name: str, score: Mapping[str, Any] = NOTHING_SAID, *, level: float = 0.05) -> bool:
+        """Whether the candidate is worse, as `is_better`."""
+        return self._towards(name, score, level) < 0
+
+    def _towards(self, name: str, score: Mapping[str, Any], level: float) -> float:
         if self.p_value is None or self.p_value > level:
             return 0.0
-        return -self.difference.value if name.endswith(SMALLER_IS_BETTER) else self.difference.value
+        return -self.difference.value if scales.of(name, score).lower_is_better else self.difference.value
 
 
 def compare(
@@ -71,8 +77,8 @@ def compare(
         seed: of the bootstrap.
 
     Returns:
-        The scores of `dermray.evaluate.metrics.classification`, `retrieval_metrics` or `mean_auroc` by name →
-        `Difference`.
+        The scores of `dermray.evaluate.metrics.classification`, `retrieval_metrics` or `mean_auroc`, or those of the
+        task that scores `OwnPredictions`, by name → `Difference`.
 
     Raises:
         EvaluationError: they are of other samples, labels, classes or kinds; the message says what differs.
@@ -101,17 +107,32 @@ def compare_reports(
 
 
 def read_report(uri: str) -> dict[str, Any]:
-    """The `report.json` in the folder `uri`.
+    """The `report.json` in the folder `uri`: that of one data set, or of a suite of benchmarks.
 
     Raises:
-        EvaluationError: there is none.
+        EvaluationError: there is none, or it is damaged.
     """
     file = storage.join(uri, REPORT_NAME)
     try:
-        document: dict[str, Any] = storage.read_json(file)
+        document = storage.read_object(file)
     except FileNotFoundError:
         raise EvaluationError(f"{file} does not exist; run jobs/evaluate.py with output={uri}") from None
-    return document
+    return document if "benchmarks" in document else whole(document, file)
+
+
+def whole(document: Any, file: str) -> dict[str, Any]:
+    """The report of one data set, checked as far as it is read again.
+
+    Raises:
+        EvaluationError: it is none, or is damaged.
+    """
+    parts = [document.get(name) for name in ("model", "corpus", "tasks")] if isinstance(document, dict) else [None]
+    is_report = all(isinstance(part, dict) for part in parts) and "model_digest" in document["model"]
+    if not is_report or not all(
+        isinstance(section, dict) and isinstance(section.get("metrics"), dict) for section in document["tasks"].values()
+    ):
+        raise EvaluationError(f"{file} is no report of jobs/evaluate.py, or is damaged; evaluate again")
+    return dict(document)
 
 
 def load(uri: str, document: Mapping[str, Any], task: str) -> tuple[Predictions, Origin]:
@@ -124,7 +145,7 @@ def load(uri: str, document: Mapping[str, Any], task: str) -> tuple[Predictions,
     if path is None:
         known = ", ".join(name for name, section in document["tasks"].items() if section.get("predictions"))
         raise EvaluationError(f"{uri} has no predictions of {task}; it has those of: {known or 'none'}")
-    found, origin = predictions.read(storage.join(uri, path))
+    found, origin = predictions.read(storage.inside(uri, path))
     if (origin.model_digest, origin.corpus_digest) != (
         document["model"]["model_digest"],
         document["corpus"]["digest"],
@@ -155,14 +176,25 @@ def distributions(found: Predictions, *, bootstrap: int, seed: int) -> dict[str,
     """The scores of some predictions on the samples and on each resample."""
     if isinstance(found, ClassPredictions):
         return metrics.distributions(found.probabilities, found.labels, bootstrap=bootstrap, seed=seed)
+    if isinstance(found, OwnPredictions):
+        return _own_distributions(found, bootstrap=bootstrap, seed=seed)
     if isinstance(found, ConceptPredictions):
         mean, _ = area_distributions(found.scores, found.marks, bootstrap=bootstrap, seed=seed)
         return {"mean_auroc": mean}
     scores: dict[str, Distribution] = {}
-    for direction in retrieval.DIRECTIONS:
+    for direction in scales.RETRIEVAL_WAYS:
         ranks = retrieval.Ranks(getattr(found, f"{direction}_higher"), getattr(found, f"{direction}_tied"))
         scores |= retrieval.rank_distributions(ranks, direction, retrieval.DEFAULT_KS, bootstrap=bootstrap, seed=seed)
     return scores
+
+
+def _own_distributions(found: OwnPredictions, *, bootstrap: int, seed: int) -> dict[str, Distribution]:
+    """By the task itself, which must be found by the name that it was run by."""
+    try:
+        task = contract.scorer(found.scored_by)
+    except ValueError as error:
+        raise EvaluationError(str(error)) from None
+    return cast(contract.ComparableTask, task).distributions(found, bootstrap=bootstrap, seed=seed)
 
 
 def _check_alike(baseline: Predictions, candidate: Predictions) -> None:
@@ -186,6 +218,12 @@ def _check_alike(baseline: Predictions, candidate: Predictions) -> None:
         )
     elif isinstance(baseline, ConceptPredictions) and isinstance(candidate, ConceptPredictions):
         same = (("concepts", baseline.concepts, candidate.concepts), ("marks", baseline.marks, candidate.marks))
+    elif isinstance(baseline, OwnPredictions) and isinstance(candidate, OwnPredictions):
+        names = dict.fromkeys([*baseline.truth, *candidate.truth])
+        same = (
+            ("tasks", baseline.scored_by, candidate.scored_by),
+            *((f"true {name}", baseline.truth.get(name), candidate.truth.get(name)) for name in names),
+        )
     else:
         assert isinstance(baseline, RetrievalPredictions)
     for name, before, after in same:

@@ -8,13 +8,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from markupsafe import Markup
-from pydantic import Field, field_validator
 
-from dermray import reporting, storage
-from dermray.config import Config, TrackingConfig
+from dermray import documents, reporting, scales, storage
 from dermray.errors import EvaluationError
 from dermray.evaluate import compare
-from dermray.evaluate.predictions import ClassPredictions
+from dermray.evaluate.predictions import ClassPredictions, Origin
+from dermray.evaluate.settings import CompareConfig
 from dermray.reporting import plots
 
 SCHEMA_VERSION = 1
@@ -26,31 +25,9 @@ CIRCUMSTANCES = {
     "preprocessing": ("model", "preprocessing_digest"),
     "precision": ("model", "precision"),
     "cost of the linear probe": ("config", "probe_cost"),
+    "predictors": ("config", "predictor"),
     "code": ("code", "digest"),
 }
-
-
-class CompareConfig(Config):
-    """Keys of `jobs/compare.py`."""
-
-    reports: tuple[str, ...] = Field(
-        min_length=2, description="outputs of jobs/evaluate.py, [URI,URI,…]; the others are compared with the first"
-    )
-    output: str = Field(description="URI of the folder for comparison.json and comparison.html")
-    names: tuple[str, ...] = Field((), description="what to call each of them; empty: by model and folder")
-    bootstrap: int = Field(1000, ge=0, description="resamples, the same for all; 0: no intervals, no p-values")
-    seed: int = Field(0, ge=0, description="of the bootstrap")
-    run_name: str | None = Field(None, description="name of the MLflow run")
-    tracking: TrackingConfig = Field(TrackingConfig(), description="where MLflow keeps the run")
-
-    @field_validator("reports")
-    @classmethod
-    def _differ(cls, reports: tuple[str, ...]) -> tuple[str, ...]:
-        addresses = [storage.normalise(uri) for uri in reports]
-        repeated = next((uri for uri in addresses if addresses.count(uri) > 1), None)
-        if repeated is not None:
-            raise ValueError(f"{repeated} is given more than once")
-        return tuple(addresses)
 
 
 @dataclass(frozen=True)
@@ -80,7 +57,11 @@ class Comparison:
         lines = []
         for dataset, found in self.document["comparisons"].items():
             for task, section in found["tasks"].items():
-                name, row = next(pair for pair in section["metrics"].items() if any(pair[1]["differences"]))
+                found_in = [pair for pair in section["metrics"].items() if any(pair[1]["differences"])]
+                if not found_in:
+                    lines.append(f"{dataset} {task}: no score that the predictions hold".lstrip())
+                    continue
+                name, row = found_in[0]
                 for label, one in zip(self.document["names"], row["differences"], strict=True):
                     if one is not None:
                         where = " ".join(filter(None, (dataset, task, name)))
@@ -89,8 +70,8 @@ class Comparison:
 
     def save(self, uri: str) -> None:
         """Write `comparison.html` and then `comparison.json` into the folder `uri`."""
-        storage.write_text(storage.join(uri, HTML_NAME), self.html)
-        storage.write_json(storage.join(uri, JSON_NAME), self.document)
+        written = documents.json_text(self.document)
+        storage.write_together({storage.join(uri, HTML_NAME): self.html, storage.join(uri, JSON_NAME): written})
 
 
 def run(config: CompareConfig) -> Comparison:
@@ -113,7 +94,7 @@ def run(config: CompareConfig) -> Comparison:
         common = [name for name in documents[0]["benchmarks"] if all(name in one["benchmarks"] for one in documents)]
         groups = {
             name: [
-                storage.join(uri, document["benchmarks"][name]["report"]).rpartition("/")[0]
+                storage.inside(uri, document["benchmarks"][name]["report"]).rpartition("/")[0]
                 for uri, document in zip(config.reports, documents, strict=True)
             ]
             for name in common
@@ -125,7 +106,7 @@ def run(config: CompareConfig) -> Comparison:
         "schema_version": SCHEMA_VERSION,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "names": list(names),
-        "config": config.model_dump(mode="json"),
+        "config": config.recorded(),
         "comparisons": comparisons,
     }
     drawn = {name: _plots(found, names) for name, found in comparisons.items()}
@@ -155,7 +136,10 @@ def _compared(uris: Sequence[str], config: CompareConfig) -> dict[str, Any]:
             for uri, one in zip(uris, documents, strict=True)
         ],
         "differing": [
-            name for name, keys in CIRCUMSTANCES.items() if len({str(_at(one, keys)) for one in documents}) > 1
+            name
+            for name, keys in CIRCUMSTANCES.items()
+            # Reports of earlier versions lack keys that are empty in later ones.
+            if len({str(_at(one, keys) or None) for one in documents}) > 1
         ],
         "not_in_all": sorted({task for one in documents for task in one["tasks"]} - set(common)),
         "tasks": {task: _task(task, uris, documents, config) for task in common},
@@ -167,6 +151,11 @@ def _task(
 ) -> dict[str, Any]:
     """Scores of all reports by metric, as reported, and the paired difference of each from the first."""
     sections = [document["tasks"][task] for document in documents]
+    if not all(section.get("predictions") for section in sections):
+        origins = [_origin(task, document) for document in documents]
+        for uri, other in zip(uris[1:], origins[1:], strict=True):
+            compare.check_origins(uris[0], origins[0], uri, other)
+        return _side_by_side(task, sections, [{} for _ in uris])
     saved = [compare.load(uri, document, task) for uri, document in zip(uris, documents, strict=True)]
     baseline, origin = saved[0]
     prefix = baseline.prefix if isinstance(baseline, ClassPredictions) else ""
@@ -174,14 +163,37 @@ def _task(
     for uri, (candidate, other) in zip(uris[1:], saved[1:], strict=True):
         compare.check_origins(uris[0], origin, uri, other)
         found.append(compare.compare(baseline, candidate, bootstrap=config.bootstrap, seed=config.seed))
+    setting = baseline.setting if isinstance(baseline, ClassPredictions) else ""
+    return _side_by_side(task, sections, found, prefix=prefix, setting=setting)
+
+
+def _origin(task: str, document: Mapping[str, Any]) -> Origin:
+    """Whose scores on what, of a report without predictions of the task."""
+    model, corpus = document["model"], document["corpus"]
+    return Origin(task, corpus["split"], corpus["digest"], model["model_digest"], model["preprocessing_digest"])
+
+
+def _side_by_side(
+    task: str,
+    sections: Sequence[Mapping[str, Any]],
+    found: Sequence[Mapping[str, compare.Difference]],
+    *,
+    prefix: str = "",
+    setting: str = "",
+) -> dict[str, Any]:
+    """A task's scores in all reports, with the differences found of each: none where predictions are not kept."""
     return {
-        "num_samples": len(baseline.sample_ids),
+        "title": sections[0].get("title", task),
+        "num_samples": sections[0]["num_samples"],
         "headline": sections[0]["headline"],
-        "setting": baseline.setting if isinstance(baseline, ClassPredictions) else "",
+        "setting": setting,
         "metrics": {
             name: {
                 "scores": [section["metrics"][name] for section in sections],
-                "differences": [_difference(differences.get(name.removeprefix(prefix)), name) for differences in found],
+                "differences": [
+                    _difference(differences.get(name.removeprefix(prefix)), name, sections[0]["metrics"][name])
+                    for differences in found
+                ],
             }
             for name in sections[0]["metrics"]
             if all(name in section["metrics"] for section in sections)
@@ -194,10 +206,10 @@ def _task(
     }
 
 
-def _difference(found: compare.Difference | None, name: str) -> dict[str, Any] | None:
+def _difference(found: compare.Difference | None, name: str, score: Mapping[str, Any]) -> dict[str, Any] | None:
     if found is None:
         return None
-    return {**asdict(found), "better": found.is_better(name), "worse": found.is_worse(name)}
+    return {**asdict(found), "better": found.is_better(name, score), "worse": found.is_worse(name, score)}
 
 
 def _groups(sections: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -231,7 +243,7 @@ def _plots(found: Mapping[str, Any], names: Sequence[str]) -> dict[str, list[Mar
             rows = [
                 (name, row["differences"][number])
                 for name, row in section["metrics"].items()
-                if row["differences"][number] and not name.endswith(compare.SMALLER_IS_BETTER)
+                if row["differences"][number] and scales.of(name, row["scores"][0]).is_share
             ]
             rows = [(name, one) for name, one in rows if one["difference"]["low"] is not None]
             if rows:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+
+from dermray import documents
 
 TERMS_NAME = "concept_terms.json"
 
@@ -23,7 +24,7 @@ class Prompts:
     def load(cls) -> Prompts:
         """Read the data file that comes with the package."""
         text = resources.files("dermray.evaluate").joinpath(TERMS_NAME).read_text(encoding="utf-8")
-        document = json.loads(text)
+        document = documents.parse_json(text, TERMS_NAME)
         terms = {concept: tuple(words) for concept, words in document["terms"].items()}
         return cls(tuple(document["templates"]), tuple(document["references"]), terms)
 

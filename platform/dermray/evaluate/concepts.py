@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from dermray.errors import EvaluationError
-from dermray.evaluate import groups, metrics
+from dermray.evaluate import metrics
 from dermray.evaluate.bootstrap import Distribution, Metric, Seed, resample_weights
 from dermray.evaluate.concept_terms import Prompts
-from dermray.evaluate.features import Features
-from dermray.evaluate.predictions import ConceptPredictions
 from dermray.evaluate.samples import Samples
-from dermray.evaluate.settings import EvaluateConfig
-from dermray.evaluate.tasks import Context, TaskResult
+
+# Reports are compared by scores that were saved, without torch.
+if TYPE_CHECKING:
+    import torch
 
 # The published temperature: logits are cosines times exp(4.5944).
 TEMPERATURE = 1.0 / math.exp(4.5944)
@@ -47,6 +46,8 @@ def presence_scores(image_features: Any, target: Any, reference: Any, temperatur
     Raises:
         EvaluationError: shapes that do not fit, no prompts, a temperature of 0 or below, or values that are not finite.
     """
+    import torch
+
     images = torch.as_tensor(image_features).detach()
     targets, references = (torch.as_tensor(one).detach().to(images.device).double() for one in (target, reference))
     _check(images, targets, references, temperature)
@@ -106,71 +107,6 @@ def area_distributions(
     return Distribution(float(points.mean()), means), each
 
 
-class Concepts:
-    """Scores the presence of each concept that was looked for on the images."""
-
-    needs_training = False
-
-    def texts(self, samples: Samples, config: EvaluateConfig) -> list[str]:
-        """The target prompts of all concepts and the reference sentences."""
-        prompts = Prompts.load()
-        return [text for name in concepts_of(samples)[0] for text in prompts.targets(name)] + list(prompts.references)
-
-    def run(self, context: Context) -> TaskResult:
-        """Score every readable image; a concept that is marked on none or on all of them is left out and named."""
-        samples, features, config = context.samples, context.features, context.config
-        names, unknown = concepts_of(samples)
-        kept = np.flatnonzero(features.usable)
-        if len(kept) == 0:
-            raise EvaluationError(f"no image of the split {samples.split!r} is readable")
-        marks = marks_of(samples, names)[kept]
-        both = (marks.min(axis=0) == 0) & (marks.max(axis=0) == 1)
-        if not both.any():
-            raise EvaluationError("no concept is marked on some of the images and not on others; nothing to score")
-        scored = [name for name, usable in zip(names, both, strict=True) if usable]
-        images, prompts = features.images[kept], Prompts.load()
-        columns = [_scores(images, features, prompts, name) for name in scored]
-        scores, marks_scored = np.stack(columns, axis=1), marks[:, both]
-        mean, each = mean_auroc(scores, marks_scored, bootstrap=config.bootstrap, seed=config.seed)
-        good = sum(metric.value > GOOD_AUROC for metric in each)
-        return TaskResult(
-            metrics={"mean_auroc": mean},
-            headline=("mean_auroc",),
-            num_samples=len(kept),
-            excluded={"image not readable": int((~features.usable).sum())},
-            details={
-                "templates": list(prompts.templates),
-                "references": list(prompts.references),
-                "temperature": TEMPERATURE,
-                "concepts": [
-                    {
-                        "name": name,
-                        "num_samples": int(num),
-                        "auroc": metric.value,
-                        "low": metric.low,
-                        "high": metric.high,
-                    }
-                    for name, num, metric in zip(scored, marks_scored.sum(axis=0), each, strict=True)
-                ],
-                "num_above_0.7": good,
-                "concepts_of_one_kind": [name for name, usable in zip(names, both, strict=True) if not usable],
-                "concepts_without_terms": unknown,
-                "groups": groups.breakdown(
-                    samples.groups,
-                    kept,
-                    lambda rows, seed: group_scores(
-                        scores[rows], marks_scored[rows], bootstrap=config.bootstrap, seed=seed
-                    ),
-                    min_size=config.min_group_size,
-                    seed=config.seed,
-                ),
-            },
-            predictions=ConceptPredictions(
-                [samples.ids[index] for index in kept], scores.astype(np.float32), marks_scored, tuple(scored)
-            ),
-        )
-
-
 def group_scores(scores: np.ndarray, marks: np.ndarray, *, bootstrap: int, seed: Seed) -> dict[str, Distribution]:
     """The mean area over the concepts that are marked on some images of a group and not on others, if there are any."""
     both = (marks.min(axis=0) == 0) & (marks.max(axis=0) == 1)
@@ -212,12 +148,6 @@ def _plain(concept: str) -> str:
     return concept.strip().lower().replace("_", " ")
 
 
-def _scores(images: np.ndarray, features: Features, prompts: Prompts, concept: str) -> np.ndarray:
-    num_templates, num_terms = len(prompts.templates), len(prompts.terms[concept])
-    target = features.of_texts(prompts.targets(concept)).reshape(num_templates, num_terms, -1)
-    return presence_scores(images, target, features.of_texts(prompts.references)[:, None])
-
-
 def _check(images: torch.Tensor, targets: torch.Tensor, references: torch.Tensor, temperature: float) -> None:
     shapes = [list(one.shape) for one in (images, targets, references)]
     if images.ndim != 2 or targets.ndim != 3 or references.shape != (len(targets), 1, images.shape[-1]):
@@ -229,5 +159,5 @@ def _check(images: torch.Tensor, targets: torch.Tensor, references: torch.Tensor
     if not temperature > 0:
         raise EvaluationError(f"the temperature must be above 0, not {temperature}")
     for kind, one in (("image", images), ("target", targets), ("reference", references)):
-        if not torch.isfinite(one).all():
+        if not one.isfinite().all():
             raise EvaluationError(f"the {kind} features are not finite; look for NaN in the model's weights")

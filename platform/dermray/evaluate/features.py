@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dermray.embedding.pipeline import obtain
-from dermray.embedding.store import Say, Store, Vectors, default_uri, unit_length
-from dermray.encoder import EncoderInfo, Precision
+from dermray.embedding.store import Store, Vectors, default_uri, unit_length
+from dermray.encoder_info import WITHOUT_TEXTS, EncoderInfo, Precision
 from dermray.errors import EvaluationError
 from dermray.evaluate.samples import Samples
+from dermray.progress import Say, busy
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,21 @@ class Features:
     num_actors: int
     _texts: np.ndarray
     _text_rows: dict[str, int]
+
+    @classmethod
+    def none(cls, samples: Samples, info: EncoderInfo) -> Features:
+        """Of a run that encodes nothing, since its tasks and who predicts for them look at no vectors: no width."""
+        return cls(
+            info=info,
+            images=np.zeros((len(samples), 0), dtype=np.float32),
+            lengths=np.ones(len(samples), dtype=np.float32),
+            reasons=np.full(len(samples), "", dtype=object),
+            duration_s=0.0,
+            num_encoded=0,
+            num_actors=0,
+            _texts=np.zeros((1, 0), dtype=np.float32),
+            _text_rows={},
+        )
 
     @property
     def usable(self) -> np.ndarray:
@@ -94,11 +110,18 @@ def compute(
         ModelError: the model cannot be loaded, or its folder changes meanwhile.
         CorpusError: a shard cannot be read.
         StorageError: the cache cannot be read or written, or the nodes do not share it.
-        EvaluationError: the model's vectors are not finite, or no image could be encoded.
+        EvaluationError: the model takes no texts and some are given, its vectors are not finite, or no image could be
+            encoded.
     """
     began = time.monotonic()
     distinct = list(dict.fromkeys(texts))
-    store = Store.of(cache or default_uri(), model_uri, precision=precision)
+    with busy("loading the model", say):
+        store = Store.of(cache or default_uri(), model_uri, precision=precision)
+    if distinct and not store.info.context_length:
+        raise EvaluationError(
+            f"{WITHOUT_TEXTS.format(store.info.name)}, which some of the tasks ask for; give "
+            "tasks=[linear_probe,knn,few_shot]"
+        )
     obtained = obtain(
         [(samples.corpus_digest, samples.images) for samples in groups],
         distinct,

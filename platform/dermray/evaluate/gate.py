@@ -14,14 +14,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dermray import storage
+from dermray import scales, storage
 from dermray.errors import EvaluationError
 from dermray.evaluate import compare as compare_models
 
 REPORT_NAME = "report.json"
-# Scores of which less is better; ranks have no upper end, so that their margin is a share of the champion's.
-LOWER_IS_BETTER = ("_rank", "ece", "brier", "brier_score", "calibration_error", "nll", "gap")
-RELATIVE = ("_rank",)
 PAIRED, UNPAIRED = "paired", "unpaired"
 
 Interval = tuple[float, float, float]
@@ -86,10 +83,39 @@ def load_report(uri: str, sha256: str | None = None) -> dict[str, Scored]:
     if sha256 is not None and storage.sha256(file) != sha256:
         raise EvaluationError(f"{file} is not the report that the model was registered with (digest {sha256[:12]})")
     document = storage.read_json(file)
-    if "benchmarks" not in document:
-        return {"": Scored(uri, document)}
-    files = {name: storage.join(uri, part["report"]) for name, part in document["benchmarks"].items()}
-    return {name: Scored(file.rpartition("/")[0], storage.read_json(file)) for name, file in files.items()}
+    if not isinstance(document, dict) or "benchmarks" not in document:
+        return {"": Scored(uri, compare_models.whole(document, file))}
+    try:
+        files = {name: storage.inside(uri, part["report"]) for name, part in document["benchmarks"].items()}
+    except (AttributeError, KeyError, TypeError):
+        raise EvaluationError(f"{file} is no report of jobs/evaluate.py") from None
+    return {name: Scored(one.rpartition("/")[0], _of_suite(one)) for name, one in files.items()}
+
+
+def _of_suite(file: str) -> Mapping[str, Any]:
+    try:
+        return compare_models.whole(storage.read_json(file), file)
+    except FileNotFoundError:
+        raise EvaluationError(f"{file} does not exist, and the report of its suite names it; evaluate again") from None
+
+
+def require_model(reports: Mapping[str, Scored], weights_sha256: str, model: str) -> None:
+    """Refuse reports that are of another model.
+
+    Args:
+        weights_sha256: digest of the weights of `model`.
+
+    Raises:
+        EvaluationError: a report scored other weights; names both.
+    """
+    for scored in reports.values():
+        digest = str(scored.document["model"]["model_digest"])
+        if digest != weights_sha256:
+            raise EvaluationError(
+                f"{storage.join(scored.uri, REPORT_NAME)} is of another model ({scored.document['model'].get('uri')}, "
+                f"weights {digest[:12]}) than {model} (weights {weights_sha256[:12]}): score this one with "
+                "jobs/evaluate.py"
+            )
 
 
 def mismatches(champion: Mapping[str, Scored], candidate: Mapping[str, Scored]) -> list[str]:
@@ -132,12 +158,14 @@ def compare(
 def _difference(
     name: str, champion: Mapping[str, Any], candidate: Mapping[str, Any], paired: Interval | None, margin: float
 ) -> Difference:
-    sign = -1.0 if name.endswith(LOWER_IS_BETTER) else 1.0
+    scale = scales.of(name, champion)
+    sign = -1.0 if scale.lower_is_better else 1.0
     if paired is None:
         difference, low, high = interval_of(name, champion, candidate, sign)
     else:
         low, difference, high = sorted(sign * end for end in paired) if sign < 0 else paired
-    allowed = margin * abs(champion["value"]) if name.endswith(RELATIVE) else margin
+    # What is no share of 1, a rank or a length, has no upper end.
+    allowed = margin if scale.is_share else margin * abs(champion["value"])
     method = UNPAIRED if paired is None else PAIRED
     return Difference(name, champion["value"], candidate["value"], difference, low, high, allowed, method)
 
@@ -198,6 +226,7 @@ def _benchmark_of(document: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "corpus digest": document["corpus"]["digest"],
         "split": document["corpus"]["split"],
+        "max_samples": document.get("config", {}).get("max_samples"),
         "list of templates": zero_shot.get("templates"),
         "cost of the linear probe": document.get("config", {}).get("probe_cost", 1.0),
     }

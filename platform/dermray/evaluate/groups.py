@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dermray.corpus import patients
+from dermray.corpus.spelling import is_placeholder
 from dermray.evaluate.bootstrap import Distribution, Seed
 
 # Dimension → the group of each sample, None where it is not known.
@@ -29,7 +31,6 @@ TABLE_COLUMNS = {
     "source": ("source", "dataset", "attribution"),
 }
 _JOINED_TYPES = {"12": "I and II", "34": "III and IV", "56": "V and VI"}
-_UNKNOWN = {"", "unknown", "unk", "nan", "none", "null", "n/a", "na", "-1", "-"}
 
 
 def of_corpus(rows: Iterable[Mapping[str, Any]]) -> Groups:
@@ -38,7 +39,8 @@ def of_corpus(rows: Iterable[Mapping[str, Any]]) -> Groups:
     for row in rows:
         meta = row["meta"] or {}
         groups["skin_type"].append(SKIN_TYPES[row["skin_type"] - 1] if row["skin_type"] else None)
-        groups["sex"].append(_word(meta.get("sex") or ""))
+        # Corpora of earlier builds hold it as their tables wrote it.
+        groups["sex"].append(patients.sex(meta.get("sex") or ""))
         groups["age"].append(age_band(meta.get("age")))
         groups["body_site"].append(_word(meta.get("body_site") or ""))
         groups["source"].append(row["source"])
@@ -47,17 +49,30 @@ def of_corpus(rows: Iterable[Mapping[str, Any]]) -> Groups:
 
 def of_table(rows: Sequence[Mapping[str, str]]) -> Groups:
     """Groups of a raw table's rows, by the columns of `TABLE_COLUMNS` that it has."""
+    columns = _columns(rows)
+    return {dimension: [_READ[dimension](row[column]) for row in rows] for dimension, column in columns.items()}
+
+
+def not_understood(rows: Sequence[Mapping[str, str]]) -> dict[str, dict[str, int]]:
+    """By dimension, how often each text of a raw table's rows stands that says something and that no reading fits."""
+    found = {}
+    for dimension, column in _columns(rows).items():
+        read = _READ[dimension]
+        cells = Counter(" ".join(row[column].split()) for row in rows)
+        strange = {cell: times for cell, times in cells.items() if not is_placeholder(cell) and read(cell) is None}
+        if strange:
+            found[dimension] = strange
+    return found
+
+
+def _columns(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The column of each dimension that a table says something of."""
     names = {name.strip().lower(): name for name in (rows[0] if rows else {})}
-    read: dict[str, Callable[[str], str | None]] = {
-        "skin_type": _skin_type,
-        "age": lambda cell: age_band(patients.age_years(cell)),
+    found = {
+        dimension: next((names[name] for name in wanted if name in names), None)
+        for dimension, wanted in TABLE_COLUMNS.items()
     }
-    groups: Groups = {}
-    for dimension, wanted in TABLE_COLUMNS.items():
-        column = next((names[name] for name in wanted if name in names), None)
-        if column is not None:
-            groups[dimension] = [read.get(dimension, _word)(row[column]) for row in rows]
-    return groups
+    return {dimension: column for dimension, column in found.items() if column is not None}
 
 
 def age_band(years: float | None) -> str | None:
@@ -126,10 +141,18 @@ def _place(name: str) -> tuple[int, str]:
 
 
 def _word(cell: str) -> str | None:
-    word = cell.strip().lower()
-    return None if word in _UNKNOWN else word
+    return None if is_placeholder(cell) else cell.strip().lower()
 
 
 def _skin_type(cell: str) -> str | None:
     number = patients.skin_type(cell)
     return SKIN_TYPES[number - 1] if number else _JOINED_TYPES.get(cell.strip())
+
+
+_READ: dict[str, Callable[[str], str | None]] = {
+    "skin_type": _skin_type,
+    "sex": patients.sex,
+    "age": lambda cell: age_band(patients.age_years(cell)),
+    "body_site": _word,
+    "source": _word,
+}

@@ -8,13 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dermray.embedding.store import unit_length
 from dermray.errors import EvaluationError
-from dermray.evaluate.classified import describe
-from dermray.evaluate.probing import Labelled
-from dermray.evaluate.samples import Samples
-from dermray.evaluate.settings import EvaluateConfig
-from dermray.evaluate.tasks import Context, TaskResult
 
 TEMPERATURE = 0.07
 # Cosines held at a time (float32: 64 MiB), whatever the number of images.
@@ -43,34 +37,3 @@ def vote(
         np.add.at(block, (np.arange(len(block))[:, None], train_labels[nearest]), weights)
         block /= weights.sum(axis=1, keepdims=True)
     return probabilities
-
-
-class KNearest:
-    """Names the condition of each image by the training images nearest to it."""
-
-    needs_training = True
-
-    def texts(self, samples: Samples, config: EvaluateConfig) -> list[str]:
-        """None."""
-        return []
-
-    def run(self, context: Context) -> TaskResult:
-        """Score every sample that has a label and an image."""
-        config, data = context.config, Labelled.of(context)
-        train_features = unit_length(data.train_features)[0]
-
-        def predict(images: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-            return vote(images, train_features, data.train_labels, data.num_classes, k=config.neighbours)
-
-        probabilities = predict(unit_length(data.features)[0], np.ones(len(data.labels)))
-        predictions = data.predictions(probabilities)
-        return TaskResult(
-            metrics=data.score(probabilities, bootstrap=config.bootstrap, seed=config.seed),
-            headline=("accuracy", "balanced_accuracy", "macro_auroc"),
-            num_samples=len(data.labels),
-            excluded=data.excluded,
-            details=data.details()
-            | {"k": min(config.neighbours, len(data.train_labels)), "temperature": TEMPERATURE}
-            | describe(context, data.classes, data.kept, predictions, predict),
-            predictions=predictions,
-        )

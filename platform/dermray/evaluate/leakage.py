@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from dermray import storage
+from dermray import parquet_bounds, storage
 from dermray.errors import EvaluationError
 from dermray.evaluate.samples import Samples
+from dermray.model_uri import folder_uri
 
+DERMRAY_NAME = "dermray.json"
 JSON_NAME, PAIRS_NAME = "leakage.json", "leakage.parquet"
 COLUMNS = ["evaluation_corpus", "evaluation_split", "evaluation_sample_id"]
 MAX_BYTES = 1 << 30
 FOUND, CLEAR = "resembles a training image", "resembles none"
+
+
+def training_digest_of(model_uri: str) -> str | None:
+    """Digest of the corpus that a model folder says it was trained on; None where it says none."""
+    folder = folder_uri(model_uri)
+    if folder is None:
+        return None
+    try:
+        document = storage.read_object(storage.join(folder, DERMRAY_NAME))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return document.get("corpus_digest")
 
 
 @dataclass(frozen=True)
@@ -45,9 +60,12 @@ class Leakage:
             EvaluationError: there is none, or it is not whole.
         """
         try:
-            document = storage.read_json(storage.join(uri, JSON_NAME))
+            document = storage.read_object(storage.join(uri, JSON_NAME))
             data = storage.read_bytes(storage.join(uri, PAIRS_NAME), max_bytes=MAX_BYTES)
-            rows = pq.read_table(pa.BufferReader(data), columns=COLUMNS).to_pylist()
+            # A report of an earlier build does not name its pairs.
+            if document.get("pairs_sha256", found := hashlib.sha256(data).hexdigest()) != found:
+                raise KeyError(PAIRS_NAME)
+            rows = parquet_bounds.read_table(pa.BufferReader(data), columns=COLUMNS).to_pylist()
             return cls(
                 uri,
                 document["training"]["uri"],
@@ -58,8 +76,27 @@ class Leakage:
             )
         except FileNotFoundError:
             raise EvaluationError(f"leakage: {uri} has no {JSON_NAME}; give the output of jobs/leakage.py") from None
-        except (pa.ArrowException, KeyError, TypeError):
+        except (pa.ArrowException, OSError, KeyError, TypeError):
             raise EvaluationError(f"leakage: {uri} is no whole report; run jobs/leakage.py again") from None
+
+    def require_about(self, scored: Sequence[Samples], training_digest: str | None) -> None:
+        """Refuse a report that says nothing of what is scored, or that compared another training corpus.
+
+        Args:
+            training_digest: of the corpus that the model was trained on, where that is known.
+
+        Raises:
+            EvaluationError: it is so; names the digests.
+        """
+        if training_digest is not None and training_digest != self.training_digest:
+            raise EvaluationError(
+                f"leakage: {self.uri} compared the training corpus {self.training_digest[:12]} ({self.training_uri}), "
+                f"and the model was trained on {training_digest[:12]}: run jobs/leakage.py with that one"
+            )
+        if scored and all(self.of(samples) is None for samples in scored):
+            known = ", ".join(f"{uri}#{split or 'all'} ({digest[:12]})" for uri, split, digest in self.compared)
+            asked = ", ".join(f"{one.uri}#{one.split} ({one.corpus_digest[:12]})" for one in scored)
+            raise EvaluationError(f"leakage: {self.uri} is about {known}, not about {asked}")
 
     def of(self, samples: Samples) -> set[str] | None:
         """Those of some samples that resemble a training image; None where the report is not about them."""

@@ -7,15 +7,16 @@ says in its metadata (`dermray.predictions`, JSON) which task, split, corpus and
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dermray import storage
+from dermray import documents, parquet_bounds, storage
 from dermray.errors import EvaluationError
 
 SCHEMA_VERSION = 1
@@ -80,14 +81,45 @@ class RetrievalPredictions:
     text_to_image_tied: np.ndarray
 
 
-Predictions = ClassPredictions | ConceptPredictions | RetrievalPredictions
+@dataclass(frozen=True, eq=False)
+class OwnPredictions:
+    """What was said of N samples and what is true, in a form that only the task that scores them knows.
+
+    Attributes:
+        sample_ids: `N`.
+        predicted, truth: name → numbers, `[N]` or `[N, K]`; of a mask, say, what it shares with the true one.
+        scored_by: the task as `tasks` names it, so that its `distributions` is found; the report fills it in.
+    """
+
+    sample_ids: Sequence[str]
+    predicted: Mapping[str, np.ndarray]
+    truth: Mapping[str, np.ndarray]
+    scored_by: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what no columns can be made of.
+
+        Raises:
+            EvaluationError: other shapes, numbers of samples or types, or a name with a point.
+        """
+        for name, values in [*self.predicted.items(), *self.truth.items()]:
+            fits = values.ndim in (1, 2) and len(values) == len(self.sample_ids) and values.dtype.kind in "biuf"
+            if not fits or "." in name:
+                raise EvaluationError(
+                    f"predictions of one's own must be numbers [N] or [N, K] of {len(self.sample_ids)} samples, by "
+                    f"names without points, not {name} of {values.dtype} {list(values.shape)}"
+                )
+
+
+Predictions = ClassPredictions | ConceptPredictions | RetrievalPredictions | OwnPredictions
 _KINDS: dict[str, type[Predictions]] = {
     "classification": ClassPredictions,
     "concepts": ConceptPredictions,
     "retrieval": RetrievalPredictions,
+    "own": OwnPredictions,
 }
 # Fields that are the same for all samples; they stand in the metadata, not in columns.
-_SHARED = ("classes", "concepts", "setting", "prefix")
+_SHARED = ("classes", "concepts", "setting", "prefix", "scored_by")
 # Fields whose columns have another name, and back.
 _COLUMNS = {"sample_ids": "sample_id", "labels": "label"}
 _FIELDS = {column: name for name, column in _COLUMNS.items()}
@@ -104,18 +136,25 @@ def write(uri: str, predictions: Predictions, origin: Origin) -> None:
     Raises:
         StorageError: it cannot be written.
     """
+    with storage.staged(uri) as aside:
+        write_file(aside, predictions, origin)
+
+
+def write_file(path: Path, predictions: Predictions, origin: Origin) -> None:
+    """Write the file at a local path."""
     kind = next(name for name, one in _KINDS.items() if isinstance(predictions, one))
     columns: dict[str, pa.Array] = {}
     shared = {}
     for name, value in vars(predictions).items():
         if name in _SHARED:
             shared[name] = value
+        elif isinstance(value, Mapping):
+            columns |= {f"{name}.{key}": _column(each) for key, each in value.items()}
         else:
             columns[_COLUMNS.get(name, name)] = _column(value)
     about = {"schema_version": SCHEMA_VERSION, "kind": kind, **asdict(origin), **shared}
     table = pa.table(columns).replace_schema_metadata({METADATA_KEY: json.dumps(about)})
-    with storage.staged(uri) as aside:
-        pq.write_table(table, aside, compression="zstd")
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
 
 
 def read(uri: str) -> tuple[Predictions, Origin]:
@@ -125,8 +164,9 @@ def read(uri: str) -> tuple[Predictions, Origin]:
         EvaluationError: no such file, or none of ours.
     """
     try:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(uri, max_bytes=MAX_BYTES)))
-        about = json.loads(table.schema.metadata[METADATA_KEY])
+        data = storage.read_bytes(uri, max_bytes=MAX_BYTES)
+        table = parquet_bounds.read_table(pa.BufferReader(data))
+        about = documents.parse_json(table.schema.metadata[METADATA_KEY], uri)
         version, kind = about.pop("schema_version"), _KINDS[about.pop("kind")]
         if version != SCHEMA_VERSION:
             raise EvaluationError(f"the predictions {uri} have schema version {version}; this code reads 1")
@@ -135,11 +175,15 @@ def read(uri: str) -> tuple[Predictions, Origin]:
             name: tuple(value) if isinstance(value, list) else value for name, value in about.items()
         }
         for name in table.column_names:
-            fields[_FIELDS.get(name, name)] = _array(table[name])
+            outer, _, inner = name.partition(".")
+            if inner:
+                fields.setdefault(outer, {})[inner] = _array(table[name])
+            else:
+                fields[_FIELDS.get(name, name)] = _array(table[name])
         return kind(**fields), origin
     except FileNotFoundError:
         raise EvaluationError(f"there are no predictions at {uri}; run the evaluation again") from None
-    except (pa.ArrowException, KeyError, TypeError, ValueError):
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         raise EvaluationError(f"{uri} holds no predictions of an evaluation; run the evaluation again") from None
 
 
@@ -154,5 +198,5 @@ def _array(column: pa.ChunkedArray) -> Any:
     if pa.types.is_string(whole.type):
         return whole.to_pylist()
     if pa.types.is_fixed_size_list(whole.type):
-        return whole.flatten().to_numpy().reshape(-1, whole.type.list_size)
-    return whole.to_numpy()
+        return whole.flatten().to_numpy(zero_copy_only=False).reshape(-1, whole.type.list_size)
+    return whole.to_numpy(zero_copy_only=False)

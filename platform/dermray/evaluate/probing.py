@@ -1,19 +1,20 @@
-"""What tasks share that learn from labelled features: both splits, a fitted probe's probabilities, seeds to a mean."""
+"""What tasks share that learn from labelled features: both splits, what a predictor learns from, seeds to a mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
 from dermray.errors import EvaluationError
-from dermray.evaluate import logistic, metrics
+from dermray.evaluate import metrics
 from dermray.evaluate.bootstrap import Metric
 from dermray.evaluate.classes import Classes, classes_of
 from dermray.evaluate.predictions import ClassPredictions
-from dermray.evaluate.tasks import Context
+from dermray.evaluate.predictors.contract import Lesson, Seen
+from dermray.evaluate.tasks.contract import Context
 
 # Scores of the published linear probes; their AUROC is one-vs-one.
 PROBE_METRICS = (
@@ -31,6 +32,8 @@ class Labelled:
     """Features and classes of the samples that have both, to learn from and to score on."""
 
     classes: Classes
+    # the `M` to learn from, with all that is known of them
+    learnt: Seen
     # float32 `[M, D]` and `[N, D]`, in the length that the tower gives them; int64 `[M]` and `[N]`
     train_features: np.ndarray
     train_labels: np.ndarray
@@ -49,7 +52,10 @@ class Labelled:
         Raises:
             EvaluationError: there is no training split, or no sample with a label in one of them.
         """
-        assert context.training is not None, "the suite gives a training split to tasks that need one"
+        if context.training is None:
+            raise EvaluationError(
+                "there is no training split: a task that learns says so, by learns=True of its TaskKind"
+            )
         samples, (train_samples, train_features) = context.samples, context.training
         classes = classes_of(samples.followed_by(train_samples))
         targets, train_targets = classes.targets[: len(samples)], classes.targets[len(samples) :]
@@ -61,6 +67,7 @@ class Labelled:
         scored = replace(classes, targets=targets)
         return cls(
             classes=scored,
+            learnt=Seen(train_samples, train_features, np.flatnonzero(learnt)),
             train_features=train_features.as_given()[learnt],
             train_labels=train_targets[learnt],
             features=context.features.as_given()[kept],
@@ -75,24 +82,12 @@ class Labelled:
         """Of both splits together."""
         return len(self.classes.labels)
 
-    def fit(self, rows: np.ndarray, *, seed: int, cost: float = 1.0) -> Callable[[np.ndarray], np.ndarray]:
-        """A linear probe fitted on some training samples: from features `[N, D]` to probabilities, float64 `[N, C]`.
-
-        A class that they lack gets the probability 0.
-        """
-        present, labels = np.unique(self.train_labels[rows], return_inverse=True)
-        fitted = logistic.fit(self.train_features[rows].astype(np.float64), labels, seed=seed, cost=cost)
-
-        def predict(features: np.ndarray) -> np.ndarray:
-            probabilities = np.zeros((len(features), self.num_classes))
-            probabilities[:, present] = fitted.predict_proba(features.astype(np.float64))
-            return probabilities
-
-        return predict
-
-    def probe(self, rows: np.ndarray, *, seed: int) -> np.ndarray:
-        """Probabilities of the scored samples, float64 `[N, C]`, by a linear probe fitted on some training samples."""
-        return self.fit(rows, seed=seed)(self.features)
+    def lesson(self, context: Context, rows: np.ndarray | None = None) -> Lesson:
+        """Training samples for a predictor to learn from, all or some of them."""
+        learnt, labels = self.learnt, self.train_labels
+        if rows is not None:
+            learnt, labels = replace(learnt, rows=learnt.rows[rows]), labels[rows]
+        return replace(context.lesson(self.classes), learnt=learnt, labels=labels)
 
     def predictions(self, probabilities: np.ndarray, *, setting: str = "", prefix: str = "") -> ClassPredictions:
         """Probabilities of the scored samples as predictions of a task."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from dermray.errors import EvaluationError
+
+# Reports are compared by ranks that were saved, without torch.
+if TYPE_CHECKING:
+    import torch
 
 # In float64 equal pairs differ by rounding below this, others hardly ever do.
 TIE_TOLERANCE = 1e-12
@@ -77,6 +80,8 @@ def checked(image_features: Any, text_features: Any) -> tuple[torch.Tensor, torc
     Raises:
         EvaluationError: as `pair_ranks`.
     """
+    import torch
+
     images, texts = torch.as_tensor(image_features), torch.as_tensor(text_features)
     if images.ndim != 2 or images.shape != texts.shape:
         raise EvaluationError(
@@ -110,6 +115,8 @@ class _Scores:
 
     @classmethod
     def of(cls, images: torch.Tensor, texts: torch.Tensor) -> _Scores:
+        import torch
+
         own = torch.cat([_products(images[rows], texts[rows]) for rows in _blocks(len(images))])
         lengths = [torch.linalg.vector_norm(each, dim=1, dtype=torch.float64) for each in (images, texts)]
         longest = [float(each.max()) for each in lengths]
@@ -160,6 +167,8 @@ class _Scores:
         return counts
 
     def _exactly(self, rows: slice, columns: slice) -> tuple[np.ndarray, np.ndarray]:
+        import torch
+
         scores = self.images[rows].double() @ self.texts[columns].double().T
         found = []
         for axis, own in enumerate((self.own[rows, None], self.own[columns])):

@@ -6,30 +6,37 @@ import hashlib
 import importlib.metadata
 import math
 import platform
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 import dermray
-from dermray import __version__, reporting, storage
-from dermray.errors import ImageError
+from dermray import __version__, documents, extensions, reporting, scales, storage
+from dermray.corpus.accounts import require_balance, told_in_words
+from dermray.errors import EvaluationError
 from dermray.evaluate import predictions, report_plots
 from dermray.evaluate.benchmarks import Benchmark, Suite
 from dermray.evaluate.bootstrap import Metric
 from dermray.evaluate.cases import Skipped
 from dermray.evaluate.leakage import Leakage
-from dermray.evaluate.predictions import Predictions
+from dermray.evaluate.predictions import OwnPredictions, Predictions
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
-from dermray.evaluate.tasks import Context, TaskResult
+from dermray.evaluate.tasks import kinds
+from dermray.evaluate.tasks.contract import Context, TaskResult, scorer
+from dermray.scales import Scale
 
 SCHEMA_VERSION = 1
 JSON_NAME = "report.json"
 HTML_NAME = "report.html"
 SOURCE_SUFFIXES = (".py", ".yaml", ".json")
+# Macros of a task's part of the page: at its top, its own, and at its end.
+PARTS = ("tiles", "block", "computed")
 VERSIONED_PACKAGES = ("torch", "open_clip_torch", "pillow", "numpy")
 
 
@@ -50,6 +57,8 @@ class Report:
         flat: dict[str, float] = {}
         for task, section in self.document["tasks"].items():
             for name, metric in section["metrics"].items():
+                if metric["value"] is None:
+                    continue
                 key = f"{task}/{name.replace('@', '_at_')}"
                 flat[key] = metric["value"]
                 if metric["low"] is not None:
@@ -71,20 +80,30 @@ class Report:
         """A few lines for a terminal."""
         lines = []
         for task, section in self.document["tasks"].items():
-            shown = ", ".join(f"{name} {_with_interval(section['metrics'][name])}" for name in section["headline"])
-            lines.append(f"{task} ({section['num_samples']:,} samples): {shown}")
+            shown = ", ".join(f"{name} {_said(name, section['metrics'][name])}" for name in section["headline"])
+            used, excluded = section["num_samples"], section["excluded"]
+            lines.append(f"{task} ({used:,} samples): {shown}")
+            figures = require_balance(task, used + sum(excluded.values()), used, excluded)
+            if figures["told"]:
+                lines.append(f"{task}: {told_in_words(figures)}")
         return lines
 
     def save(self, uri: str) -> None:
         """Write `predictions/TASK.parquet`, `report.html` and then `report.json` into the folder `uri`."""
+        storage.write_together(self.files(uri))
+
+    def files(self, uri: str) -> dict[str, str | Callable[[Path], object]]:
+        """What `save` writes, as `storage.write_together` takes it."""
         model, corpus = self.document["model"], self.document["corpus"]
+        files: dict[str, str | Callable[[Path], object]] = {}
         for task, found in self.predictions.items():
             origin = predictions.Origin(
                 task, corpus["split"], corpus["digest"], model["model_digest"], model["preprocessing_digest"]
             )
-            predictions.write(storage.join(uri, predictions.path_of(task)), found, origin)
-        storage.write_text(storage.join(uri, HTML_NAME), self.html)
-        storage.write_json(storage.join(uri, JSON_NAME), self.document)
+            write = partial(predictions.write_file, predictions=found, origin=origin)
+            files[storage.join(uri, predictions.path_of(task))] = write
+        written = documents.json_text(self.document)
+        return files | {storage.join(uri, HTML_NAME): self.html, storage.join(uri, JSON_NAME): written}
 
 
 @dataclass(frozen=True)
@@ -115,10 +134,11 @@ class SuiteReport:
 
     def save(self, uri: str) -> None:
         """Write each data set's report into its own folder below `uri`, then the summary into `uri`."""
+        files: dict[str, str | Callable[[Path], object]] = {}
         for name, report in self.reports.items():
-            report.save(storage.join(uri, _short(name)))
-        storage.write_text(storage.join(uri, HTML_NAME), self.html)
-        storage.write_json(storage.join(uri, JSON_NAME), self.document)
+            files |= report.files(storage.join(uri, _short(name)))
+        written = documents.json_text(self.document)
+        storage.write_together(files | {storage.join(uri, HTML_NAME): self.html, storage.join(uri, JSON_NAME): written})
 
 
 def summarise(
@@ -144,7 +164,7 @@ def summarise(
         "suite": suite.model_dump(mode="json", exclude={"benchmarks"}),
         "model": next((report.document["model"] for report in reports.values()), None),
         "duration_s": round(duration_s, 3),
-        "config": config.model_dump(mode="json"),
+        "config": config.recorded(),
         "benchmarks": {
             name: {
                 "report": storage.join(_short(name), JSON_NAME),
@@ -186,7 +206,7 @@ def build(
 
     Args:
         context: what the tasks worked on.
-        results: task name → result.
+        results: name of a task, as `tasks` names it → result.
         model_uri: where the model was loaded from.
         duration_s: of the whole evaluation.
         benchmark: what was computed, where it is a published one.
@@ -195,14 +215,17 @@ def build(
     document = _document(context, results, model_uri, duration_s)
     document["benchmark"] = _compared(benchmark, document) if benchmark else None
     document["leakage"] = leakage.describe(context.samples) if leakage else None
-    thumbnails = _thumbnails(context.samples, _shown_indices(document["tasks"]))
-    html = reporting.render(
-        "evaluate.html",
-        document=document,
-        thumbnail=thumbnails.get,
-        plots={name: report_plots.of_section(section) for name, section in document["tasks"].items()},
-    )
-    kept = {name: result.predictions for name, result in results.items() if result.predictions is not None}
+    shown = frozenset().union(*(result.pictures for result in results.values()))
+    sources = {kinds.short(name): scorer(name).page for name in results}
+    pages = _pages(document["tasks"], sources, _thumbnails(context.samples, shown))
+    html = reporting.render("evaluate.html", document=document, pages=pages)
+    kept = {
+        kinds.short(name): replace(one.predictions, scored_by=name)
+        if isinstance(one.predictions, OwnPredictions)
+        else one.predictions
+        for name, one in results.items()
+        if one.predictions is not None
+    }
     return Report(document, html, kept)
 
 
@@ -243,6 +266,8 @@ def _document(context: Context, results: Mapping[str, TaskResult], model_uri: st
             "digest": samples.corpus_digest,
             "split": samples.split,
             "num_samples": len(samples),
+            "rows": samples.rows,
+            "told": samples.told,
             "train_split": context.training[0].split if context.training else None,
             "num_train_samples": len(context.training[0]) if context.training else None,
         },
@@ -261,19 +286,27 @@ def _document(context: Context, results: Mapping[str, TaskResult], model_uri: st
             "failed_images": features.failures,
             "failed_train_images": context.training[1].failures if context.training else {},
         },
-        "config": context.config.model_dump(mode="json"),
+        "config": context.config.recorded(),
         "tasks": {
-            name: {
+            kinds.short(name): {
+                "title": kinds.find(name).title,
                 "num_samples": result.num_samples,
                 "headline": list(result.headline),
                 "excluded": result.excluded,
-                "metrics": {key: asdict(metric) for key, metric in result.metrics.items()},
-                "predictions": predictions.path_of(name) if result.predictions is not None else None,
+                "metrics": {key: _score(metric, result.scales.get(key)) for key, metric in result.metrics.items()},
+                "predictions": predictions.path_of(kinds.short(name)) if result.predictions is not None else None,
                 **result.details,
             }
+            | _predicted_by(context.config, name)
             for name, result in results.items()
         },
     }
+
+
+def _predicted_by(config: EvaluateConfig, task: str) -> dict[str, str]:
+    """Who predicted for a task, where it asks somebody."""
+    name = config.predictor_of(task)
+    return {"predictor": name} if name else {}
 
 
 @cache
@@ -288,32 +321,46 @@ def _code_digest() -> str:
     return digest.hexdigest()
 
 
-def _shown_indices(tasks: Mapping[str, Any]) -> set[int]:
-    """Samples whose pictures the page shows."""
-    found: set[int] = set()
-    for kind in ("right", "wrong"):
-        for one in tasks.get("zero_shot", {}).get("examples", {}).get(kind, []):
-            found.update([one["index"], *(neighbour["index"] for neighbour in one["neighbours"])])
-    for query in tasks.get("retrieval", {}).get("examples", []):
-        found.add(query["index"])
-        found.update(one["index"] for one in query["images"])
-    return found
+def _pages(
+    sections: Mapping[str, Any], sources: Mapping[str, str], thumbnails: Mapping[int, str]
+) -> dict[str, dict[str, Markup]]:
+    """Each task's part of the page: `tiles`, `block` and `computed`.
+
+    Raises:
+        EvaluationError: a task's part cannot be made.
+    """
+    pages: dict[str, dict[str, Markup]] = {}
+    for name, section in sections.items():
+        try:
+            context = {
+                "name": name,
+                "title": section["title"],
+                "section": section,
+                "plots": report_plots.of_section(section),
+                "thumbnail": thumbnails.get,
+                "first": not any(page["tiles"] for page in pages.values()),
+            }
+            pages[name] = reporting.macros(sources[name], PARTS, **context)
+        except Exception as error:  # a template of somebody else's may do anything
+            reason = extensions.reason(error)
+            raise EvaluationError(f"{name}: its part of the page cannot be made: {reason}") from error
+    return pages
 
 
 def _thumbnails(samples: Samples, indices: Iterable[int]) -> dict[int, str]:
     found: dict[int, str] = {}
     for index, image in samples.read_images(sorted(indices)).items():
-        try:
-            found[index] = reporting.thumbnail(image, max_side=200)
-        except ImageError:
-            # An unreadable image has no vector and so appears nowhere, unless the file changed since: no picture then.
-            continue
+        picture = reporting.thumbnail(image, max_side=200)
+        if picture is not None:
+            found[index] = picture
     return found
 
 
-def _with_interval(metric: Mapping[str, float | None]) -> str:
-    value, low, high = metric["value"], metric["low"], metric["high"]
-    if value is None or math.isnan(value):
-        return reporting.NO_VALUE
-    interval = f" [{100 * low:.1f}, {100 * high:.1f}]" if low is not None and high is not None else ""
-    return f"{100 * value:.1f} %{interval}"
+def _said(name: str, metric: Mapping[str, Any]) -> str:
+    return scales.of(name, metric).said(metric["value"], metric["low"], metric["high"])
+
+
+def _score(metric: Metric, scale: Scale | None) -> dict[str, Any]:
+    """A score as the document has it; one that is undefined (NaN) has the value null."""
+    found = asdict(metric) | ({} if scale is None else scale.to_json())
+    return found | ({"value": None} if math.isnan(metric.value) else {})

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 
 from dermray import storage
+from dermray.corpus import branches
+from dermray.corpus.accounts import OTHER_SPLIT, require_balance
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import Ontology
 from dermray.embedding.units import Images, RowGroup, read_file, read_row_group, row_groups
 from dermray.evaluate import groups
 
 RAW_ASPECT = "raw"
+BEYOND = "beyond max_samples"
 _COLUMNS = ["sample_id", "captions", "labels", "concepts", "skin_type", "source", "meta"]
 
 
@@ -45,6 +48,12 @@ class Samples:
     groups: groups.Groups = field(default_factory=dict)
     # rows of a raw table left out, by reason
     dropped: dict[str, int] = field(default_factory=dict)
+    # what label cells hold that only stand for nothing ("nan", "unknown"), and how often
+    placeholders: dict[str, int] = field(default_factory=dict)
+    # what became of all rows of the table, or samples of the corpus: the figures of `require_balance`
+    rows: dict[str, Any] = field(default_factory=dict)
+    # what a raw table says and nobody understands: field → text → rows (`dermray.evaluate.telling`)
+    told: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, uri: str, split: str, *, max_samples: int | None = None) -> Samples:
@@ -60,6 +69,9 @@ class Samples:
         for group in images:
             rows.extend(read_row_group(group, _COLUMNS).to_pylist())
         labels = [list(row["labels"]) for row in rows]
+        in_split = manifest.splits[split]
+        asked = min(in_split, max_samples or in_split)
+        not_asked = {OTHER_SPLIT: manifest.num_samples - in_split, BEYOND: in_split - asked}
         known = manifest.ontology_sha256 is not None
         return cls(
             uri=uri,
@@ -71,7 +83,8 @@ class Samples:
             labels=labels,
             concepts=[list(row["concepts"]) for row in rows],
             groups=groups.of_corpus(rows),
-            ontology=Ontology.load(uri) if known else Ontology.flat({one for each in labels for one in each}),
+            rows=require_balance(uri, manifest.num_samples, len(rows), not_asked),
+            ontology=branches.load(uri) if known else Ontology.flat({one for each in labels for one in each}),
         )
 
     def __len__(self) -> int:

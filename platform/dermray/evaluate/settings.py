@@ -1,14 +1,21 @@
-"""Keys of `jobs/evaluate.py`."""
+"""Keys of `jobs/evaluate.py` and `jobs/compare.py`."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
+from dermray import storage
 from dermray.config import ClusterConfig, Config, TrackingConfig
+from dermray.corpus import spelling
+from dermray.evaluate.predictors import kinds as predictors
+from dermray.evaluate.tasks import kinds
+from dermray.evaluate.tasks.kinds import TaskConfig, TaskName
+from dermray.keys import Reader
 
-TaskName = Literal["zero_shot", "concepts", "retrieval", "linear_probe", "knn", "few_shot"]
+DEFAULT_TASKS = ("zero_shot", "retrieval")
 
 
 class TableColumns(Config):
@@ -37,7 +44,17 @@ class EvaluateConfig(Config):
     train_split: str = Field("train", description="split that linear_probe, knn and few_shot learn from")
     validation_split: str = Field("val", description="split that the temperature of the calibration is fitted on")
     tasks: tuple[TaskName, ...] = Field(
-        (), description="what to compute; empty: what the benchmark asks for, else zero_shot and retrieval"
+        (),
+        description="what to compute: zero_shot, retrieval, concepts, linear_probe, knn, few_shot, classification, the "
+        "name of an installed package's task, or package.module:NAME; empty: the benchmark's, else the first two",
+    )
+    task: dict[str, SerializeAsAny[TaskConfig]] = Field(
+        {}, description="keys of tasks of an installed package or of one's own, task.NAME.key=value"
+    )
+    predictor: dict[str, str] = Field(
+        {},
+        description="who predicts for a task, predictor.TASK=NAME: zero_shot, linear_probe, knn, the name of an "
+        "installed package's predictor, or package.module:NAME; empty: the task's own",
     )
     columns: TableColumns = TableColumns()
     classes: tuple[str, ...] = Field((), description="class names of a table of one's own, in the order of its numbers")
@@ -94,7 +111,7 @@ class EvaluateConfig(Config):
     @field_validator("tasks")
     @classmethod
     def _once_each(cls, tasks: tuple[TaskName, ...]) -> tuple[TaskName, ...]:
-        return tuple(dict.fromkeys(tasks))
+        return kinds.named(tasks)
 
     @field_validator("label_fractions")
     @classmethod
@@ -114,9 +131,15 @@ class EvaluateConfig(Config):
     @field_validator("classes")
     @classmethod
     def _differ(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        repeated = next((name for name in names if names.count(name) > 1), None)
-        if repeated is not None:
-            raise ValueError(f"the class name {repeated!r} is given more than once; each class needs its own")
+        spelled: dict[str, str] = {}
+        for name in names:
+            if spelling.is_placeholder(name):
+                raise ValueError(f"the class name {name!r} says nothing, and no label is of that class")
+            other = spelled.setdefault(spelling.key(name), name)
+            if other == name and names.count(name) > 1:
+                raise ValueError(f"the class name {name!r} is given more than once; each class needs its own")
+            if other != name:
+                raise ValueError(f"the class names {other!r} and {name!r} are one, as labels are compared")
         return names
 
     @model_validator(mode="after")
@@ -126,3 +149,72 @@ class EvaluateConfig(Config):
         if self.corpus is None and self.data is None:
             raise ValueError("corpus: give corpus=PREPARED, benchmark=NAME data=FOLDER, or data=TABLE.csv of your own")
         return self
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _by_their_kinds(cls, sections: Any, info: ValidationInfo) -> dict[str, TaskConfig]:
+        # `tasks` is not there where it was refused itself.
+        return kinds.settings_of(info.data.get("tasks", ()), sections)
+
+    @classmethod
+    def prepared(cls, tree: Mapping[str, Any], reader: Reader) -> Mapping[str, Any]:
+        """The sections `task.NAME` by the keys of the tasks; an unknown task is told when it is validated."""
+        return kinds.read_sections(tree, reader)
+
+    @model_validator(mode="after")
+    def _are_predicted_for(self) -> EvaluateConfig:
+        # Where none are given, a benchmark or table decides which of ours there are.
+        kinds.require_predictors(self.tasks or (DEFAULT_TASKS if self.corpus else kinds.ours()), self.predictor)
+        return self
+
+    def predictor_of(self, task: str) -> str:
+        """Who predicts for a task, by the task's name or short name; empty: nobody, it works on vectors itself."""
+        name = next((one for one in self.tasks if kinds.short(one) == task), task)
+        return self.predictor.get(kinds.short(name)) or kinds.find(name).predictor
+
+    def sees_vectors(self, tasks: Iterable[str]) -> bool:
+        """Whether some of the tasks, or who predicts for them, look at vectors of the images."""
+        return any(
+            kinds.find(task).vectors or (named and predictors.find(named).vectors)
+            for task in tasks
+            for named in [self.predictor_of(task)]
+        )
+
+    def without_effect(self) -> list[str]:
+        """A line for each key that the tasks at hand, or what is scored, do not use; a benchmark brings its tasks."""
+        if self.benchmark is not None:
+            unused = self._given("split", "classes", "columns")
+            return [f"{key} has no effect with benchmark, which brings its own" for key in unused]
+        unused = self._given("classes", "columns") if self.corpus else []
+        lines = [f"{key} has no effect with a prepared corpus" for key in unused]
+        used = {key for name in self.tasks or DEFAULT_TASKS for key in kinds.find(name).uses}
+        for key, users in kinds.users().items():
+            if self._given(key) and key not in used:
+                lines.append(f"{key} has no effect without {' or '.join(users)} among tasks")
+        return lines
+
+    def _given(self, *keys: str) -> list[str]:
+        return [key for key in keys if key in self.model_fields_set]
+
+
+class CompareConfig(Config):
+    """Keys of `jobs/compare.py`."""
+
+    reports: tuple[str, ...] = Field(
+        min_length=2, description="outputs of jobs/evaluate.py, [URI,URI,…]; the others are compared with the first"
+    )
+    output: str = Field(description="URI of the folder for comparison.json and comparison.html")
+    names: tuple[str, ...] = Field((), description="what to call each of them; empty: by model and folder")
+    bootstrap: int = Field(1000, ge=0, description="resamples, the same for all; 0: no intervals, no p-values")
+    seed: int = Field(0, ge=0, description="of the bootstrap")
+    run_name: str | None = Field(None, description="name of the MLflow run")
+    tracking: TrackingConfig = Field(TrackingConfig(), description="where MLflow keeps the run")
+
+    @field_validator("reports")
+    @classmethod
+    def _differ(cls, reports: tuple[str, ...]) -> tuple[str, ...]:
+        addresses = [storage.normalise(uri) for uri in reports]
+        repeated = next((uri for uri in addresses if addresses.count(uri) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"{repeated} is given more than once")
+        return tuple(addresses)

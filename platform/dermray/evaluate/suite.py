@@ -5,50 +5,49 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import cast
 
 from dermray import models
-from dermray.embedding.store import Say
+from dermray.corpus.accounts import require_balance
+from dermray.encoder_info import EncoderInfo
 from dermray.errors import EvaluationError
 from dermray.evaluate import cases, features
 from dermray.evaluate.cases import Case, Skipped
-from dermray.evaluate.concepts import Concepts
-from dermray.evaluate.few_shot import FewShot
-from dermray.evaluate.knn import KNearest
-from dermray.evaluate.leakage import Leakage
-from dermray.evaluate.linear_probe import LinearProbe
+from dermray.evaluate.leakage import Leakage, training_digest_of
+from dermray.evaluate.predictions import OwnPredictions
+from dermray.evaluate.predictors import contract as predictors
+from dermray.evaluate.predictors.contract import ImagePredictor
 from dermray.evaluate.report import Report, SuiteReport, build, summarise
-from dermray.evaluate.retrieval import Retrieval
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
-from dermray.evaluate.tasks import Context, Task, TaskResult
-from dermray.evaluate.zero_shot import ZeroShot
-
-TASKS: dict[str, Task] = {
-    "zero_shot": ZeroShot(),
-    "concepts": Concepts(),
-    "retrieval": Retrieval(),
-    "linear_probe": LinearProbe(),
-    "knn": KNearest(),
-    "few_shot": FewShot(),
-}
+from dermray.evaluate.tasks.contract import Context, TaskResult, require_sound, scorer
+from dermray.progress import Say, busy
 
 
 def check_inputs(config: EvaluateConfig, *, model_uri: str | None = None) -> None:
-    """Refuse a missing corpus, table, split or model before a cluster is started for them.
+    """Refuse a missing corpus, table, split, model or module of a task before a cluster is started for them.
 
     Raises:
         ConfigError: no benchmark of that name.
         CorpusError: the corpus, the table or its split is not there, or none of a benchmark's data sets.
         ModelError: no model at `model_uri`.
-        EvaluationError: no report of jobs/leakage.py at `config.leakage`.
+        EvaluationError: no report of jobs/leakage.py at `config.leakage`, or a task or predictor cannot be imported.
     """
+    for name in config.tasks:
+        scorer(name)
+        if predictor := config.predictor_of(name):
+            predictors.load(predictor)
     if config.leakage is not None:
         Leakage.load(config.leakage)
     if config.benchmark is not None:
         cases.of_suite(config)
     else:
         cases.of_config(config)
-    models.architecture(model_uri or config.model)
+    uri = model_uri or config.model
+    if config.sees_vectors(config.tasks or cases.DEFAULT_TASKS):
+        models.described(uri)
+    else:
+        _info(config, config.tasks, uri)
 
 
 def evaluate(
@@ -70,7 +69,9 @@ def evaluate(
     """
     uri = model_uri or config.model
     if config.benchmark is None:
-        (report,) = _evaluate([cases.of_config(config)], config, uri, say)
+        case = cases.of_config(config)
+        _tell(case, say)
+        (report,) = _evaluate([case], config, uri, say)
         if isinstance(report, EvaluationError):
             raise report
         return report
@@ -78,6 +79,8 @@ def evaluate(
     suite, found = cases.of_suite(config)
     skipped = [one for one in found if isinstance(one, Skipped)]
     present = {one.benchmark.name: one for one in found if isinstance(one, Case) and one.benchmark is not None}
+    for case in present.values():
+        _tell(case, say)
     reports: dict[str, Report] = {}
     for case, report in zip(present.values(), _evaluate([*present.values()], config, uri, say), strict=True):
         assert case.benchmark is not None
@@ -92,13 +95,22 @@ def evaluate(
     return summarise(suite, reports, skipped, config=config, duration_s=time.monotonic() - began)
 
 
+def _tell(case: Case, say: Say) -> None:
+    for line in case.told:
+        say(line)
+
+
 def _evaluate(found: Sequence[Case], config: EvaluateConfig, uri: str, say: Say) -> Iterator[Report | EvaluationError]:
     """A report of each case, or why it cannot be scored; all are encoded in one go."""
     began = time.monotonic()
     leaked = Leakage.load(config.leakage) if config.leakage else None
+    if leaked is not None:
+        leaked.require_about([case.samples for case in found], training_digest_of(uri))
     texts = [_texts(case) for case in found]
     asked = [
-        (case, wanted) for case, wanted in zip(found, texts, strict=True) if not isinstance(wanted, EvaluationError)
+        (case, wanted)
+        for case, wanted in zip(found, texts, strict=True)
+        if not isinstance(wanted, EvaluationError) and case.config.sees_vectors(case.tasks)
     ]
     vectors = iter(
         features.compute(
@@ -118,12 +130,16 @@ def _evaluate(found: Sequence[Case], config: EvaluateConfig, uri: str, say: Say)
         if isinstance(wanted, EvaluationError):
             yield wanted
             continue
-        scored = next(vectors)
-        training = (case.training, next(vectors)) if case.training else None
-        validation = (case.validation, next(vectors)) if case.validation else None
+        of_case = vectors
+        if not case.config.sees_vectors(case.tasks):
+            info = _info(case.config, case.tasks, uri)
+            of_case = iter([features.Features.none(samples, info) for samples in _splits(case)])
+        scored = next(of_case)
+        training = (case.training, next(of_case)) if case.training else None
+        validation = (case.validation, next(of_case)) if case.validation else None
         config_of_case = case.config.model_copy(update={"tasks": case.tasks})
         samples = leaked.mark(case.samples) if leaked else case.samples
-        context = Context(config_of_case, samples, scored, training, validation)
+        context = Context(config_of_case, samples, scored, training, validation, models.located(uri))
         try:
             results: dict[str, TaskResult] = {name: _run(name, context, case, say) for name in case.tasks}
         except EvaluationError as error:
@@ -131,6 +147,11 @@ def _evaluate(found: Sequence[Case], config: EvaluateConfig, uri: str, say: Say)
             continue
         duration_s = time.monotonic() - began
         yield build(context, results, model_uri=uri, duration_s=duration_s, benchmark=case.benchmark, leakage=leaked)
+
+
+def _info(config: EvaluateConfig, tasks: Sequence[str], uri: str) -> EncoderInfo:
+    """What the model is of a run that encodes nothing, by who predicts for the first of its tasks."""
+    return cast(ImagePredictor, predictors.load(config.predictor_of(tasks[0]))).info(models.located(uri))
 
 
 def _splits(case: Case) -> list[Samples]:
@@ -141,15 +162,22 @@ def _splits(case: Case) -> list[Samples]:
 def _texts(case: Case) -> list[str] | EvaluationError:
     """The texts that a case's tasks need, or why its samples do not allow a score."""
     try:
-        return [text for name in case.tasks for text in TASKS[name].texts(case.samples, case.config)]
+        return [text for name in case.tasks for text in scorer(name).texts(case.samples, case.config)]
     except EvaluationError as error:
         return error
 
 
 def _run(name: str, context: Context, case: Case, say: Say) -> TaskResult:
-    say(f"scoring {case.benchmark.name + ': ' if case.benchmark else ''}{name}")
+    of = f"{case.benchmark.name}: " if case.benchmark else ""
+    what = f"scoring {of}{name} (task {case.tasks.index(name) + 1} of {len(case.tasks)})"
+    say(what)
     try:
-        result = TASKS[name].run(context)
+        with busy(what, say):
+            result = scorer(name).run(context)
+        require_sound(result, len(context.samples))
+        if isinstance(result.predictions, OwnPredictions) and not hasattr(scorer(name), "distributions"):
+            raise EvaluationError("its SCORER has no distributions() by which two models' predictions are compared")
     except EvaluationError as error:
         raise EvaluationError(f"{name}: {error}") from error
+    require_balance(f"evaluation, {name}", len(context.samples), result.num_samples, result.excluded)
     return replace(result, excluded=result.excluded | context.samples.dropped)

@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dermray import storage
+from dermray import documents, storage
+from dermray.corpus.manifest import Inside
 from dermray.errors import CorpusError
 
 EXPORT_NAME = "export.json"
@@ -22,7 +23,7 @@ class _Record(BaseModel):
 class ExportedFile(_Record):
     """A file of an export, or a folder of images."""
 
-    path: str = Field(description="relative to the export")
+    path: Inside = Field(description="relative to the export")
     num_bytes: int
     sha256: str = Field(description="of the file; of a folder, over a line `sha256  name` for each file in it")
     num_files: int | None = Field(None, description="of a folder")
@@ -40,7 +41,7 @@ class Started(_Record):
 
     key: str
     corpus_digest: str
-    paths: tuple[str, ...]
+    paths: tuple[Inside, ...]
 
 
 class ExportManifest(_Record):
@@ -52,6 +53,9 @@ class ExportManifest(_Record):
     made_by: dict[str, str]
     splits: dict[str, dict[str, int]]
     files: tuple[ExportedFile, ...]
+    samples: dict[str, Any] | None = Field(
+        None, description="of the corpus: `in`, `used`, and `told` by reason (corpus.accounts); earlier builds: none"
+    )
 
 
 def read(model: type[_Record], uri: str) -> Any:
@@ -66,10 +70,9 @@ def read(model: type[_Record], uri: str) -> Any:
     except FileNotFoundError:
         return None
     except ValidationError as error:
-        first = error.errors()[0]
         raise CorpusError(
-            f"{uri} is no record of this version of jobs/export.py ({'.'.join(map(str, first['loc']))}: "
-            f"{first['msg']}); remove the folder or give another output"
+            f"{uri} is no record of this version of jobs/export.py ({documents.first_fault(error)}); remove the folder "
+            "or give another output"
         ) from None
 
 

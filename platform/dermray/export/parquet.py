@@ -62,7 +62,7 @@ def write(part: Part, samples: Samples, config: ExportConfig) -> PartRecord:
     (path,) = part.paths
     captioned = place = 0
     with storage.staged(storage.join(config.output, path)) as aside:
-        with pq.ParquetWriter(aside, EXPORTED, **_encoding()) as sink:
+        with pq.ParquetWriter(aside, EXPORTED, write_page_checksum=True, **_encoding()) as sink:
             for table in samples.tables(part.split, part.first, part.last, SAMPLE.names):
                 names = [f"{key(part.index, place + row, config.samples_per_file)}.jpg" for row in range(len(table))]
                 chosen = [titles(captions, config.aspects) for captions in table["captions"].to_pylist()]

@@ -1,8 +1,8 @@
 """Prepared corpus → export: the graph, top to bottom.
 
-    plan the parts ─▶ Ray Data: one item a part ─ map: write the part ─▶ records ─ manifest
+    plan the parts ─▶ Ray Data: one item a part ─ a pool of workers: write the part ─▶ records ─ manifest
 
-Each task streams the row groups of its samples and writes one file, or one folder of images. The manifest is written
+Each worker streams the row groups of its samples and writes one file, or one folder of images. The manifest is written
 last; whatever happens before may be lost or repeated without a trace.
 """
 
@@ -11,15 +11,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-import ray.data
-
-from dermray import cluster
+from dermray import cluster, interrupts, ledger, pieces
 from dermray.errors import DermRayError, StorageError
 from dermray.export.manifest import ExportManifest, PartRecord
 from dermray.export.parts import CAPTIONS, SAMPLES, UNCAPTIONED, Part
 from dermray.export.work import Work, commit
+from dermray.progress import Progress
+
+KEPT = "written parts are kept: run the same command again to go on"
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,20 @@ def export(work: Work, found: Mapping[Part, PartRecord]) -> ExportResult:
     """Write the parts that `work.begin` has not found, on the connected Ray cluster, and commit the export.
 
     Raises:
+        ClaimError: another run writes into the output, or has taken it over.
         StorageError: the corpus is damaged, or it or the output fails for good.
     """
+    with ledger.claim(work.config.output, wait_s=work.config.wait_for_output_s) as claim:
+        return _export(work, found, claim)
+
+
+def _export(work: Work, found: Mapping[Part, PartRecord], claim: ledger.Claim) -> ExportResult:
     started = time.monotonic()
     missing = [part for part in work.parts if part not in found]
     if missing:
         print(f"export: {len(missing):,} of {len(work.parts):,} parts to write", flush=True)
-    manifest, unchanged = commit(work, {**found, **dict(_run(work, missing))})
+    with interrupts.telling(lambda: KEPT):
+        manifest, unchanged = commit(work, {**found, **dict(_run(work, missing, claim))})
     return ExportResult(
         output=work.config.output,
         manifest=manifest,
@@ -71,29 +79,32 @@ def export(work: Work, found: Mapping[Part, PartRecord]) -> ExportResult:
     )
 
 
-def _run(work: Work, parts: list[Part]) -> Iterator[tuple[Part, PartRecord]]:
-    """The Ray Data graph: one item and one task a part; records in the order in which they are done."""
+def _run(work: Work, parts: list[Part], claim: ledger.Claim) -> Iterator[tuple[Part, PartRecord]]:
+    """Records of parts in the order in which they are done."""
     if not parts:
         return
-    numbers = {part: number for number, part in enumerate(work.parts)}
-    answers = ray.data.from_items([{"part": numbers[part]} for part in parts], override_num_blocks=len(parts)).map(
-        _write_part,
-        fn_kwargs={"work": work},
-        num_cpus=cluster.cpus_of_cores(work.config.cpus_per_task),
-        concurrency=work.config.max_tasks,
+    named = {part.name: part for part in parts}
+    numbers = {part.name: number for number, part in enumerate(work.parts) if part.name in named}
+    pool = pieces.Pool(
+        noun="part",
+        operator="write_part",
+        needs={"CPU": cluster.cpus_of_cores(work.config.cpus_per_task)},
+        limit=work.config.max_tasks,
+        advice="raise cpus_per_task, lower samples_per_file",
+        kept=KEPT,
     )
-    for done, answer in enumerate(answers.iter_rows(), start=1):
-        if answer["error"]:
-            raise StorageError(f"{answer['error']}; written parts are kept: run the same command again to go on")
-        print(f"export: {done:,}/{len(parts):,} parts", flush=True)
-        yield work.parts[answer["part"]], PartRecord.model_validate_json(answer["record"])
+    cluster.require(pool.of_worker, pool.needs, advice="lower cpus_per_task")
+    with Progress("export", len(parts), "parts", waits_for=pool.waits_for()) as progress:
+        for name, record in pieces.run(numbers, partial(_write_part, work=work, claim=claim), pool):
+            progress.advance()
+            yield named[name], record
 
 
-def _write_part(item: dict[str, Any], *, work: Work) -> dict[str, Any]:
-    """Ray's side of a part. A full disk or a damaged shard is an answer, not a lost task."""
-    part = work.parts[item["part"]]
+def _write_part(number: int, *, work: Work, claim: ledger.Claim) -> PartRecord:
+    """A worker's side of a part, by its number in the plan."""
+    part = work.parts[number]
     try:
-        record = work.write(part)
+        claim.confirm()
+        return work.write(part)
     except (DermRayError, OSError) as error:
-        return {"part": item["part"], "record": "", "error": f"{part.name}: {error}"}
-    return {"part": item["part"], "record": record.model_dump_json(), "error": ""}
+        raise StorageError(f"{part.name}: {error}; {KEPT}") from None

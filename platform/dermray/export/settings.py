@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from dermray.config import ClusterConfig, Config, TrackingConfig, Uri
 from dermray.corpus.schema import PAIR_ASPECTS, CaptionAspect
+from dermray.ledger import WaitForOutput
 
 ExportFormat = Literal["webdataset", "open_clip_csv", "parquet"]
 
@@ -35,9 +36,10 @@ class ExportConfig(Config):
     )
     replace: bool = Field(False, description="true: another export that is in output is removed first")
 
-    cpus_per_task: float = Field(1.0, gt=0, description="cores that a task reserves")
-    max_tasks: int | None = Field(None, ge=1, description="tasks at the same time; empty: as many as fit the cluster")
+    cpus_per_task: float = Field(1.0, gt=0, description="cores that a worker reserves")
+    max_tasks: int | None = Field(None, ge=1, description="workers at the same time; empty: as many as fit the cluster")
 
+    wait_for_output_s: WaitForOutput = 0.0
     run_name: str | None = Field(None, description="name of the MLflow run")
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -47,6 +49,12 @@ class ExportConfig(Config):
         if self.output == self.corpus:
             raise ValueError("output: must be another folder than corpus")
         return self
+
+    def without_effect(self) -> list[str]:
+        """A line for each key that cannot do what it says."""
+        if "titles" in self.model_fields_set and self.format != "open_clip_csv":
+            return [f"titles has no effect with format={self.format}"]
+        return []
 
     def content(self) -> dict[str, Any]:
         """The keys that, with the corpus, decide every byte of the export."""

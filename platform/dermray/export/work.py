@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from dermray import __version__, storage
+from dermray import __version__, ledger, storage
+from dermray.corpus.accounts import OTHER_SPLIT, require_balance
 from dermray.corpus.manifest import MANIFEST_NAME, Manifest
 from dermray.corpus.ontology import ONTOLOGY_NAME
 from dermray.errors import CorpusError
@@ -25,6 +27,8 @@ from dermray.export.settings import ExportConfig
 
 # To be raised when this package makes other bytes from the same corpus.
 FORMAT = 1
+PART_RECORD = re.compile(r"[a-z0-9_-]+-\d{5,}\.json")
+IMAGE_FILE = re.compile(r"\d{5,}\.jpg")
 
 
 @dataclass(frozen=True)
@@ -94,32 +98,52 @@ def begin(work: Work) -> dict[Part, PartRecord]:
     """Make the output ours before anything is written, and find the parts that are written already.
 
     Raises:
+        ClaimError: another run writes into the output, or has taken it over.
         CorpusError: it holds a prepared corpus, or another export that `replace` does not allow to remove.
         StorageError: it cannot be read or written.
     """
     output = work.config.output
     if storage.exists(storage.join(output, MANIFEST_NAME)):
         raise CorpusError(f"{output} holds a prepared corpus: give another output")
-    started: Started | None = records.read(Started, storage.join(output, STATE, STARTED))
-    if started is not None and started.key != work.key:
-        if not work.config.replace:
-            what = "another corpus" if started.corpus_digest != work.corpus.digest else "this corpus by other settings"
-            raise CorpusError(
-                f"{output} holds an export of {what}: give another output, or replace=true to remove it first"
-            )
-        # From here on it is no export, whatever else is still there.
-        for path in (EXPORT_NAME, *started.paths, ONTOLOGY_NAME, STATE):
-            storage.remove(storage.join(output, path))
-        started = None
-    if started is None:
-        paths = tuple(path for part in work.parts for path in part.paths)
-        begun = Started(key=work.key, corpus_digest=work.corpus.digest, paths=paths)
-        records.write(storage.join(output, STATE, STARTED), begun)
-    return {part: record for part in work.parts if (record := work.finished(part)) is not None}
+    with ledger.claim(output, wait_s=work.config.wait_for_output_s) as claim:
+        started: Started | None = records.read(Started, storage.join(output, STATE, STARTED))
+        if started is not None and started.key != work.key:
+            if not work.config.replace:
+                other = started.corpus_digest != work.corpus.digest
+                raise CorpusError(
+                    f"{output} holds an export of {'another corpus' if other else 'this corpus by other settings'}: "
+                    "give another output, or replace=true to remove it first"
+                )
+            claim.confirm()
+            _remove(output, started)
+            started = None
+        if started is None:
+            paths = tuple(path for part in work.parts for path in part.paths)
+            begun = Started(key=work.key, corpus_digest=work.corpus.digest, paths=paths)
+            records.write(storage.join(output, STATE, STARTED), begun)
+        return {part: record for part in work.parts if (record := work.finished(part)) is not None}
+
+
+def _remove(output: str, started: Started) -> None:
+    """Remove the files of an export. Its manifest goes first: from then on it is none, whatever is still there."""
+    own = {EXPORT_NAME, ONTOLOGY_NAME, f"{STATE}/{STARTED}", *started.paths}
+
+    def is_ours(name: str) -> bool:
+        folder, _, last = name.rpartition("/")
+        if folder == STATE:
+            return name in own or PART_RECORD.fullmatch(last) is not None
+        # Of a folder of images, those that bear the names which we give.
+        return name in own or (folder in own and IMAGE_FILE.fullmatch(last) is not None)
+
+    ledger.say_kept(output, ledger.remove_ours(output, is_ours, first=EXPORT_NAME, last=f"{STATE}/{STARTED}"))
 
 
 def commit(work: Work, written: Mapping[Part, PartRecord]) -> tuple[ExportManifest, bool]:
-    """Write the tree, then the manifest that makes the export exist; and whether it was there already, as it is now."""
+    """Write the tree, then the manifest that makes the export exist; and whether it was there already, as it is now.
+
+    Raises:
+        ClaimError: another run has taken the output over.
+    """
     output = work.config.output
     splits = {split: dict.fromkeys((SAMPLES, CAPTIONS, UNCAPTIONED), 0) for split in work.samples.splits}
     files: list[ExportedFile] = []
@@ -128,6 +152,13 @@ def commit(work: Work, written: Mapping[Part, PartRecord]) -> tuple[ExportManife
         if part.split is not None:
             for name, count in written[part].counts.items():
                 splits[part.split][name] += count
+    chosen = sum(work.samples.splits.values())
+    account = require_balance(
+        "export",
+        work.corpus.num_samples,
+        sum(each[SAMPLES] for each in splits.values()),
+        {OTHER_SPLIT: work.corpus.num_samples - chosen},
+    )
     manifest = ExportManifest(
         key=work.key,
         corpus_digest=work.corpus.digest,
@@ -135,32 +166,28 @@ def commit(work: Work, written: Mapping[Part, PartRecord]) -> tuple[ExportManife
         made_by={"dermray": __version__, "pyarrow": pa.__version__},
         splits=splits,
         files=tuple(files),
+        samples=account,
     )
     uri = storage.join(output, EXPORT_NAME)
     tree_uri = storage.join(output, ONTOLOGY_NAME)
     if records.read(ExportManifest, uri) == manifest and storage.exists(tree_uri) == (work.tree is not None):
         return manifest, True
-    if work.tree is not None:
-        storage.write_bytes(tree_uri, work.tree)
-    records.write(uri, manifest)
-    _remove_unfinished(output)
+    with ledger.claim(output) as claim:
+        claim.confirm()
+        if work.tree is not None:
+            storage.write_bytes(tree_uri, work.tree)
+        claim.confirm()
+        records.write(uri, manifest)
+        # Of an earlier run that was killed.
+        ledger.remove_unfinished(output)
     return manifest, False
 
 
 def _is_there(output: str, file: ExportedFile) -> bool:
-    uri = storage.join(output, file.path)
+    uri = storage.inside(output, file.path)
     if file.num_files is not None:
         return len(storage.list_files(uri)) == file.num_files
     try:
         return storage.size_bytes(uri) == file.num_bytes
     except FileNotFoundError:
         return False
-
-
-def _remove_unfinished(output: str) -> None:
-    """Remove what a crash may have left: files that were being written aside."""
-    if storage.is_local(output):
-        for uri in storage.list_files(output, recursive=True):
-            name = storage.name_of(uri)
-            if name.startswith(".") and name.endswith(".part"):
-                storage.remove(uri)

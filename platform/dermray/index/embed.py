@@ -7,25 +7,26 @@ memory, images do not.
 
 from __future__ import annotations
 
-import json
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray.data
 from pydantic import ValidationError
 
-from dermray import images, storage
+from dermray import images, ledger, pieces, storage
+from dermray.corpus.accounts import OTHER_SPLIT, require_balance
 from dermray.corpus.manifest import Manifest
-from dermray.embedding.actor import described, error_of
 from dermray.embedding.pipeline import obtain
-from dermray.embedding.store import Say, Store, default_uri, digest, unit_length
+from dermray.embedding.store import Store, default_uri, digest, unit_length
 from dermray.embedding.units import RowGroup, read_row_group, row_groups
-from dermray.encoder import EncoderInfo
-from dermray.errors import DermRayError, StorageError, VectorIndexError
+from dermray.encoder_info import WITHOUT_TEXTS, EncoderInfo
+from dermray.errors import ImageError, ModelError, StorageError, VectorIndexError
 from dermray.index.embeddings import (
     MANIFEST_NAME,
     Embeddings,
@@ -38,8 +39,10 @@ from dermray.index.embeddings import (
     to_parquet,
 )
 from dermray.index.settings import EmbedConfig
+from dermray.progress import Progress, Say, busy
 
 PLAN_NAME = "plan.json"
+PART_FILE = re.compile(r"(images|texts)/part-\d{5,}\.parquet|parts/part-\d{5,}\.json")
 ROWS_PER_GROUP = 1024
 THUMBNAIL_QUALITY = 80
 
@@ -69,55 +72,88 @@ def embed(config: EmbedConfig, model_uri: str, say: Say = lambda line: None) -> 
         say: takes a line of progress.
 
     Raises:
+        ClaimError: another run writes into the output, or has taken it over.
         CorpusError: no corpus, no such split, or a damaged shard.
-        ModelError: the model cannot be loaded, or its folder changes meanwhile.
+        ModelError: the model cannot be loaded, or its folder changes meanwhile; or it takes no texts and captions are
+            to be embedded.
         EvaluationError: the model's vectors are not finite.
         StorageError: the store of vectors cannot be used, or the nodes do not share it.
         VectorIndexError: output holds other embeddings.
     """
+    with ledger.claim(config.output, wait_s=config.wait_for_output_s) as claim:
+        return _embed(config, model_uri, claim, say)
+
+
+def _embed(config: EmbedConfig, model_uri: str, claim: ledger.Claim, say: Say) -> Embeddings:
     manifest = Manifest.load(config.corpus)
-    store = Store.of(config.cache or default_uri(), model_uri, precision=config.precision)
+    with busy("embed: loading torch and the model", say):
+        store = Store.of(config.cache or default_uri(), model_uri, precision=config.precision)
+    if config.captions and not store.info.context_length:
+        raise ModelError(f"{WITHOUT_TEXTS.format(store.info.name)}: give captions=false")
     maker = _maker(store.info)
+    claim.confirm()
     _begin(config, maker, manifest)
-    pieces = plan(config, manifest)
-    done = {part.name: part for piece in pieces if (part := _finished(config.output, piece.name)) is not None}
-    say(f"{len(pieces)} parts, {len(done)} of them done")
-    left = [piece for piece in pieces if piece.name not in done]
+    planned = plan(config, manifest)
+    done = {part.name: part for piece in planned if (part := _finished(config.output, piece.name)) is not None}
+    say(f"{len(planned)} parts, {len(done)} of them done")
+    left = [piece for piece in planned if piece.name not in done]
     if left:
-        done |= {part.name: part for part in _make(config, model_uri, manifest.digest, store, left, say)}
+        done |= {part.name: part for part in _make(config, model_uri, manifest.digest, store, left, claim, say)}
+    parts = [done[piece.name] for piece in planned]
     result = Embeddings(
         maker=maker,
         corpus_uri=config.corpus,
         corpus_digest=manifest.digest,
         content=config.content(),
-        parts=tuple(done[piece.name] for piece in pieces),
+        parts=tuple(parts),
+        samples=accounted(manifest, planned, parts),
     )
+    claim.confirm()
     storage.write_text(storage.join(config.output, MANIFEST_NAME), result.model_dump_json(indent=1))
     return result
 
 
 def plan(config: EmbedConfig, manifest: Manifest) -> list[Piece]:
     """Row groups in manifest order, gathered until a part is full; the same for every run of one config."""
-    pieces: list[Piece] = []
-    for split in config.splits or list(manifest.splits):
+    planned: list[Piece] = []
+    for split in dict.fromkeys(config.splits or manifest.splits):
         groups: list[RowGroup] = []
         for group in row_groups(config.corpus, manifest.select(split)):
             if sum(one.num_rows for one in groups) >= config.rows_per_part:
-                pieces.append(Piece(f"part-{len(pieces):05d}", tuple(groups)))
+                planned.append(Piece(f"part-{len(planned):05d}", tuple(groups)))
                 groups = []
             groups.append(group)
         if groups:
-            pieces.append(Piece(f"part-{len(pieces):05d}", tuple(groups)))
-    return pieces
+            planned.append(Piece(f"part-{len(planned):05d}", tuple(groups)))
+    return planned
+
+
+def accounted(manifest: Manifest, planned: Sequence[Piece], parts: Sequence[Part]) -> dict[str, Any]:
+    """Every sample of the corpus: embedded, or left out for a reason.
+
+    Raises:
+        AssertionError: a sample is in neither.
+    """
+    chosen = sum(group.num_rows for piece in planned for group in piece.groups)
+    told = Counter({OTHER_SPLIT: manifest.num_samples - chosen})
+    for part in parts:
+        told.update(part.failures)
+    return require_balance("embeddings", manifest.num_samples, sum(part.num_images for part in parts), told)
 
 
 def _make(
-    config: EmbedConfig, model_uri: str, corpus_digest: str, store: Store, pieces: Sequence[Piece], say: Say
+    config: EmbedConfig,
+    model_uri: str,
+    corpus_digest: str,
+    store: Store,
+    planned: Sequence[Piece],
+    claim: ledger.Claim,
+    say: Say,
 ) -> Iterator[Part]:
-    """Obtain all vectors in one go, then write the parts: captions here, images in tasks, which read the store."""
-    captions = [_captions(piece) for piece in pieces]
+    """Obtain all vectors in one go, then write the parts: captions here, images by workers, which read the store."""
+    captions = [_captions(piece) for piece in planned]
     texts = list(dict.fromkeys(text for each in captions for _, text in each if text)) if config.captions else []
-    units = [group for piece in pieces for group in piece.groups]
+    units = [group for piece in planned for group in piece.groups]
     obtained = obtain(
         [(corpus_digest, units)],
         texts,
@@ -130,46 +166,47 @@ def _make(
     )
     vector_of = dict(zip(texts, obtained.texts, strict=True))
     contents = iter(obtained.images)
-    items = []
-    for piece, each in zip(pieces, captions, strict=True):
+    claim.confirm()
+    items: dict[str, tuple[Piece, int, str]] = {}
+    for piece, each in zip(planned, captions, strict=True):
         reasons = [reason for _ in piece.groups for reason in next(contents).words]
         kept = [
             (sample_id, text)
             for (sample_id, text), reason in zip(each, reasons, strict=True)
             if not reason and text in vector_of
         ]
+        texts_sha256 = ""
         if kept:
             ids, said = zip(*kept, strict=True)
-            _write(config, "texts", piece.name, texts_table(ids, said, np.stack([vector_of[text] for text in said])))
-        items.append({"piece": json.dumps(asdict(piece)), "num_texts": len(kept)})
-    answers = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        _finish, fn_kwargs={"config": config, "corpus_digest": corpus_digest, "store": store}, num_cpus=1
+            table = texts_table(ids, said, np.stack([vector_of[text] for text in said]))
+            texts_sha256 = _write(config, "texts", piece.name, table)
+        items[piece.name] = (piece, len(kept), texts_sha256)
+    finish = partial(_finish, config=config, corpus_digest=corpus_digest, store=store, claim=claim)
+    pool = pieces.Pool(noun="part", operator="write_embeddings", advice="lower rows_per_part")
+    with Progress("embed", len(items), "parts", waits_for=pool.waits_for(), say=say) as progress:
+        for _, part in pieces.run(items, finish, pool, say=say):
+            progress.advance()
+            yield part
+
+
+def _finish(
+    item: tuple[Piece, int, str], *, config: EmbedConfig, corpus_digest: str, store: Store, claim: ledger.Claim
+) -> Part:
+    """A worker's side of a part with so many texts, in a file of this digest: its images and its record."""
+    piece, num_texts, texts_sha256 = item
+    vectors, reasons = _kept_vectors(store, corpus_digest, piece)
+    table = _images_table(config, piece, vectors, reasons)
+    claim.confirm()
+    part = Part(
+        name=piece.name,
+        num_images=int((reasons == "").sum()),
+        num_texts=num_texts,
+        failures=dict(sorted(Counter(filter(None, reasons)).items())),
+        images_sha256=_write(config, "images", piece.name, table),
+        texts_sha256=texts_sha256 or None,
     )
-    for answer in answers.iter_rows():
-        if answer["error"]:
-            raise error_of(answer["error"])
-        part = Part.model_validate_json(answer["record"])
-        say(f"{part.name}: {part.num_images} images, {part.num_texts} captions")
-        yield part
-
-
-def _finish(item: dict[str, Any], *, config: EmbedConfig, corpus_digest: str, store: Store) -> dict[str, str]:
-    """Ray's side of a part: its images and its record. An error of ours travels as an answer."""
-    document = json.loads(item["piece"])
-    piece = Piece(document["name"], tuple(RowGroup(**group) for group in document["groups"]))
-    try:
-        vectors, reasons = _kept_vectors(store, corpus_digest, piece)
-        part = Part(
-            name=piece.name,
-            num_images=int((reasons == "").sum()),
-            num_texts=int(item["num_texts"]),
-            failures=dict(sorted(Counter(filter(None, reasons)).items())),
-        )
-        _write(config, "images", piece.name, _images_table(config, piece, vectors, reasons))
-        storage.write_text(_record_file(config.output, part.name), part.model_dump_json())
-    except DermRayError as error:
-        return {"record": "", "error": described(error)}
-    return {"record": part.model_dump_json(), "error": ""}
+    storage.write_text(_record_file(config.output, part.name), part.model_dump_json())
+    return part
 
 
 def _kept_vectors(store: Store, corpus_digest: str, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
@@ -207,19 +244,31 @@ def _caption(captions: Sequence[dict[str, str]]) -> str | None:
 def _thumbnail(data: bytes, side: int) -> bytes | None:
     if not side:
         return None
-    return images.encode_jpeg(images.resize_shorter(images.decode(data, shorter_side=side), side), THUMBNAIL_QUALITY)
+    try:
+        pixels = images.resize_shorter(images.decode(data, shorter_side=side), side)
+        return images.encode_jpeg(pixels, THUMBNAIL_QUALITY)
+    except ImageError:
+        # It has a vector, so it was an image a moment ago; a hit is shown without its picture.
+        return None
 
 
-def _write(config: EmbedConfig, kind: Kind, name: str, table: pa.Table) -> None:
-    storage.write_bytes(part_file(config.output, kind, name), to_parquet(table, row_group_size=ROWS_PER_GROUP))
+def _write(config: EmbedConfig, kind: Kind, name: str, table: pa.Table) -> str:
+    """Write the rows of a part; the hex digest of the file."""
+    data = to_parquet(table, row_group_size=ROWS_PER_GROUP)
+    storage.write_bytes(part_file(config.output, kind, name), data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def _begin(config: EmbedConfig, maker: Maker, manifest: Manifest) -> None:
-    """Claim the output for this work, or find that it is already claimed for it."""
+    """Say which work the output holds, or find it said.
+
+    Raises:
+        VectorIndexError: it holds another work, which `replace` does not allow to remove.
+    """
     work = {"maker": maker.model_dump(), "corpus": manifest.digest, "content": config.content()}
     file, key = storage.join(config.output, PLAN_NAME), digest(work)
     try:
-        known = storage.read_json(file).get("key")
+        known = storage.read_object(file).get("key")
     except FileNotFoundError:
         known = None
     if known != key and known is not None:
@@ -228,8 +277,13 @@ def _begin(config: EmbedConfig, maker: Maker, manifest: Manifest) -> None:
                 f"{config.output} holds embeddings of another model, corpus or content; give replace=true or another "
                 "output"
             )
-        storage.remove(config.output)
+        others = ledger.remove_ours(config.output, _is_ours, first=MANIFEST_NAME, last=PLAN_NAME)
+        ledger.say_kept(config.output, others)
     storage.write_json(file, work | {"key": key})
+
+
+def _is_ours(name: str) -> bool:
+    return name in (MANIFEST_NAME, PLAN_NAME) or PART_FILE.fullmatch(name) is not None
 
 
 def _finished(output: str, name: str) -> Part | None:
@@ -240,7 +294,7 @@ def _finished(output: str, name: str) -> Part | None:
 
 
 def _record_file(output: str, name: str) -> str:
-    return storage.join(output, "parts", f"{name}.json")
+    return storage.inside(storage.join(output, "parts"), f"{name}.json")
 
 
 def _maker(info: EncoderInfo) -> Maker:

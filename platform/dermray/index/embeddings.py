@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dermray import storage
+from dermray import documents, parquet_bounds, storage
+from dermray.corpus.manifest import Inside
 from dermray.errors import StorageError, VectorIndexError
 
 FORMAT_VERSION = 1
@@ -40,11 +41,14 @@ class Maker(_Record):
 class Part(_Record):
     """One piece of work that is done."""
 
-    name: str
+    name: Inside
     num_images: int
     num_texts: int
     # images left out, by reason
     failures: dict[str, int]
+    # hex digests of its files; none: it has no such file, or is an earlier build's
+    images_sha256: str | None = None
+    texts_sha256: str | None = None
 
 
 class Embeddings(_Record):
@@ -56,6 +60,8 @@ class Embeddings(_Record):
     corpus_digest: str
     content: dict[str, bool | int | list[str] | None]
     parts: tuple[Part, ...]
+    # what became of the corpus's samples, as `accounts.require_balance` gives it; none: an earlier build's
+    samples: dict[str, Any] | None = None
 
     @classmethod
     def load(cls, uri: str) -> Embeddings:
@@ -71,7 +77,9 @@ class Embeddings(_Record):
             raise VectorIndexError(
                 f"{uri} holds no finished embeddings: it has no {MANIFEST_NAME}; run jobs/embed.py with output={uri}"
             ) from None
-        except (ValidationError, StorageError) as error:
+        except ValidationError as error:
+            raise VectorIndexError(f"{file} cannot be read ({documents.first_fault(error)}); embed again") from None
+        except StorageError as error:
             raise VectorIndexError(f"{file} cannot be read ({error}); embed again") from None
         if found.format_version != FORMAT_VERSION:
             raise VectorIndexError(f"{file} is of format {found.format_version}, this code reads {FORMAT_VERSION}")
@@ -98,13 +106,17 @@ class Embeddings(_Record):
     @property
     def digest(self) -> str:
         """SHA-256 of the manifest."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        # A manifest of an earlier build gives no account of samples, or no digests of files, and keeps its own digest.
+        unsaid: dict[str, Any] = {} if self.samples is not None else {"samples": True}
+        if not any(part.images_sha256 or part.texts_sha256 for part in self.parts):
+            unsaid["parts"] = {"__all__": {"images_sha256", "texts_sha256"}}
+        return hashlib.sha256(self.model_dump_json(exclude=unsaid).encode()).hexdigest()
 
     def tables(self, uri: str, kind: Kind) -> Iterator[pa.Table]:
         """The rows of every part, in order.
 
         Raises:
-            VectorIndexError: a part is missing, damaged, or holds another number of rows than it should.
+            VectorIndexError: a part is missing, damaged, holds another number of rows than it should, or is another's.
         """
         for part in self.parts:
             expected = part.num_images if kind == "images" else part.num_texts
@@ -112,18 +124,21 @@ class Embeddings(_Record):
                 continue
             file = part_file(uri, kind, part.name)
             try:
-                with storage.open_file(file) as source:
-                    table = pq.read_table(source)
+                data = storage.read_bytes(file)
+                table = parquet_bounds.read_table(pa.BufferReader(data))
             except (FileNotFoundError, OSError, StorageError, pa.ArrowException) as error:
                 raise VectorIndexError(f"{file} cannot be read ({error}); embed again with replace=true") from None
             if table.num_rows != expected:
                 raise VectorIndexError(f"{file} has {table.num_rows} rows, its manifest says {expected}; embed again")
+            said = part.images_sha256 if kind == "images" else part.texts_sha256
+            if said is not None and hashlib.sha256(data).hexdigest() != said:
+                raise VectorIndexError(f"{file} is not the file that was written there; embed again with replace=true")
             yield table
 
 
 def part_file(uri: str, kind: Kind, name: str) -> str:
     """Where the rows of a part are."""
-    return storage.join(uri, kind, f"{name}.parquet")
+    return storage.inside(storage.join(uri, kind), f"{name}.parquet")
 
 
 def images_table(
@@ -165,7 +180,14 @@ def vectors_of(table: pa.Table) -> np.ndarray:
 def to_parquet(table: pa.Table, *, row_group_size: int) -> bytes:
     """A table as the bytes of a Parquet file; vectors and JPEGs do not compress."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=row_group_size, compression="none", use_dictionary=["labels"])
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=row_group_size,
+        compression="none",
+        use_dictionary=["labels"],
+        write_page_checksum=True,
+    )
     return sink.getvalue().to_pybytes()
 
 

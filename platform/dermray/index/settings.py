@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from dermray.config import ClusterConfig, Config, TrackingConfig, Uri
+from dermray.ledger import WaitForOutput
 
 
 class EmbedConfig(Config):
@@ -32,6 +33,7 @@ class EmbedConfig(Config):
         None, ge=1, description="encoders at work; empty: one per GPU, else one per two logical CPUs"
     )
     replace: bool = Field(False, description="true: other embeddings that are in output are removed first")
+    wait_for_output_s: WaitForOutput = 0.0
     run_name: str | None = Field(None, description="name of the MLflow run")
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -55,5 +57,6 @@ class IndexConfig(Config):
     exact_below: int = Field(
         100_000, ge=0, description="up to this many vectors every one is compared; beyond, an approximate graph (HNSW)"
     )
+    wait_for_output_s: WaitForOutput = 0.0
     run_name: str | None = Field(None, description="name of the MLflow run")
     tracking: TrackingConfig = TrackingConfig()

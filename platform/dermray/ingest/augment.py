@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import cv2
 import numpy as np
 
+from dermray import images
 from dermray.corpus.schema import CaptionAspect
 
 CROP_ATTEMPTS = 10
@@ -45,6 +46,7 @@ def crop_box(
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
+@images.costs_one_image
 def crop_and_resize(
     image: np.ndarray,
     random: np.random.Generator,
@@ -65,6 +67,9 @@ def crop_and_resize(
         scale: area share of the crop, low and high.
         horizontal_flip: probability of mirroring.
         out: contiguous uint8 `[size, size, 3]` that takes the result, which is new memory otherwise.
+
+    Raises:
+        ImageError: `truncated`: the library gives it up.
     """
     top, left, height, width = crop_box(random, image.shape[0], image.shape[1], scale)
     box = image[top : top + height, left : left + width]

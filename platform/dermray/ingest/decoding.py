@@ -1,4 +1,4 @@
-"""What the tasks of the loader do: read row groups, and turn some of their rows into pixels and tokens.
+"""What the tasks of the loader do: read row groups, and turn some of their rows into the arrays of a `Views`.
 
 Nothing here needs torch, so that a worker process is ready in a second.
 """
@@ -8,32 +8,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dermray import images
 from dermray.corpus.shards import ShardIndex
-from dermray.errors import CorpusError, ImageError
 from dermray.ingest import augment
-from dermray.ingest.settings import DataConfig
-from dermray.ingest.tokens import TextEncoder
+from dermray.ingest.views import Arrays, Item, Row, Views
 
-COLUMNS = ("image", "captions", "sample_id")
-# Pixels uint8 `[n, S, S, 3]`, tokens int32 `[n, L]`.
-Decoded: TypeAlias = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]
+# Of every row, for messages.
+NAMED_BY = "sample_id"
 
 
-def read(index: ShardIndex, groups: Sequence[int]) -> list[pa.Buffer]:
+def read(index: ShardIndex, groups: Sequence[int], columns: Sequence[str]) -> list[pa.Buffer]:
     """Row groups by their numbers in manifest order, fetched at the same time and packed for `unpacked`.
 
     Raises:
         CorpusError: a shard is shorter than its manifest says, damaged, or gone.
     """
+    wanted = list(dict.fromkeys([*columns, NAMED_BY]))
     with ThreadPoolExecutor(len(groups)) as pool:
-        return list(pool.map(lambda group: _packed(index.read_row_group(group, COLUMNS)), groups))
+        return list(pool.map(lambda group: _packed(index.read_row_group(group, wanted)), groups))
 
 
 def _packed(table: pa.Table) -> pa.Buffer:
@@ -51,73 +47,52 @@ def unpacked(row_group: pa.Buffer) -> pa.RecordBatch:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Rows of row groups → pixels and tokens.
+    """Rows of row groups → the arrays that an objective wants.
 
     Attributes:
         corpus: its URI, for messages.
-        settings: crops and captions.
-        image_size: side S of the square images, in pixels.
         seed: of the run.
-        encode_texts: makes tokens of captions.
+        views: makes the arrays.
     """
 
     corpus: str
-    settings: DataConfig
-    image_size: int
     seed: int
-    encode_texts: TextEncoder
+    views: Views
 
     def __call__(
         self,
+        step: int,
         epoch: int,
-        samples: npt.NDArray[np.int64],
+        draws: npt.NDArray[np.int64],
         row_groups: Sequence[pa.RecordBatch],
         group_of: npt.NDArray[np.int64],
         row_of: npt.NDArray[np.int64],
         *,
-        out: npt.NDArray[np.uint8] | None = None,
-    ) -> Decoded:
-        """Decode, crop, choose captions, tokenise.
+        out: Arrays | None = None,
+    ) -> Arrays:
+        """Make the arrays of n draws.
 
         Args:
+            step: of the run, which may decide shapes.
             epoch: of the run.
-            samples: indices of n samples, which seed their random choices.
-            row_groups: those that hold them.
-            group_of: position in `row_groups` of each sample's row group.
+            draws: of the epoch's plan, which seed the random choices.
+            row_groups: those that hold their samples.
+            group_of: position in `row_groups` of each draw's row group.
             row_of: and its row there.
-            out: contiguous uint8 `[n, S, S, 3]` that takes the pixels, which are new memory otherwise.
+            out: contiguous arrays as declared, which are new memory otherwise.
 
         Raises:
-            CorpusError: an image is damaged.
+            CorpusError: a row holds what cannot be used, such as a damaged image.
         """
-        images.use_one_core()
-        pixels = np.empty(self.shape(len(samples)), dtype=np.uint8) if out is None else out
-        texts = [""] * len(samples)
-        columns = [(group.column("image"), group.column("captions")) for group in row_groups]
-        for place, (number, row) in enumerate(zip(group_of.tolist(), row_of.tolist(), strict=True)):
-            encoded, captions = columns[number]
-            random = augment.generator(self.seed, epoch, int(samples[place]))
-            try:
-                image = images.decode(encoded[row].as_py())
-            except ImageError as error:
-                raise self._damaged(row_groups[number], row, error) from error
-            augment.crop_and_resize(
-                image,
-                random,
-                size=self.image_size,
-                scale=self.settings.crop_scale,
-                horizontal_flip=self.settings.horizontal_flip,
-                out=pixels[place],
-            )
-            texts[place] = augment.choose_caption(captions[row].as_py(), self.settings.captions, random)
-        return pixels, self.encode_texts(texts)
+        arrays = self.empty(step, len(draws)) if out is None else out
+        columns = [dict(zip(group.schema.names, group.columns, strict=True)) for group in row_groups]
+        items = [
+            Item((Row(columns[number], row, self.corpus),), augment.generator(self.seed, epoch, draw))
+            for number, row, draw in zip(group_of.tolist(), row_of.tolist(), draws.tolist(), strict=True)
+        ]
+        self.views.make(items, arrays)
+        return arrays
 
-    def shape(self, num_samples: int) -> tuple[int, int, int, int]:
-        """Of the pixels of so many samples."""
-        return num_samples, self.image_size, self.image_size, 3
-
-    def _damaged(self, row_group: pa.RecordBatch, row: int, error: ImageError) -> CorpusError:
-        return CorpusError(
-            f"{self.corpus}: the image of sample {row_group.column('sample_id')[row]} is damaged ({error}); "
-            "prepare the corpus again"
-        )
+    def empty(self, step: int, num_samples: int) -> Arrays:
+        """New memory for the arrays of so many samples of a step."""
+        return {name: spec.empty(num_samples) for name, spec in self.views.specs(step).items()}

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +23,14 @@ from ray import ObjectRef
 
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.shards import ShardIndex
-from dermray.ingest.decoding import Decoded, Decoder
+from dermray.errors import PlanError
+from dermray.ingest.decoding import Decoder
 from dermray.ingest.memory import BatchMemory
-from dermray.ingest.plan import EpochPlan
+from dermray.ingest.plan import Counts, EpochPlan
 from dermray.ingest.schedule import Chunk, chunks
 from dermray.ingest.settings import DataConfig
 from dermray.ingest.tasks import RankTasks
-from dermray.ingest.tokens import portable
+from dermray.ingest.views import Arrays, Views
 
 # Batches that are decoded, or being decoded, beside the one in hand.
 BATCHES_AHEAD = 2
@@ -45,18 +47,20 @@ class Batch:
 
     Attributes:
         step: global step, from 0 over all epochs.
-        epoch: from 0; with the seed and `samples` it decides every random choice of the augmentation.
-        samples: sample indices, int64 `[n]`.
-        pixels: uint8 `[n, 3, S, S]`, RGB, to be left as they are: they may lie in Ray's object store. Page-locked where
-            there is a CUDA device.
-        tokens: int64 `[n, L]`.
+        epoch: from 0; with the seed and `draws` it decides every random choice of the augmentation.
+        draws: of the epoch's plan, int64 `[n]`: sample indices, where each sample is drawn once.
+        arrays: by name `[n, *shape]`, as the objective's views declare them, to be left as they are: they may lie in
+            Ray's object store. Page-locked where there is a CUDA device.
     """
 
     step: int
     epoch: int
-    samples: np.ndarray
-    pixels: torch.Tensor
-    tokens: torch.Tensor
+    draws: np.ndarray
+    arrays: Mapping[str, torch.Tensor]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """An array by its name."""
+        return self.arrays[name]
 
 
 @dataclass
@@ -66,14 +70,14 @@ class Loader:
     Args:
         corpus: URI of the corpus.
         manifest: the samples to train on (one split).
-        settings: crops, captions and how much to decode ahead.
-        image_size: side S of the square images, in pixels.
-        tokenizer: makes the tokeniser; picklable, and cheap to call again.
+        settings: how much to decode ahead, and at what cost.
+        views: what is made of samples.
         seed: of the run.
         global_batch_size: samples of one optimiser step over all ranks.
         rank: of this worker.
         world_size: number of workers.
         num_steps: total steps of the run; the last epoch may be cut.
+        counts: epoch → how often each sample is drawn (`EpochPlan`), with the same sum each time; None: once each.
 
     Raises:
         PlanError: the corpus and the global batch do not admit the world.
@@ -82,21 +86,22 @@ class Loader:
     corpus: str
     manifest: Manifest
     settings: DataConfig
-    image_size: int
-    tokenizer: Callable[[], Callable[[list[str]], torch.Tensor]]
+    views: Views
     seed: int
     global_batch_size: int
     rank: int
     world_size: int
     num_steps: int
+    counts: Counts | None = None
+    _num_draws: int | None = field(default=None, init=False, repr=False)
     _plans: dict[int, EpochPlan] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         first = self._plan(0)
         first.streams_of(self.rank, self.world_size)  # refuses an inadmissible world before any work
-        self.steps_per_epoch = len(first)
-        self._index = ShardIndex.of(self.corpus, self.manifest)
-        self._decoder = Decoder(self._index.corpus, self.settings, self.image_size, self.seed, portable(self.tokenizer))
+        self.steps_per_epoch, self._num_draws = len(first), first.num_draws
+        self._index = ShardIndex.of(self.corpus, self.manifest, self.settings.verify)
+        self._decoder = Decoder(self._index.corpus, self.seed, self.views)
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Yield the rank's batches of steps `start_step … num_steps - 1` in order; one is assembled ahead.
@@ -125,7 +130,7 @@ class Loader:
             tasks.cancel()
             assembling.shutdown()
 
-    def _decoded(self, tasks: RankTasks, start_step: int) -> Iterator[tuple[Chunk, list[Decoded]]]:
+    def _decoded(self, tasks: RankTasks, start_step: int) -> Iterator[tuple[Chunk, list[Arrays]]]:
         """Chunks in order with what their tasks made; later ones are under way, and row groups of one more."""
         schedule = chunks(
             self._plan,
@@ -133,6 +138,7 @@ class Loader:
             world_size=self.world_size,
             start_step=start_step,
             end_step=self.num_steps,
+            shapes_of=self._shapes,
         )
         begun: deque[tuple[Chunk, list[ObjectRef]]] = deque()
         upcoming = next(schedule, None)
@@ -154,40 +160,55 @@ class Loader:
         num_tasks = sum(len(refs) for _, refs in behind)
         return num_steps >= BATCHES_AHEAD and num_tasks >= self.settings.tasks_per_worker
 
+    def _shapes(self, step: int) -> tuple[tuple[int, ...], ...]:
+        return tuple(spec.shape for spec in self.views.specs(step).values())
+
     def _plan(self, epoch: int) -> EpochPlan:
         if epoch not in self._plans:
             while len(self._plans) >= MAX_PLANS:
                 self._plans.pop(min(self._plans))
-            self._plans[epoch] = EpochPlan(
-                self.manifest, seed=self.seed, epoch=epoch, global_batch_size=self.global_batch_size
+            plan = EpochPlan(
+                self.manifest,
+                seed=self.seed,
+                epoch=epoch,
+                global_batch_size=self.global_batch_size,
+                counts=None if self.counts is None else self.counts(epoch),
             )
+            if self._num_draws not in (None, plan.num_draws):
+                raise PlanError(
+                    f"the objective draws {plan.num_draws} samples in epoch {epoch} and {self._num_draws} in epoch 0; "
+                    "all epochs must have the same number, or a step no longer says where a run is"
+                )
+            self._plans[epoch] = plan
         return self._plans[epoch]
 
 
-def _assembled(chunk: Chunk, units: list[Decoded], memory: BatchMemory) -> Iterator[Batch]:
+def _assembled(chunk: Chunk, units: list[Arrays], memory: BatchMemory) -> Iterator[Batch]:
     """The batches of a chunk from what its tasks made."""
     step, made = chunk.first_step, iter(units)
     for block in chunk.blocks:
-        samples = np.concatenate(block, axis=1)
-        shape = (len(samples), -1)
+        draws = np.concatenate(block, axis=1)
         parts = list(islice(made, len(block)))
-        pixels = [of_unit.reshape(*shape, *of_unit.shape[1:]) for of_unit, _ in parts]
-        tokens = np.concatenate([of_unit.reshape(*shape, of_unit.shape[1]) for _, of_unit in parts], axis=1)
-        for position in range(len(samples)):
+        shaped = {
+            name: [part[name].reshape(len(draws), -1, *part[name].shape[1:]) for part in parts] for name in parts[0]
+        }
+        for position in range(len(draws)):
             yield Batch(
                 step=step,
                 epoch=chunk.epoch,
-                samples=samples[position],
-                pixels=_joined([of_unit[position] for of_unit in pixels], memory).permute(0, 3, 1, 2),
-                tokens=torch.from_numpy(tokens[position].astype(np.int64)),
+                draws=draws[position],
+                arrays={
+                    name: _joined(name, [of_unit[position] for of_unit in arrays], memory)
+                    for name, arrays in shaped.items()
+                },
             )
             step += 1
 
 
-def _joined(parts: list[npt.NDArray[np.uint8]], memory: BatchMemory) -> torch.Tensor:
+def _joined(name: str, parts: list[npt.NDArray[Any]], memory: BatchMemory) -> torch.Tensor:
     """Parts of a batch as one tensor: one after the other in memory for batches, or a single one where it lies."""
     if len(parts) == 1 and not torch.cuda.is_available():
         return torch.from_numpy(parts[0])
-    joined = memory.empty((sum(map(len, parts)), *parts[0].shape[1:]))
+    joined = memory.empty(name, (sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
     np.concatenate(parts, out=joined.numpy())
     return joined

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,24 +17,30 @@ from torch import Tensor
 
 
 class BatchMemory:
-    """Makes uint8 tensors; page-locked ones where there is a CUDA device, so that copies to it run beside its work.
+    """Makes tensors; page-locked ones where there is a CUDA device, so that copies to it run beside its work.
 
     One thread makes them; they may be let go anywhere.
     """
 
     def __init__(self) -> None:
-        self._free: list[npt.NDArray[np.uint8]] = []
+        self._free: dict[str, list[npt.NDArray[np.uint8]]] = {}
 
-    def empty(self, shape: tuple[int, ...]) -> Tensor:
-        """uint8 of a shape, in memory that no living tensor has; the content is undefined."""
+    def empty(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
+        """In memory that no living tensor has; the content is undefined.
+
+        Args:
+            name: of the array; what had another size under this name is given back to the system.
+        """
+        size = math.prod(shape) * dtype.itemsize
         if torch.cuda.is_available():
             # torch's allocator keeps freed memory, and waits for the copies that still read it.
-            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        size = math.prod(shape)
-        while self._free and self._free[-1].size != size:
-            self._free.pop()
-        block = self._free.pop() if self._free else np.empty(size, dtype=np.uint8)
-        shaped = block.reshape(shape)
+            pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+            return pinned.view(torch.from_numpy(np.empty(0, dtype)).dtype).view(shape)
+        free = self._free.setdefault(name, [])
+        while free and free[-1].size != size:
+            free.pop()
+        block = free.pop() if free else np.empty(size, dtype=np.uint8)
+        shaped = block.view(dtype).reshape(shape)
         # The tensor holds `shaped`, and whatever is made of the tensor holds its storage.
-        weakref.finalize(shaped, self._free.append, block).atexit = False
+        weakref.finalize(shaped, free.append, block).atexit = False
         return torch.from_numpy(shaped)

@@ -9,10 +9,14 @@ samples of an epoch (other ones each epoch) are left over and dropped.
 Two neighbouring streams may share the row group at their seam. Every second stream goes through its row groups
 backwards, so that both need the shared one at about the same time, at the epoch's beginning or at its end: a rank
 reads it once. Only where a seam parts two ranks do both read it.
+
+A sample may be drawn several times in an epoch, or not at all: weights of classes and corpora, shares of the labels and
+samples that an objective cannot use are all such counts. Row groups of which nothing is drawn are not read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -21,8 +25,12 @@ import numpy as np
 from dermray.corpus.manifest import Manifest
 from dermray.errors import PlanError
 
+# Epoch → how often each sample is drawn, integers `[num_samples]`.
+Counts = Callable[[int], np.ndarray]
 MAX_STREAMS = 64
 WINDOW_ROW_GROUPS = 2
+# Of an epoch by counts: a rank holds 8 bytes for each of its draws.
+MAX_DRAWS = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -48,32 +56,57 @@ class EpochPlan:
         seed: of the run.
         epoch: from 0.
         global_batch_size: samples of one optimiser step over all ranks. With the manifest it fixes the streams.
+        counts: how often each sample is drawn in the epoch, non-negative integers `[num_samples]`; None: once each.
+
+    A draw is a number: of copy k, from 0, of sample i it is `i + k * num_samples`. So it is the sample's index where
+    each is drawn once, and copies of a sample are told apart, for another crop each.
 
     Raises:
-        PlanError: the corpus holds fewer samples than one global batch, or an argument is out of range.
+        PlanError: fewer draws than one global batch, or an argument is out of range.
     """
 
-    def __init__(self, manifest: Manifest, *, seed: int, epoch: int, global_batch_size: int) -> None:
+    def __init__(
+        self, manifest: Manifest, *, seed: int, epoch: int, global_batch_size: int, counts: np.ndarray | None = None
+    ) -> None:
         if global_batch_size < 1 or epoch < 0:
             raise PlanError(f"global_batch_size {global_batch_size} must be positive and epoch {epoch} not negative")
+        self._starts = np.concatenate([[0], np.cumsum(manifest.row_group_sizes())])
+        self.num_samples = int(self._starts[-1])
+        self._counts = None if counts is None else _checked(counts, self.num_samples)
+        # Draws of each row group.
         self._sizes = manifest.row_group_sizes()
-        self._starts = np.concatenate([[0], np.cumsum(self._sizes)])
-        num_samples = int(self._starts[-1])
-        if num_samples < global_batch_size:
+        if self._counts is not None:
+            before = np.concatenate([[0], np.cumsum(self._counts)])
+            self._sizes = np.diff(before[self._starts])
+        self.num_draws = int(self._sizes.sum())
+        if self.num_draws < global_batch_size:
+            has = "the corpus has" if counts is None else "the objective draws"
             raise PlanError(
-                f"the corpus has {num_samples} samples, fewer than one global batch of {global_batch_size}; "
+                f"{has} {self.num_draws} samples, fewer than one global batch of {global_batch_size}; "
                 "lower the global batch size or add data"
             )
         self.seed = seed
         self.epoch = epoch
         self.global_batch_size = global_batch_size
-        self._num_steps = num_samples // global_batch_size
+        self._num_steps = self.num_draws // global_batch_size
         self._world_sizes, self._cuts = _streams(global_batch_size, len(self._sizes))
         self._stream_rows = lru_cache(maxsize=MAX_STREAMS)(self._compute_stream_rows)
+        # Streams side by side share row groups, all of them one where all draws are of it.
+        self._group_rows = lru_cache(maxsize=WINDOW_ROW_GROUPS)(self._compute_group_rows)
 
     def __len__(self) -> int:
         """Number of steps."""
         return self._num_steps
+
+    @property
+    def num_not_drawn(self) -> int:
+        """Samples that are drawn 0 times."""
+        return 0 if self._counts is None else int((self._counts == 0).sum())
+
+    @property
+    def num_samples_used(self) -> int:
+        """Draws that are in a global batch, as the streams have them."""
+        return self._num_steps * sum(self._width(stream) for stream in range(self.num_streams))
 
     @property
     def num_streams(self) -> int:
@@ -90,7 +123,7 @@ class EpochPlan:
         return self._world_sizes
 
     def batch(self, step: int) -> np.ndarray:
-        """Sample indices of global batch `step`, int64 `[global_batch_size]`.
+        """Draws of global batch `step`, int64 `[global_batch_size]`: sample indices where each is drawn once.
 
         Raises:
             PlanError: there is no such step.
@@ -180,6 +213,8 @@ class EpochPlan:
             group_begin = group_end - int(self._sizes[group])
             if group_begin >= end:
                 break
+            if group_begin == group_end:
+                continue
             pieces.append((group, max(begin - group_begin, 0), min(end, group_end) - group_begin))
         return pieces[::-1] if stream % 2 else pieces
 
@@ -203,12 +238,34 @@ class EpochPlan:
             in_order[begin:end] = generator.permutation(in_order[begin:end])
         return in_order.astype(np.int64)
 
-    def _group_rows(self, group: int) -> np.ndarray:
-        """Rows of a group in the epoch's order, so that a seam parts other rows each epoch."""
-        return self._generator(2, group).permutation(int(self._sizes[group]))
+    def _compute_group_rows(self, group: int) -> np.ndarray:
+        """Draws of a group, less its first sample, in the epoch's order, so that a seam parts other ones each epoch."""
+        generator = self._generator(2, group)
+        if self._counts is None:
+            return generator.permutation(int(self._sizes[group]))
+        counts = self._counts[self._starts[group] : self._starts[group + 1]]
+        # Row 1 drawn twice, row 2 once, of 10 samples: copies [0, 1, 0] of rows [1, 1, 2] are the draws [1, 11, 2].
+        rows = np.repeat(np.arange(len(counts)), counts)
+        copies = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return generator.permutation(rows + copies * self.num_samples)
 
     def _generator(self, *purpose: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, self.epoch, *purpose])
+
+
+def _checked(counts: np.ndarray, num_samples: int) -> np.ndarray:
+    if not isinstance(counts, np.ndarray):
+        raise PlanError(
+            f"counts must be an array of {num_samples} integers, one a sample, not a {type(counts).__name__}"
+        )
+    if counts.shape != (num_samples,) or counts.dtype.kind not in "iu" or (num_samples and int(counts.min()) < 0):
+        raise PlanError(
+            f"counts must be {num_samples} integers from 0 on, one a sample, not {counts.dtype} {list(counts.shape)}"
+        )
+    # In floating point: what is added up here may lie beyond 64 bits.
+    if (total := float(counts.sum(dtype=np.float64))) > MAX_DRAWS:
+        raise PlanError(f"counts add up to {total:,.0f} draws of an epoch, and at most {MAX_DRAWS:,} are planned")
+    return counts.astype(np.int64)
 
 
 def _streams(global_batch_size: int, num_row_groups: int) -> tuple[tuple[int, ...], np.ndarray]:

@@ -24,7 +24,7 @@ class Chunk:
     Attributes:
         epoch: of all its steps.
         first_step: of the run.
-        blocks: consecutive steps each; what each task of a block makes: sample indices, int64
+        blocks: consecutive steps each; what each task of a block makes: draws of the plan, int64
             `[num_steps, num_columns]`. Columns side by side are the rank's batches.
     """
 
@@ -38,8 +38,8 @@ class Chunk:
         return sum(len(block[0]) for block in self.blocks)
 
     @property
-    def samples(self) -> np.ndarray:
-        """All its sample indices, int64 `[num_steps, rank batch]`."""
+    def draws(self) -> np.ndarray:
+        """All its draws, int64 `[num_steps, rank batch]`."""
         return np.concatenate([np.concatenate(block, axis=1) for block in self.blocks])
 
 
@@ -51,12 +51,18 @@ def chunk_steps(rank_batch_size: int, num_streams: int) -> int:
 
 
 def chunks(
-    plan_of: Callable[[int], EpochPlan], *, rank: int, world_size: int, start_step: int, end_step: int
+    plan_of: Callable[[int], EpochPlan],
+    *,
+    rank: int,
+    world_size: int,
+    start_step: int,
+    end_step: int,
+    shapes_of: Callable[[int], object] = lambda _: None,
 ) -> Iterator[Chunk]:
     """Steps `start_step … end_step - 1` of a run in order; no chunk spans two epochs.
 
     The first chunk is one step, so that the first batch waits for nothing else; each next one is twice as long, up to
-    `chunk_steps`.
+    `chunk_steps`. Steps of one block are alike in what `shapes_of` says of them.
     """
     length, step = 1, start_step
     while step < end_step:
@@ -65,13 +71,16 @@ def chunks(
         num_steps = min(length, len(plan) - first, end_step - step)
         rows = np.stack([plan.rank_batch(first + i, rank, world_size) for i in range(num_steps)])
         longest = chunk_steps(rows.shape[1], len(plan.streams_of(rank, world_size)))
-        yield Chunk(epoch, step, _blocks(rows, at_once=length < longest))
+        shapes = [shapes_of(step + i) for i in range(num_steps)]
+        changes = [i for i in range(1, num_steps) if shapes[i] != shapes[i - 1]]
+        alike = np.split(rows, changes)
+        yield Chunk(epoch, step, tuple(block for part in alike for block in _blocks(part, at_once=length < longest)))
         step += num_steps
         length = min(2 * length, longest)
 
 
 def _blocks(rows: np.ndarray, *, at_once: bool) -> tuple[tuple[np.ndarray, ...], ...]:
-    """Sample indices `[num_steps, rank batch]` as blocks of units; `at_once`: the first batch is to come soon."""
+    """Draws `[num_steps, rank batch]` as blocks of units; `at_once`: the first batch is to come soon."""
     num_steps, batch_size = rows.shape
     if at_once or batch_size > WHOLE_BATCH_ROWS:
         columns = max(1, UNIT_ROWS // num_steps)

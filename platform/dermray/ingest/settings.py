@@ -4,32 +4,42 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from dermray.config import Config
+from dermray.config import Config, DecidesWeights, LeavesWeights
 from dermray.corpus.schema import CaptionAspect
+from dermray.corpus.shards import Verify
 
 
 class DataConfig(Config):
     """How prepared samples become training batches."""
 
-    split: str = Field("train", description="split of the corpus to train on")
-    captions: dict[CaptionAspect, float] = Field(
+    split: DecidesWeights[str] = Field("train", description="split of the corpus to train on")
+    captions: DecidesWeights[dict[CaptionAspect, float]] = Field(
         {"raw": 1.0},
         description="weight of each caption aspect (raw, ontology, concept, sub) when one is drawn per sample and step",
     )
-    crop_scale: tuple[float, float] = Field(
+    crop_scale: DecidesWeights[tuple[float, float]] = Field(
         (0.4, 1.0), description="area share of the random resized crop, low and high"
     )
-    horizontal_flip: float = Field(0.0, ge=0, le=1, description="probability of mirroring an image")
-    color_jitter: tuple[float, float, float, float] | None = Field(
+    horizontal_flip: DecidesWeights[float] = Field(0.0, ge=0, le=1, description="probability of mirroring an image")
+    color_jitter: DecidesWeights[tuple[float, float, float, float] | None] = Field(
         None, description="ranges of brightness, contrast, saturation and hue around no change; empty: no jitter"
     )
-    color_jitter_prob: float = Field(0.8, ge=0, le=1, description="probability of jittering an image's colours")
-    grayscale_prob: float = Field(0.0, ge=0, le=1, description="probability of turning an image grey, after the jitter")
-    cpus_per_task: float = Field(
+    color_jitter_prob: DecidesWeights[float] = Field(
+        0.8, ge=0, le=1, description="probability of jittering an image's colours"
+    )
+    grayscale_prob: DecidesWeights[float] = Field(
+        0.0, ge=0, le=1, description="probability of turning an image grey, after the jitter"
+    )
+    cpus_per_task: LeavesWeights[float] = Field(
         1.0, gt=0, description="logical CPUs that Ray reserves for one decoding task, which keeps one core busy"
     )
-    tasks_per_worker: int = Field(
+    tasks_per_worker: LeavesWeights[int] = Field(
         4, ge=1, description="decoding tasks that at least are under way for one training worker, at two batches ahead"
+    )
+    verify: LeavesWeights[Verify] = Field(
+        "auto",
+        description="digests: a process compares each shard with its SHA-256 before first reading from it; pages: only "
+        "checksums of the pages that are read; auto: digests of a corpus on a disk, pages of one in an object store",
     )
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +21,10 @@ from ray.exceptions import RayTaskError
 from dermray.corpus.shards import ShardIndex
 from dermray.errors import DermRayError
 from dermray.ingest import decoding
-from dermray.ingest.decoding import Decoded, Decoder
+from dermray.ingest.decoding import Decoder
 from dermray.ingest.plan import EpochPlan
 from dermray.ingest.schedule import Chunk
+from dermray.ingest.views import Arrays, ArraySpec
 
 # Row groups that one reading task fetches at the same time and hands over together, and rows that these hold at most.
 # Each object costs Ray a millisecond or two of processor time, and some more for each task that it goes to.
@@ -59,7 +61,7 @@ class RankTasks:
         self._rank, self._world_size = rank, world_size
         # Both travel inside the functions: Ray sends a function to a process once, an argument with every call.
         options = ray.remote(num_cpus=cpus_per_task, max_retries=MAX_RETRIES, scheduling_strategy="DEFAULT")
-        self._read = options(_reading(index))
+        self._read = options(_reading(index, decoder.views.columns))
         self._decode = options(_decoding(decoder))
         self._last_steps: dict[int, dict[int, int]] = {}
         # Epoch and row group → what was read together, and its place there.
@@ -71,7 +73,7 @@ class RankTasks:
 
         Side by side as the streams are: the windows of neighbours are used up at about the same time.
         """
-        groups, first = np.unique(self._groups(chunk.samples.T.ravel()), return_index=True)
+        groups, first = np.unique(self._groups(chunk.draws.T.ravel()), return_index=True)
         missing = [group for group in groups[np.argsort(first)].tolist() if (chunk.epoch, group) not in self._held]
         for part in self._together(missing):
             ref = self._read.remote(part)
@@ -93,12 +95,15 @@ class RankTasks:
 
     def decode(self, chunk: Chunk) -> list[ObjectRef]:
         """Have a chunk decoded whose row groups are asked for; let go of those that no later step needs."""
-        refs = [self._decode_unit(chunk.epoch, unit.ravel()) for block in chunk.blocks for unit in block]
+        refs, step = [], chunk.first_step
+        for block in chunk.blocks:
+            refs += [self._decode_unit(step, chunk.epoch, unit.ravel()) for unit in block]
+            step += len(block[0])
         self._pending.update(refs)
         self._release(chunk)
         return refs
 
-    def results(self, refs: Sequence[ObjectRef]) -> list[Decoded]:
+    def results(self, refs: Sequence[ObjectRef]) -> list[Arrays]:
         """What tasks have made, in the order given; waits for them.
 
         Raises:
@@ -119,16 +124,17 @@ class RankTasks:
         for ref in {*self._pending, *(ref for ref, _ in self._held.values())}:
             ray.cancel(ref)
 
-    def _decode_unit(self, epoch: int, samples: npt.NDArray[np.int64]) -> ObjectRef:
-        groups = self._groups(samples)
+    def _decode_unit(self, step: int, epoch: int, draws: npt.NDArray[np.int64]) -> ObjectRef:
+        groups = self._groups(draws)
         used, group_of = np.unique(groups, return_inverse=True)
         held = [self._held[epoch, int(group)] for group in used]
         bundles = list(dict.fromkeys(ref for ref, _ in held))
         places = [(bundles.index(ref), place) for ref, place in held]
-        return self._decode.remote(epoch, samples, places, group_of, samples - self._starts[groups], *bundles)
+        rows = draws % self._starts[-1] - self._starts[groups]
+        return self._decode.remote(step, epoch, draws, places, group_of, rows, *bundles)
 
-    def _groups(self, samples: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return np.searchsorted(self._starts, samples, side="right") - 1
+    def _groups(self, draws: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return np.searchsorted(self._starts, draws % self._starts[-1], side="right") - 1
 
     def _release(self, chunk: Chunk) -> None:
         """Drop the row groups whose last step is in the chunk, and of epochs before everything."""
@@ -142,32 +148,36 @@ class RankTasks:
                 del self._held[epoch, group]
 
 
-def _reading(index: ShardIndex) -> Callable[..., list[pa.Buffer]]:
+def _reading(index: ShardIndex, columns: Sequence[str]) -> Callable[..., list[pa.Buffer]]:
     def read(groups: list[int]) -> list[pa.Buffer]:
-        return decoding.read(index, groups)
+        return decoding.read(index, groups, columns)
 
     return read
 
 
-def _decoding(decoder: Decoder) -> Callable[..., Decoded]:
+def _decoding(decoder: Decoder) -> Callable[..., Arrays]:
     # Ray has copied a task's results when the process begins the next one. Memory fresh from the system, as for pieces
     # of this size, would have to be cleared each time.
-    memory = np.empty(0, dtype=np.uint8)
+    memory: dict[str, npt.NDArray[np.uint8]] = {}
+
+    def lent(name: str, spec: ArraySpec, num_samples: int) -> npt.NDArray[Any]:
+        shape, dtype = (num_samples, *spec.shape), np.dtype(spec.dtype)
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if name not in memory or memory[name].size < num_bytes:
+            memory[name] = np.empty(num_bytes, dtype=np.uint8)
+        return memory[name][:num_bytes].view(dtype).reshape(shape)
 
     def decode(
+        step: int,
         epoch: int,
-        samples: npt.NDArray[np.int64],
+        draws: npt.NDArray[np.int64],
         places: list[tuple[int, int]],
         group_of: npt.NDArray[np.int64],
         row_of: npt.NDArray[np.int64],
         *bundles: list[pa.Buffer],
-    ) -> Decoded:
-        nonlocal memory
-        shape = decoder.shape(len(samples))
-        if memory.size < math.prod(shape):
-            memory = np.empty(math.prod(shape), dtype=np.uint8)
+    ) -> Arrays:
         row_groups = [decoding.unpacked(bundles[bundle][place]) for bundle, place in places]
-        pixels = memory[: math.prod(shape)].reshape(shape)
-        return decoder(epoch, samples, row_groups, group_of, row_of, out=pixels)
+        out = {name: lent(name, spec, len(draws)) for name, spec in decoder.views.specs(step).items()}
+        return decoder(step, epoch, draws, row_groups, group_of, row_of, out=out)
 
     return decode

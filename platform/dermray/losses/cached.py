@@ -22,6 +22,7 @@ def cached_backward(
     inputs: Sequence[Tensor],
     loss: Callable[..., Tensor],
     *,
+    num_features: int = 2,
     micro_batch_size: int | None = None,
     autocast: Contexts = nullcontext,
     no_sync: Contexts = nullcontext,
@@ -32,10 +33,11 @@ def cached_backward(
     depends on its batch (batch norm) see micro-batches, not the batch.
 
     Args:
-        encode: inputs of m samples → image features `[m, D]`, text features `[m, D]`, then whatever scalars the loss
-            learns (scale, bias). It may be a module in DistributedDataParallel.
+        encode: inputs of m samples → features `[m, …]` of so many kinds (of images, of texts, of patches), then
+            whatever scalars the loss learns (scale, bias). It may be a module in DistributedDataParallel.
         inputs: tensors `[n, …]` of one device, split along the first axis.
         loss: takes what `encode` returns, for all n samples; may talk to other ranks.
+        num_features: how many of what `encode` returns are features, one row a sample.
         micro_batch_size: samples that go through the towers at once; empty: all, in one pass.
         autocast: makes the context of a forward pass.
         no_sync: makes the context in which gradients stay on the rank; used for all micro-batches but the last, so
@@ -48,7 +50,7 @@ def cached_backward(
         value = loss(*outputs)
         value.backward()
         return value.detach()
-    states, features, scalars = _encode_without_graph(encode, parts, autocast)
+    states, features, scalars = _encode_without_graph(encode, parts, autocast, num_features)
     value = loss(*features, *scalars)
     value.backward()
     lengths = [len(part[0]) for part in parts]
@@ -67,17 +69,17 @@ def cached_backward(
 
 
 def _encode_without_graph(
-    encode: Callable[..., tuple[Tensor, ...]], parts: list[tuple[Tensor, ...]], autocast: Contexts
+    encode: Callable[..., tuple[Tensor, ...]], parts: list[tuple[Tensor, ...]], autocast: Contexts, num_features: int
 ) -> tuple[list[list[Tensor]], list[Tensor], list[Tensor]]:
-    """Random states before each part, and two features and the scalars as leaves that take gradients."""
+    """Random states before each part, and features and the scalars as leaves that take gradients."""
     states, outputs = [], []
     with torch.no_grad():
         for part in parts:
             states.append(_random_state(part[0].device))
             with autocast():
                 outputs.append(encode(*part))
-    features = [torch.cat(column) for column in list(zip(*outputs, strict=True))[:2]]
-    scalars = [each.detach().clone() for each in outputs[0][2:]]
+    features = [torch.cat(column) for column in list(zip(*outputs, strict=True))[:num_features]]
+    scalars = [each.detach().clone() for each in outputs[0][num_features:]]
     return states, [each.requires_grad_() for each in features], [each.requires_grad_() for each in scalars]
 
 

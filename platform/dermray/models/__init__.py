@@ -1,17 +1,15 @@
-"""Towers, and loading and saving them in open_clip's folder layout."""
+"""Towers, and loading and saving them in open_clip's folder layout. What a name stands for is told without torch."""
 
-from dermray.models.factory import (
-    Preprocessing,
-    architecture,
-    check,
-    create,
-    located,
-    located_weights,
-    preprocessing,
-    tokenizer,
-)
-from dermray.models.folder import DERMRAY_NAME, WEIGHTS_NAME, save
-from dermray.models.towers import is_ours as has_own_towers
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from dermray.models.architectures import architecture, check, described, located, located_weights
+from dermray.models.architectures import is_ours as has_own_towers
+from dermray.models.layout import DERMRAY_NAME, WEIGHTS_NAME
+
+if TYPE_CHECKING:
+    from dermray.models.factory import Preprocessing, create, preprocessing, tokenizer
+    from dermray.models.folder import save
 
 __all__ = [
     "DERMRAY_NAME",
@@ -20,6 +18,7 @@ __all__ = [
     "architecture",
     "check",
     "create",
+    "described",
     "has_own_towers",
     "located",
     "located_weights",
@@ -27,3 +26,12 @@ __all__ = [
     "save",
     "tokenizer",
 ]
+# What loads torch and open_clip, and takes seconds, is imported when it is asked for.
+_BUILDING = {"Preprocessing": "factory", "create": "factory", "preprocessing": "factory", "tokenizer": "factory"}
+_BUILDING |= {"save": "folder"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _BUILDING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_BUILDING[name]}"), name)

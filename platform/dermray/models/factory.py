@@ -8,31 +8,34 @@ and Hugging Face towers. Weights are read as safetensors or with `weights_only=T
 from __future__ import annotations
 
 import copy
-import difflib
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 from open_clip.model import get_model_preprocess_cfg, set_model_preprocess_cfg
 from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
+from PIL import Image
 from torch import nn
 
-from dermray import storage
 from dermray.errors import ModelError
 from dermray.model_uri import HUB_PREFIX, LOCAL_PREFIX, folder_uri
-from dermray.models import folder, huggingface, texts, towers, weights
-
-_OFFLINE = (
-    f"Without network, download the model's folder elsewhere ({folder.CONFIG_NAME} and {folder.WEIGHTS_NAME} or "
-    "open_clip_pytorch_model.bin) and give its path"
+from dermray.models import bounds, huggingface, layout, texts, towers, weights
+from dermray.models.architectures import (
+    architecture,
+    explained,
+    hub_config,
+    is_ours,
+    open_clip,
+    published_form,
+    require_known,
 )
 
+# Width and height of the picture that a transform is tried with: no square, so that it must become one.
+PICTURE = (67, 49)
 ImageTransform = Callable[[Any], torch.Tensor]
 Tokenizer = Callable[[list[str]], torch.Tensor]
 
@@ -62,19 +65,18 @@ def create(
     Raises:
         ModelError: unknown name, missing or malformed files, or weights that do not fit the architecture.
     """
-    _register_own_configs()
     uri = folder_uri(name_or_uri)
     if uri is not None:
-        with folder.opened(uri) as path, _explained(uri):
+        with layout.opened(uri) as path, explained(uri):
             made = _from_folder(path)
     else:
         if not name_or_uri.startswith(HUB_PREFIX):
-            _require_known(name_or_uri)
-        with _explained(name_or_uri), huggingface.language_model_folder(pretrained_text) as text_folder:
+            require_known(name_or_uri)
+        with explained(name_or_uri), huggingface.language_model_folder(pretrained_text) as text_folder:
             made = _from_name(name_or_uri, pretrained, text_folder)
     model, image_transform, tokenizer = made
     texts.accept_short(model)
-    with _explained(uri or name_or_uri):
+    with explained(uri or name_or_uri):
         if pretrained_image is not None:
             towers.load_image(model.get_submodule("visual"), pretrained_image)
         if pretrained_text is not None:
@@ -82,54 +84,9 @@ def create(
     return model.eval(), image_transform, tokenizer
 
 
-def architecture(name_or_uri: str) -> dict[str, Any]:
-    """The `model_cfg` of a name or folder: what `open_clip_config.json` describes.
-
-    Raises:
-        ModelError: as in `create`.
-    """
-    _register_own_configs()
-    uri = folder_uri(name_or_uri)
-    if uri is not None:
-        return towers.published_form(folder.read_config(uri)["model_cfg"], name="")
-    if name_or_uri.startswith(HUB_PREFIX):
-        with _explained(name_or_uri):
-            return _hub_config(name_or_uri)["model_cfg"]
-    _require_known(name_or_uri)
-    return copy.deepcopy(open_clip.get_model_config(name_or_uri))
-
-
-def check(
-    name_or_uri: str,
-    pretrained: str | None = None,
-    *,
-    pretrained_image: str | None = None,
-    pretrained_text: str | None = None,
-) -> None:
-    """Refuse what `create` would refuse for want of a file, without building the model.
-
-    Raises:
-        ModelError: an unknown architecture, a tokeniser that cannot be had, or weights that are not there.
-    """
-    architecture(name_or_uri)
-    named = pretrained is not None and not open_clip.get_pretrained_cfg(name_or_uri, pretrained)
-    for source in (pretrained if named else None, pretrained_image, pretrained_text):
-        if source is not None:
-            weights.require(source)
-    if folder_uri(name_or_uri) is None:
-        tokenizer(name_or_uri, pretrained_text)([""])
-
-
-def located(name_or_uri: str) -> str:
-    """A folder's URI made absolute, for processes that run elsewhere; a name stays as it is."""
-    return folder_uri(name_or_uri) or name_or_uri
-
-
-def located_weights(source: str | None) -> str | None:
-    """A checkpoint's path made absolute; tags, hub ids and URIs stay as they are."""
-    if source is None or source.startswith(HUB_PREFIX) or not ("/" in source or storage.exists(source)):
-        return source
-    return storage.normalise(source)
+def load(path: Path) -> tuple[nn.Module, ImageTransform, Tokenizer]:
+    """A model of the kind `clip` in a local folder: `create`."""
+    return create(str(path))
 
 
 @dataclass(frozen=True)
@@ -160,40 +117,68 @@ def tokenizer(name_or_uri: str, pretrained_text: str | None = None) -> Tokenizer
         ModelError: as in `create`.
     """
     model_cfg = architecture(name_or_uri)
-    ours = towers.is_ours(model_cfg)
+    ours = is_ours(model_cfg)
     uri = folder_uri(name_or_uri)
-    with _explained(uri or name_or_uri):
+    with explained(uri or name_or_uri):
         if uri is None and ours:
             with huggingface.language_model_folder(pretrained_text) as text_folder:
                 return huggingface.tokenizer(model_cfg["text_cfg"], text_folder)
         if uri is None:
-            return open_clip.get_tokenizer(name_or_uri)
-        with folder.opened(uri) as path:
+            return open_clip().get_tokenizer(name_or_uri)
+        with layout.opened(uri) as path:
             if ours:
                 return huggingface.tokenizer(model_cfg["text_cfg"], path)
-            return open_clip.get_tokenizer(f"{LOCAL_PREFIX}{path}")
+            return open_clip().get_tokenizer(f"{LOCAL_PREFIX}{path}")
 
 
 def _from_folder(path: Path) -> tuple[nn.Module, ImageTransform, Tokenizer]:
-    config = folder.read_config(str(path))
-    config["model_cfg"] = towers.published_form(config["model_cfg"], name="")
-    name = folder.weights_of(str(path)) or folder.WEIGHTS_NAME
+    config = layout.read_config(str(path))
+    config["model_cfg"] = published_form(config["model_cfg"], name="")
+    name = layout.weights_of(str(path)) or layout.WEIGHTS_NAME
     state = weights.read(str(path / name))
-    if towers.is_ours(config["model_cfg"]):
-        made = _built(config, path)
-    else:
-        made = _open_clip(f"{LOCAL_PREFIX}{path}", load_weights=False)
+    bounds.require_sizes(config["model_cfg"], source=layout.CONFIG_NAME)
+
+    def build() -> tuple[nn.Module, ImageTransform, Tokenizer]:
+        if is_ours(config["model_cfg"]):
+            return _built(config, path)
+        return _open_clip(f"{LOCAL_PREFIX}{path}", load_weights=False)
+
+    # Without memory first: a folder may describe more than there is.
+    held = bounds.Size.of_state(state)
+    bounds.outlined(build, held)
+    with bounds.filled_by(held):
+        made = build()
     towers.fill(made[0], state, source=name)
+    _require_pixels(made[1], preprocessing(made[0]).size)
     return made
+
+
+def _require_pixels(transform: ImageTransform, side: int) -> None:
+    """Refuse a transform that no image would come through: each would be taken for a damaged one.
+
+    Raises:
+        ModelError: it fails, or what it makes of a picture is not float32 `[3, side, side]`, or no numbers.
+    """
+    try:
+        pixels = transform(Image.new("RGB", PICTURE, (200, 140, 110)))
+    except Exception as error:  # what torchvision and Pillow raise at odd settings has no common base
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"preprocess_cfg of {layout.CONFIG_NAME} fails on a picture: {reason}") from error
+    if pixels.dtype != torch.float32 or tuple(pixels.shape) != (3, side, side) or not pixels.isfinite().all():
+        given = f"{pixels.dtype} {list(pixels.shape)}".removeprefix("torch.")
+        raise ModelError(
+            f"preprocess_cfg of {layout.CONFIG_NAME} makes {given} of a picture, and must make finite float32 "
+            f"[3, {side}, {side}]"
+        )
 
 
 def _from_name(
     name: str, pretrained: str | None, text_folder: Path | None
 ) -> tuple[nn.Module, ImageTransform, Tokenizer]:
     in_hub = name.startswith(HUB_PREFIX)
-    config = _hub_config(name) if in_hub else {"model_cfg": copy.deepcopy(open_clip.get_model_config(name))}
-    tag = {} if in_hub or pretrained is None else open_clip.get_pretrained_cfg(name, pretrained)
-    if not towers.is_ours(config["model_cfg"]):
+    config = hub_config(name) if in_hub else {"model_cfg": copy.deepcopy(open_clip().get_model_config(name))}
+    tag = {} if in_hub or pretrained is None else open_clip().get_pretrained_cfg(name, pretrained)
+    if not is_ours(config["model_cfg"]):
         if in_hub or tag or pretrained is None:
             return _open_clip(name, pretrained=pretrained)
         made = _open_clip(name, load_weights=False)
@@ -201,7 +186,7 @@ def _from_name(
         made = _built({**config, "preprocess_cfg": tag} if tag else config, text_folder)
     source = name if in_hub else pretrained
     if source is not None:
-        file = open_clip.download_pretrained(tag) if tag else source
+        file = open_clip().download_pretrained(tag) if tag else source
         towers.fill(made[0], weights.read(file), source=source)
     return made
 
@@ -211,10 +196,10 @@ def _open_clip(name: str, **options: Any) -> tuple[nn.Module, ImageTransform, To
     root.addFilter(_is_no_word_of_random_weights)
     try:
         # A checkpoint on disk is never unpickled.
-        model, _, image_transform = open_clip.create_model_and_transforms(name, weights_only=True, **options)
+        model, _, image_transform = open_clip().create_model_and_transforms(name, weights_only=True, **options)
     finally:
         root.removeFilter(_is_no_word_of_random_weights)
-    return model, image_transform, open_clip.get_tokenizer(name)
+    return model, image_transform, open_clip().get_tokenizer(name)
 
 
 def _is_no_word_of_random_weights(record: logging.LogRecord) -> bool:
@@ -228,36 +213,5 @@ def _built(config: dict[str, Any], path: Path | None = None) -> tuple[nn.Module,
     defaults = {**asdict(PreprocessCfg()), "size": model.visual.image_size}
     settings = merge_preprocess_dict(defaults, config.get("preprocess_cfg") or {})
     set_model_preprocess_cfg(model, {**settings, "size": model.visual.image_size})
-    tokenizer = model.tokenizer or open_clip.SimpleTokenizer(context_length=model.context_length)
+    tokenizer = model.tokenizer or open_clip().SimpleTokenizer(context_length=model.context_length)
     return model, image_transform_v2(PreprocessCfg(**settings), is_train=False), tokenizer
-
-
-def _hub_config(name: str) -> dict[str, Any]:
-    repository = name.removeprefix(HUB_PREFIX)
-    config = open_clip.factory._get_hf_config(repository)
-    return {**config, "model_cfg": towers.published_form(config["model_cfg"], name=repository)}
-
-
-@contextmanager
-def _explained(shown_as: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes one line about the model."""
-    try:
-        yield
-    except ModelError as error:
-        raise ModelError(f"cannot load the model {shown_as!r}: {error}") from error
-    except Exception as error:
-        reason = " ".join(str(error).split())[:600]
-        raise ModelError(f"cannot load the model {shown_as!r}: {type(error).__name__}: {reason}. {_OFFLINE}") from error
-
-
-def _require_known(name: str) -> None:
-    known = open_clip.list_models()
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"; did you mean {', '.join(close)}?" if close else "; see open_clip.list_models()"
-        raise ModelError(f"unknown model {name!r}: not an architecture's name and not a folder{hint}")
-
-
-@cache
-def _register_own_configs() -> None:
-    open_clip.add_model_config(huggingface.ARCHITECTURES_FOLDER)

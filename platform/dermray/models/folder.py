@@ -1,21 +1,8 @@
-"""The model folder: open_clip's layout plus `dermray.json`.
-
-    open_clip_config.json         {"model_cfg": {...}, "preprocess_cfg": {...}}
-    open_clip_model.safetensors   the state dict, float32; folders of others may have open_clip_pytorch_model.bin
-    config.json, tokenizer.json … of a Hugging Face text tower: its configuration and its tokeniser
-    dermray.json                  recipe, corpus digest, MLflow run id, code version; written last
-
-Published folders (`huggingface-cli download ORG/NAME`) have the first two.
-`open_clip.create_model_and_transforms("local-dir:PATH")` loads it wherever open_clip knows the architecture;
-`dermray.models.create(PATH)` loads it always, without network.
-"""
+"""Saves a model as a folder; `dermray.models.layout` says what lies in it."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -23,13 +10,9 @@ from open_clip.model import get_model_preprocess_cfg
 from torch import nn
 
 from dermray import storage
-from dermray.errors import ModelError
-from dermray.models import huggingface, weights
+from dermray.models import huggingface
+from dermray.models.layout import CLIP, CONFIG_NAME, DERMRAY_NAME, WEIGHTS_NAME
 from dermray.models.towers import TwoTowers
-
-CONFIG_NAME = "open_clip_config.json"
-WEIGHTS_NAME = "open_clip_model.safetensors"
-DERMRAY_NAME = "dermray.json"
 
 
 def save(model: nn.Module, uri: str, *, model_cfg: dict[str, Any], provenance: dict[str, Any]) -> str:
@@ -57,43 +40,18 @@ def save(model: nn.Module, uri: str, *, model_cfg: dict[str, Any], provenance: d
     storage.write_json(
         storage.join(uri, CONFIG_NAME), {"model_cfg": model_cfg, "preprocess_cfg": _preprocess_cfg(model)}
     )
-    storage.write_json(storage.join(uri, DERMRAY_NAME), {"weights_sha256": digest, **provenance})
+    write_facts(uri, CLIP, digest, provenance)
     return digest
 
 
-def read_config(uri: str) -> dict[str, Any]:
-    """The content of `open_clip_config.json`.
+def write_facts(uri: str, kind: str, digest: str, provenance: dict[str, Any]) -> None:
+    """Write `dermray.json`, the last file of a model folder of any kind.
 
-    Raises:
-        ModelError: the folder or the file is missing or malformed.
+    Args:
+        kind: a name that `dermray.models.kinds` finds.
+        digest: SHA-256 (hex) of the weights file.
     """
-    file = storage.join(uri, CONFIG_NAME)
-    try:
-        config = storage.read_json(file)
-    except FileNotFoundError:
-        raise ModelError(f"{uri} is not a model folder: it has no {CONFIG_NAME}") from None
-    if not isinstance(config, dict) or not isinstance(config.get("model_cfg"), dict):
-        raise ModelError(f"{file} has no model_cfg; it should hold model_cfg and preprocess_cfg")
-    return config
-
-
-@contextlib.contextmanager
-def opened(uri: str) -> Iterator[Path]:
-    """A checked local view of a model folder.
-
-    Raises:
-        ModelError: files are missing.
-    """
-    read_config(uri)
-    if weights_of(uri) is None:
-        raise ModelError(f"{uri} has no weights: none of {', '.join(weights.WEIGHTS_NAMES)}")
-    with storage.local_folder(uri) as path:
-        yield path
-
-
-def weights_of(uri: str) -> str | None:
-    """The name of the weights file that a folder is loaded from; None where it has none."""
-    return next((name for name in weights.WEIGHTS_NAMES if storage.exists(storage.join(uri, name))), None)
+    storage.write_json(storage.join(uri, DERMRAY_NAME), {**provenance, "kind": kind, "weights_sha256": digest})
 
 
 def _text_files(model: nn.Module) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,15 @@ from transformers import AutoConfig, PretrainedConfig
 from dermray import storage
 from dermray.errors import ModelError
 from dermray.model_uri import HUB_PREFIX
-from dermray.models import weights
+from dermray.models import bounds, weights
+from dermray.models.architectures import ARCHITECTURES_FOLDER, PACKAGED_PREFIX
 
 CONFIG_NAME = "config.json"
+SAFETENSORS_NAME = "model.safetensors"
 # No tokeniser's file is larger; weights, which lie beside them, are.
 MAX_TOKENIZER_FILE_BYTES = 64 << 20
 TOKENIZER_NAMES = ("tokenizer_config.json", "tokenizer.json", "vocab.txt")
-# Tokenisers that the package brings along are named `dermray:NAME`.
-PACKAGED_PREFIX = "dermray:"
 PACKAGED_FOLDER = Path(__file__).parent / "tokenizers"
-ARCHITECTURES_FOLDER = Path(__file__).parent / "configs"
 # Parts of published text checkpoints that an encoder with its own pooling has no place for.
 HEAD_PREFIXES = ("pooler.", "cls.", "lm_head.")
 POSITION_IDS = "embeddings.position_ids"
@@ -107,11 +106,6 @@ def language_model_folder(source: str | None) -> Iterator[Path | None]:
             yield Path(folder)
 
 
-def is_huggingface(text_cfg: dict[str, Any]) -> bool:
-    """Whether an architecture's text tower is a transformers model."""
-    return bool(text_cfg.get("hf_model_name"))
-
-
 def tokenizer(text_cfg: dict[str, Any], folder: Path | None = None) -> Tokenizer:
     """The tokeniser of an architecture.
 
@@ -148,7 +142,8 @@ def text_tower(text_cfg: dict[str, Any], embed_dim: int, folder: Path | None = N
         folder: of a model or a language model, which may hold the text model's `config.json`.
 
     Raises:
-        ModelError: the configuration cannot be had, or is not one of a text model that open_clip knows.
+        ModelError: the configuration cannot be had, is not one of a text model that open_clip knows, or describes
+            many times more than the weights beside it hold.
     """
     config = _config(text_cfg, folder)
     if config.model_type not in arch_dict:
@@ -157,18 +152,25 @@ def text_tower(text_cfg: dict[str, Any], embed_dim: int, folder: Path | None = N
             f"{', '.join(arch_dict)}"
         )
     pooler = text_cfg.get("hf_pooler_type", "mean_pooler")
-    tower = HFTextEncoder(
-        text_cfg["hf_model_name"],
-        output_dim=embed_dim,
-        config=config,
-        pooler_type=pooler,
-        proj_type=text_cfg.get("hf_proj_type", "mlp"),
-    )
+    with _filled_from(folder):
+        tower = HFTextEncoder(
+            text_cfg["hf_model_name"],
+            output_dim=embed_dim,
+            config=config,
+            pooler_type=pooler,
+            proj_type=text_cfg.get("hf_proj_type", "mlp"),
+        )
     if getattr(config, "is_encoder_decoder", False):
         tower.transformer = tower.transformer.encoder
     elif pooler != "cls_pooler":
         tower.transformer.pooler = None
     return tower.float()
+
+
+def _filled_from(folder: Path | None) -> AbstractContextManager[None]:
+    """As `bounds.filled_by`, where a folder has weights whose size is known without unpacking them."""
+    file = None if folder is None else folder / SAFETENSORS_NAME
+    return nullcontext() if file is None or not file.is_file() else bounds.filled_by(bounds.Size.of_file(file))
 
 
 def load_text(tower: nn.Module, source: str) -> None:
@@ -204,6 +206,7 @@ def _config(text_cfg: dict[str, Any], folder: Path | None) -> PretrainedConfig:
         # A hub repository's config.json may describe the whole model to other libraries.
         if folder is not None and (folder / CONFIG_NAME).is_file():
             document = storage.read_json(folder / CONFIG_NAME)
+            bounds.require_sizes(document, source=CONFIG_NAME)
             if document.get("model_type") in arch_dict:
                 return AutoConfig.for_model(**document)
         return _packaged_config(name) or AutoConfig.from_pretrained(name, trust_remote_code=False)

@@ -1,8 +1,4 @@
-"""Two towers and a temperature: architectures that open_clip cannot build by itself.
-
-A `model_cfg` is open_clip's, with two additions: `"tower": "panderm"` in `vision_cfg`, and `hf_config` in `text_cfg`
-(`dermray.models.huggingface`). The published PanDerm configurations say `pretrain_path` instead.
-"""
+"""Two towers and a temperature: architectures that open_clip cannot build by itself."""
 
 from __future__ import annotations
 
@@ -23,13 +19,12 @@ from open_clip.model import (
 from torch import Tensor, nn
 
 from dermray.models import huggingface, weights
+from dermray.models.architectures import is_huggingface, is_panderm
 from dermray.models.panderm import PanDermVisionTransformer
 from dermray.models.texts import ShortTextTwoTowers
 
-PANDERM = "panderm"
 INIT_LOGIT_SCALE = math.log(1 / 0.07)
 DEFAULT_HEAD_WIDTH = 64
-PANDERM_KEYS = ("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "ls_init_value")
 # CAE v2 checkpoints hold the tower as `encoder`, joint ones as `visual`.
 VISION_PREFIXES = ("visual.", "encoder.")
 # What CAE v2 trains beside the encoder.
@@ -65,26 +60,6 @@ class TwoTowers(ShortTextTwoTowers):
         self.logit_bias = None if init_logit_bias is None else nn.Parameter(torch.tensor(init_logit_bias))
 
 
-def published_form(model_cfg: dict[str, Any], *, name: str) -> dict[str, Any]:
-    """A `model_cfg` in which a PanDerm tower is marked as such.
-
-    The published loader goes by the name of the model; its configurations also hold the author's `pretrain_path`.
-    """
-    vision_cfg = model_cfg["vision_cfg"]
-    published = "pretrain_path" in vision_cfg or (PANDERM in name.lower() and "tower" not in vision_cfg)
-    if not published:
-        return model_cfg
-    known = {key: vision_cfg[key] for key in PANDERM_KEYS if vision_cfg.get(key) is not None}
-    return {**model_cfg, "vision_cfg": {"tower": PANDERM, **known}}
-
-
-def is_ours(model_cfg: dict[str, Any]) -> bool:
-    """Whether `build` makes the architecture, and not open_clip: a tower of ours or of transformers."""
-    text_cfg = model_cfg["text_cfg"]
-    plain = "multimodal_cfg" not in model_cfg
-    return _is_panderm(model_cfg) or (plain and huggingface.is_huggingface(text_cfg))
-
-
 def build(model_cfg: dict[str, Any], folder: Path | None = None) -> TwoTowers:
     """The model with initial weights, on the default device.
 
@@ -98,12 +73,12 @@ def build(model_cfg: dict[str, Any], folder: Path | None = None) -> TwoTowers:
     config = copy.deepcopy(model_cfg)
     vision_cfg, text_cfg, embed_dim = config["vision_cfg"], config["text_cfg"], config["embed_dim"]
     quick_gelu = bool(config.get("quick_gelu", False))
-    if _is_panderm(config):
+    if is_panderm(config):
         visual = _panderm(vision_cfg, embed_dim)
     else:
         visual = _build_vision_tower(embed_dim, vision_cfg, quick_gelu)
     tokenizer = None
-    if huggingface.is_huggingface(text_cfg):
+    if is_huggingface(text_cfg):
         text = huggingface.text_tower(text_cfg, embed_dim, folder)
         tokenizer = huggingface.tokenizer(text_cfg, folder)
     else:
@@ -162,10 +137,6 @@ def load_image(visual: nn.Module, source: str) -> None:
         state = {key: value for key, value in state.items() if not key.startswith(COMPANION_PREFIXES)}
         optional = ("head.",)
     weights.load(visual, state, source=source, optional=optional)
-
-
-def _is_panderm(model_cfg: dict[str, Any]) -> bool:
-    return model_cfg["vision_cfg"].get("tower") == PANDERM
 
 
 def _panderm(vision_cfg: dict[str, Any], embed_dim: int) -> PanDermVisionTransformer:

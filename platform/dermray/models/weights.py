@@ -13,22 +13,15 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dermray import storage
+from dermray import foreign, storage
 from dermray.errors import DermRayError, ModelError
 from dermray.model_uri import HUB_PREFIX
+from dermray.models.layout import WEIGHTS_NAMES
 
 # The largest published tower (5 B parameters, float32) is about 20 GB; a bomb should not fill the memory of a node.
 MAX_CHECKPOINT_BYTES = 32 << 30
 SAFETENSORS_SUFFIX = ".safetensors"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-# What a folder or a hub repository may call its weights, best first.
-WEIGHTS_NAMES = (
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-    "model.safetensors",
-    "pytorch_model.bin",
-)
 WRAPPERS = ("state_dict", "model", "module")
 # What DistributedDataParallel and torch.compile put before every key.
 KEY_PREFIXES = ("module.", "_orig_mod.")
@@ -45,7 +38,8 @@ def read(source: str) -> dict[str, Tensor]:
             every key are taken off.
 
     Raises:
-        ModelError: it is not there, too large, damaged, or holds more than tensors.
+        ModelError: it is not there, too large, damaged, something else (a Git LFS pointer, an HTML page), or holds more
+            than tensors.
     """
     file = _hub_file(source) if source.startswith(HUB_PREFIX) else _file_of(source)
     suffix = "." + file.rpartition(".")[2].lower()
@@ -55,6 +49,7 @@ def read(source: str) -> dict[str, Tensor]:
     try:
         if storage.size_bytes(file) > MAX_CHECKPOINT_BYTES:
             raise ModelError(f"checkpoint {source!r} is larger than {MAX_CHECKPOINT_BYTES >> 30} GiB")
+        _refuse_foreign(file, source)
         document = _read_safetensors(file) if suffix == SAFETENSORS_SUFFIX else _read_torch(file)
     except FileNotFoundError:
         raise _absent(source) from None
@@ -81,6 +76,15 @@ def require(source: str) -> None:
             raise _absent(source) from None
 
 
+def fetch(source: str) -> None:
+    """Have the weights of a hub repository in this machine's cache.
+
+    Raises:
+        ModelError: the hub does not have them, or they cannot be fetched.
+    """
+    _hub_file(source)
+
+
 def load(module: nn.Module, state: Mapping[str, Tensor], *, source: str, optional: Sequence[str] = ()) -> None:
     """Copy a state dict into a module if it fits exactly.
 
@@ -91,6 +95,16 @@ def load(module: nn.Module, state: Mapping[str, Tensor], *, source: str, optiona
     Raises:
         ModelError: keys are missing, unexpected or of another shape; counted, and the first few named. The module is
             untouched then.
+    """
+    require_fit(module, state, source=source, optional=optional)
+    module.load_state_dict(dict(state), strict=False)
+
+
+def require_fit(module: nn.Module, state: Mapping[str, Tensor], *, source: str, optional: Sequence[str] = ()) -> None:
+    """Refuse a state dict that `load` would refuse, for a module that may have no memory yet (device `meta`).
+
+    Raises:
+        ModelError: as in `load`.
     """
     own = module.state_dict()
     missing = [key for key in own if key not in state and not key.startswith(tuple(optional))]
@@ -107,7 +121,16 @@ def load(module: nn.Module, state: Mapping[str, Tensor], *, source: str, optiona
     ]
     if problems:
         raise ModelError(f"the weights of {source!r} do not fit the architecture: {'; '.join(problems)}")
-    module.load_state_dict(dict(state), strict=False)
+
+
+def _refuse_foreign(file: str, source: str) -> None:
+    """Name what is no checkpoint at all; PyTorch's own files are zip archives."""
+    head = storage.read_range(file, 0, foreign.HEAD_BYTES)
+    known = foreign.describe(head)
+    if known is not None and known.name != foreign.ZIP:
+        is_document = known.advice.startswith(("export", "save", "give"))
+        advice = "give the file with the weights" if is_document else known.advice
+        raise ModelError(f"checkpoint {source!r} is {known.name} and holds no weights: {advice}")
 
 
 def _absent(source: str) -> ModelError:
@@ -131,20 +154,30 @@ def _file_of(source: str) -> str:
 
 def _hub_file(source: str) -> str:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    out_of_reach = None
     for name in WEIGHTS_NAMES:
         try:
             return str(hf_hub_download(source.removeprefix(HUB_PREFIX), name))
+        except LocalEntryNotFoundError as error:
+            # Not in the cache, and the hub was not asked; another name may be there.
+            out_of_reach = error
         except EntryNotFoundError:
             continue
         except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise ModelError(
-                f"cannot fetch the weights of {source!r}: {type(error).__name__}: {reason}. Without network, download "
-                "them elsewhere and give the path"
-            ) from error
+            raise _not_fetched(source, error) from error
+    if out_of_reach is not None:
+        raise _not_fetched(source, out_of_reach) from out_of_reach
     raise ModelError(f"{source!r} has none of the weights files {', '.join(WEIGHTS_NAMES)}")
+
+
+def _not_fetched(source: str, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split())[:300]
+    return ModelError(
+        f"cannot fetch the weights of {source!r}: {type(error).__name__}: {reason}. Without network, download them "
+        "elsewhere and give the path"
+    )
 
 
 def _read_safetensors(file: str) -> dict[str, Tensor]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from dermray import storage
+from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import SAMPLE
 from dermray.corpus.shards import read_row_group
 from dermray.prepare.reconcile import Amendment, Ref
 from dermray.prepare.records import ShardRecord, write_record
-from dermray.prepare.samples import Counts, count_sample, merge_samples
+from dermray.prepare.samples import Counts, count_copies, count_sample, merge_samples
 from dermray.prepare.shard import IMAGE_COLUMN, sorted_counts, write_shard
 
 WITHOUT_IMAGE = [name for name in SAMPLE.names if name != IMAGE_COLUMN]
@@ -24,6 +25,7 @@ class Amender:
 
     output: str
     row_group_size: int
+    ontology: Ontology
 
     def make(self, amendment: Amendment) -> ShardRecord:
         """Write the shard and its record.
@@ -37,7 +39,9 @@ class Amender:
         samples = []
         counts: Counts = defaultdict(Counter)
         for output in amendment.outputs:
-            sample = merge_samples([rows[output.ref], *(merged[ref] for ref in output.merged)])
+            equal = [rows[output.ref], *(merged[ref] for ref in output.merged)]
+            sample = merge_samples(equal)
+            count_copies(counts, equal, self.ontology)
             sample["split"] = amendment.split
             sample["duplicate_group"] = output.duplicate_group
             count_sample(counts, sample)
@@ -63,7 +67,7 @@ class Amender:
             wanted[ref.shard, ref.position // self.row_group_size].append(ref)
         found: dict[Ref, dict[str, Any]] = {}
         for (shard, group), members in wanted.items():
-            table = read_row_group(storage.join(self.output, shard), group, columns)
+            table = read_row_group(storage.inside(self.output, shard), group, columns)
             places = [ref.position - group * self.row_group_size for ref in members]
             found.update(zip(members, table.take(places).to_pylist(), strict=True))
         return found

@@ -18,12 +18,13 @@ import struct
 import tarfile
 import threading
 import zlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from dermray import storage
 from dermray.errors import CorpusError
@@ -68,6 +69,10 @@ _LOCAL_MARK = b"PK\x03\x04"
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _ZIP64_EXTRA, _UNICODE_PATH_EXTRA = 0x0001, 0x7075
 _MAX_COMMENT = 0xFFFF
+# What is in an archive and no file of it.
+LEFT_OUT = "links, and names that lead out of the archive"
+REPLACED = "files that a later one of the same name in the archive replaces"
+_MAX_PLACE = 1 << 62
 
 
 class Address(NamedTuple):
@@ -112,16 +117,36 @@ def join_address(archive: str, member: Member) -> str:
     return f"{archive}!{place}/{member.name}"
 
 
-def members(uri: str) -> list[Member]:
-    """The files of an archive, names normalised; folders, links and names that lead out are left out.
+def shown(path: str) -> str:
+    """A path as people write it: of an archive's member without its place, which only this package reads."""
+    address = split_address(path)
+    return f"{address.archive}!/{address.member}" if address and address.place else path
+
+
+def members(uri: str, left_out: Counter[str] | None = None) -> list[Member]:
+    """The files of an archive, names normalised; of several of one name, the last one written.
+
+    Args:
+        uri: of the archive.
+        left_out: counts what is not among them, by what it is; folders are nothing to count.
 
     Raises:
         CorpusError: the archive is cut off, or no archive of this kind.
         FileNotFoundError: it is not there.
         StorageError: it cannot be read.
     """
-    found = _zip_members(uri) if uri.lower().endswith(".zip") else _tar_members(uri)
-    return [member._replace(name=name) for member in found if (name := inside(member.name))]
+    counts = Counter[str]() if left_out is None else left_out
+    found = _zip_members(uri) if uri.lower().endswith(".zip") else _tar_members(uri, counts)
+    kept: dict[str, Member] = {}
+    for member in found:
+        name = inside(member.name)
+        if name is not None:
+            if name in kept:
+                counts[REPLACED] += 1
+            kept[name] = member._replace(name=name)
+        elif not member.name.endswith("/"):
+            counts[LEFT_OUT] += 1
+    return list(kept.values())
 
 
 def inside(name: str) -> str | None:
@@ -147,6 +172,10 @@ def _zip_members(uri: str) -> Iterator[Member]:
         raw_name = directory[start : start + name_length]
         extra = _extra_fields(directory[start + name_length : start + name_length + extra_length])
         size, stored, offset = _wide(extra.get(_ZIP64_EXTRA, b""), size, stored, offset)
+        if max(size, stored, base + offset) > _MAX_PLACE:
+            raise CorpusError(
+                f"{uri} is not a complete zip archive: a size in its directory is none; download it again"
+            )
         method = _ENCRYPTED if flags & 1 else method
         yield Member(_zip_name(raw_name, flags, extra), base + offset, stored, size, crc, method)
         position = start + name_length + extra_length + comment_length
@@ -208,16 +237,67 @@ def _zip_name(raw: bytes, flags: int, extra: dict[int, bytes]) -> str:
 # -- tar ---------------------------------------------------------------------------------------------------------------
 
 
-def _tar_members(uri: str) -> Iterator[Member]:
+def _tar_members(uri: str, left_out: Counter[str]) -> Iterator[Member]:
     with open_tar(uri) as archive:
-        for info in archive:
+        for info in heads(archive, uri):
             if info.isreg() and not info.issparse():
                 yield tar_member(info)
+            elif not info.isdir():
+                left_out[LEFT_OUT] += 1
+
+
+def heads(archive: tarfile.TarFile, uri: str) -> Iterator[tarfile.TarInfo]:
+    """What an open tar archive holds, from front to back.
+
+    Raises:
+        CorpusError: its headers contradict themselves: sizes below zero, numbers that are none, one within the other.
+    """
+    last = -1
+    while True:
+        with _contradictions_told(uri):
+            info = archive.next()
+        if info is None:
+            _check_end(archive, uri)
+            return
+        # With a size below zero the next header lies before this one, and reading would never end.
+        if info.size < 0 or info.offset <= last:
+            raise CorpusError(f"{uri} is damaged: the header of {info.name[:100]!r} leads backwards; get it again")
+        last = info.offset
+        yield info
 
 
 def tar_member(info: tarfile.TarInfo) -> Member:
     """A file of a tar archive that is being read."""
     return Member(info.name, info.offset_data, info.size, info.size, 0, PLAIN_TAR)
+
+
+def _check_end(archive: tarfile.TarFile, uri: str) -> None:
+    """Python's reader takes whatever is no header for the end; what is behind it must not go unread in silence."""
+    assert archive.fileobj is not None
+    archive.fileobj.seek(archive.offset)
+    if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise CorpusError(f"{uri} is damaged: what lies at byte {archive.offset:,} is no header; get it again")
+
+
+@contextmanager
+def _contradictions_told(uri: str) -> Iterator[None]:
+    """What Python's reader raises on crafted headers beside errors of its own."""
+    try:
+        yield
+    except (ValueError, OverflowError, RecursionError, MemoryError) as error:
+        raise CorpusError(f"{uri} is damaged: a header cannot be read ({type(error).__name__}); get it again") from None
+
+
+class _Bounded(io.BufferedReader):
+    """Reads no further than the file goes: a buffer for what a header claims would be made before anything is read."""
+
+    def __init__(self, file: pa.NativeFile, buffer_bytes: int) -> None:
+        super().__init__(file, buffer_bytes)
+        self._num_bytes = int(file.size())
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._num_bytes - self.tell())
+        return super().read(left if size is None else min(size, left))
 
 
 @contextmanager
@@ -234,7 +314,9 @@ def open_tar(uri: str) -> Iterator[tarfile.TarFile]:
     file = storage.with_retries(lambda: storage.open_file(uri), uri)
     with file:
         try:
-            with tarfile.open(fileobj=io.BufferedReader(file, buffer_bytes), mode="r:") as archive:
+            with _contradictions_told(uri):
+                archive = tarfile.open(fileobj=_Bounded(file, buffer_bytes), mode="r:")  # noqa: SIM115 -- closed below
+            with archive:
                 yield archive
         except (tarfile.TarError, EOFError) as error:
             problem = " ".join(str(error).split()) or "it ends too early"

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-from dermray import storage
+from dermray import ledger, storage
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
 from dermray.corpus.schema import CaptionAspect
 from dermray.errors import CorpusError
-from dermray.prepare import report
+from dermray.prepare import card, report
 from dermray.prepare.generations import Generation, Standing, generation_uri, tables_of
 from dermray.prepare.records import RECORDS, ShardRecord
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import DATA, made_by
+
+# Names as only this program gives them: a split, a place, and the digest of what is inside.
+SHARD_FILE = re.compile(r"[a-z][a-z0-9_]*-\d{5,}-[0-9a-f]{16}\.parquet")
+RECORD_FILE = re.compile(rf"{SHARD_FILE.pattern}|generation-\d{{5,}}-[0-9a-f]{{16}}\.json")
 
 
 def commit(
@@ -27,11 +33,14 @@ def commit(
     made: Sequence[ShardRecord],
     final: Sequence[ShardRecord],
     captions_from: Mapping[CaptionAspect, str],
-    timing: Mapping[str, Mapping[str, float]],
+    timing: Mapping[str, Any],
 ) -> tuple[Manifest, dict[str, Any], bool]:
     """Publish the corpus that one more generation makes, then remove what it does not name.
 
     Returns the manifest, the figures of the report, and whether all of it was there already.
+
+    Raises:
+        ClaimError: another run has taken the output over.
     """
     generations = (*before.generations, generation)
     manifest = Manifest(
@@ -49,8 +58,11 @@ def commit(
         },
     )
     all_made = [*before.made(before.generations), *made]
-    stats, unchanged = publish(config, manifest, generations, all_made, final, timing)
-    _remove_unnamed(config.output, manifest, generations)
+    with ledger.claim(config.output) as claim:
+        stats, unchanged = publish(config, manifest, generations, all_made, final, timing)
+        # A run that stood still must not take the shards that another is making for what it has left itself.
+        claim.confirm()
+        _remove_unnamed(config.output, manifest, generations)
     return manifest, stats, unchanged
 
 
@@ -60,12 +72,15 @@ def publish(
     generations: Sequence[Generation],
     made: Sequence[ShardRecord],
     final: Sequence[ShardRecord],
-    timing: Mapping[str, Mapping[str, float]],
+    timing: Mapping[str, Any],
 ) -> tuple[dict[str, Any], bool]:
     """Write report and ontology, then the manifest that makes the corpus exist; nothing if all of it is there.
 
     Returns the figures of the report, and whether all of it was there already. A table with other bytes and the same
     rows changes nothing but its own digest.
+
+    Raises:
+        ClaimError: another run has taken the output over.
     """
     tree = generations[-1].ontology
     stats = report.summarise(generations, made, final, manifest, Ontology.from_json(tree))
@@ -73,13 +88,18 @@ def publish(
     if committed == manifest:
         return stats, True
     unchanged = committed is not None and _but_tables(committed) == _but_tables(manifest)
-    for each in generations:
-        storage.write_json(generation_uri(config.output, each.key), each.to_json())
-    if not unchanged:
-        report.write(config, generations, final, manifest, stats, timing)
-        # Next to the manifest, so that a corpus which is being replaced has a tree of its own as long as can be.
-        storage.write_bytes(storage.join(config.output, ONTOLOGY_NAME), _document(tree))
-    manifest.save(config.output)
+    with ledger.claim(config.output) as claim:
+        claim.confirm()
+        for each in generations:
+            storage.write_json(generation_uri(config.output, each.key), each.to_json())
+        if not unchanged:
+            report.write(config, generations, final, manifest, stats, timing)
+            card.write(config.output, manifest)
+            claim.confirm()
+            # Next to the manifest, so that a corpus which is being replaced has a tree of its own as long as can be.
+            storage.write_bytes(storage.join(config.output, ONTOLOGY_NAME), _document(tree))
+        claim.confirm()
+        manifest.save(config.output)
     return stats, unchanged
 
 
@@ -108,12 +128,17 @@ def _remove_unnamed(output: str, manifest: Manifest, generations: Sequence[Gener
     shards = {storage.name_of(shard.path) for shard in manifest.shards}
     records = {f"{key}.parquet" for each in generations for key in (*each.made, *each.final)}
     records |= {f"{each.key}.json" for each in generations}
-    for folder, named in ((DATA, shards), (RECORDS, records)):
-        for uri in storage.list_files(storage.join(output, folder)):
-            if storage.name_of(uri) not in named:
-                storage.remove(uri)
-    for folder in (output, storage.join(output, report.REPORT).rpartition("/")[0]):
-        for uri in storage.list_files(folder):
-            if storage.name_of(uri).endswith(storage.PART):
-                storage.remove(uri)
-    storage.remove(storage.join(output, report.DROPPED_WHEN_STOPPED))
+    for folder in (output, *(storage.join(output, name) for name in (DATA, RECORDS, report.FOLDER))):
+        ledger.remove_unfinished(folder, recursive=False)
+    foreign = []
+    for folder, ours, named in ((DATA, SHARD_FILE, shards), (RECORDS, RECORD_FILE, records)):
+        uri = storage.join(output, folder)
+        others = ledger.remove_ours(uri, partial(_matches, ours), keep=named, recursive=False)
+        foreign += [f"{folder}/{name}" for name in others]
+    for name in (report.DROPPED_WHEN_STOPPED, report.LISTED_WHEN_STOPPED):
+        storage.remove(storage.join(output, name))
+    ledger.say_kept(output, foreign)
+
+
+def _matches(pattern: re.Pattern[str], name: str) -> bool:
+    return pattern.fullmatch(name) is not None

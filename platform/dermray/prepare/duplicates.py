@@ -3,20 +3,23 @@
 The 64 bits are cut into `max_distance + 1` bands. Two hashes within that distance agree on at least one band, so only
 hashes that share a bucket (a band's value) are compared, block by block, and no pair is missed. Equal hashes are
 collapsed beforehand. On a cluster, Ray Data searches ranges of buckets side by side; the hashes lie in its object
-store once, and what a task holds is bounded: the members of its buckets, one block, and the pairs that it found.
+store once, and what a worker holds is bounded: the members of its buckets, one block, and the pairs that it found.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import ray
-import ray.data
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+
+from dermray import pieces
+from dermray.progress import Progress
 
 HASH_BITS = 64
 # A bucket costs some microseconds however few it holds: bands are narrowed until buckets hold about so many.
@@ -26,8 +29,8 @@ BLOCK_ROWS = 16
 BLOCK_COLUMNS = 1024
 # Comparisons of an item of work: a fraction of a second.
 COMPARISONS_PER_ITEM = 1 << 27
-# Searches up to this many comparisons are made at once, without tasks: starting them takes longer.
-COMPARISONS_WITHOUT_TASKS = 1 << 26
+# Searches up to this many comparisons are made at once, without workers: starting them takes longer.
+COMPARISONS_WITHOUT_WORKERS = 1 << 26
 # Hashes whose buckets are worked out at a time.
 HASHES_PER_SCAN = 1 << 20
 # Pairs that pile up before a search for groups reduces them to what connects the same samples.
@@ -336,31 +339,25 @@ def _run(search: Search, *, spanning: bool) -> np.ndarray:
     """All pairs of a search, int64 `[P, 2]` in any order: here if it is small, else with Ray Data."""
     items = list(search.items())
     found: Iterable[np.ndarray]
-    if sum(item.num_comparisons for item in items) <= COMPARISONS_WITHOUT_TASKS:
+    if sum(item.num_comparisons for item in items) <= COMPARISONS_WITHOUT_WORKERS:
         found = (search.pairs(item, spanning=spanning) for item in items)
     else:
-        found = _run_with_tasks(search, items, spanning)
+        found = _run_on_ray(search, items, spanning)
     return np.concatenate([NO_PAIRS, *found])
 
 
-def _run_with_tasks(search: Search, items: list[Item], spanning: bool) -> Iterator[np.ndarray]:
-    dataset = ray.data.from_items([item._asdict() for item in items], override_num_blocks=len(items))
-    # Of this pipeline alone: other pipelines of the process keep their settings.
-    dataset.context.enable_progress_bars = False
-    dataset.context.print_on_execution_start = False
-    dataset.context.execution_options.verbose_progress = False
-    searched = dataset.map_batches(
-        _search_item,
-        fn_kwargs={"search": ray.put(search), "spanning": spanning},
-        batch_size=1,
-        batch_format="numpy",
-    )
-    for batch in searched.iter_batches(batch_size=None, batch_format="numpy"):
-        yield np.stack([batch["left"], batch["right"]], axis=1)
+def _run_on_ray(search: Search, items: list[Item], spanning: bool) -> Iterator[np.ndarray]:
+    """Pairs of each item; the hashes lie in the object store once, and workers map them from there."""
+    kept = ray.put(search)
+    pool = pieces.Pool(noun="part", operator="search_duplicates", kept="run the same command again")
+    numbered = {str(number): item for number, item in enumerate(items)}
+    counted = Progress("search for near-duplicates", len(items), "parts", waits_for=pool.waits_for())
+    with counted as progress:
+        for _, found in pieces.run(numbered, partial(_search_item, search=kept, spanning=spanning), pool):
+            progress.advance()
+            yield found
 
 
-def _search_item(batch: dict[str, np.ndarray], *, search: ray.ObjectRef, spanning: bool) -> dict[str, np.ndarray]:
-    """Ray's side of an item: the hashes are mapped from the object store, never copied."""
-    item = Item(**{name: int(values[0]) for name, values in batch.items()})
-    pairs = ray.get(search).pairs(item, spanning=spanning)
-    return {"left": pairs[:, 0], "right": pairs[:, 1]}
+def _search_item(item: Item, *, search: ray.ObjectRef, spanning: bool) -> np.ndarray:
+    found: np.ndarray = ray.get(search).pairs(item, spanning=spanning)
+    return found

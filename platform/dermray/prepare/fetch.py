@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
@@ -13,9 +14,10 @@ from typing import NamedTuple, TypeVar
 
 import pyarrow.fs as pafs
 
-from dermray import storage
+from dermray import links, storage
 from dermray.errors import CorpusError, StorageError
-from dermray.prepare.archives import PARQUET_CELL, Member, find, read_member, split_address
+from dermray.prepare.archives import PARQUET_CELL, Member, find, inside, read_member, split_address
+from dermray.raw.spelling import folded, other_spellings
 
 MISSING_FILE = "missing_file"
 TOO_MANY_BYTES = "too_many_bytes"
@@ -60,6 +62,8 @@ class ImageStore:
         self._real_root = None if follow_links or not storage.is_local(root) else os.path.realpath(self.root)
         # Whether a folder really lies inside is asked once; images are many.
         self._folder_leaves: dict[str, bool] = {}
+        # Names of a folder by their form without case, listed when an image of it is missing.
+        self._names: dict[str, dict[str, str]] = {}
         # An archive is asked for its size and time once, not once an image.
         self._archives: dict[str, Stamp] = {}
 
@@ -81,7 +85,41 @@ class ImageStore:
         def read(uri: str, member: Member | None) -> bytes:
             return read_member(uri, member, self._archives[uri]) if member else storage.read_bytes(uri)
 
-        return self._reach(path, read)
+        fetched = self._reach(path, read)
+        return self._by_other_spelling(fetched, read) if fetched.reason == MISSING_FILE else fetched
+
+    def _by_other_spelling(self, missing: Fetched, read: Callable[[str, Member | None], bytes]) -> Fetched:
+        """The one file that another spelling of the path means (`a\\b.jpg`, accents); else what there is instead."""
+        ways = [way for way in other_spellings(missing.path) if inside(way) == way]
+        found = [fetched for way in ways if (fetched := self._reach(way, read)).reason != MISSING_FILE]
+        if len(found) == 1:
+            return found[0]._replace(path=missing.path)
+        if found:
+            meant = " and ".join(repr(each.path) for each in found)
+            return missing._replace(detail=f"{missing.detail}; {meant} are there: write one of them")
+        if alike := self._alike(missing.path):
+            return missing._replace(detail=f"{missing.detail}; {alike!r} is there: write it like this")
+        return missing
+
+    def _alike(self, path: str) -> str | None:
+        """A local file whose path differs in upper and lower case alone; only its name, where its folder does not."""
+        plain = inside(folded(path))
+        if not storage.is_local(self.root) or split_address(path) or plain is None:
+            return None
+        parts, found = plain.split("/"), list[str]()
+        for part in parts:
+            names = self._names_in("/".join([self.root, *found]))
+            if part.casefold() not in names:
+                return None
+            found.append(part if part in names.values() else names[part.casefold()])
+        return found[-1] if found[:-1] == parts[:-1] else "/".join(found)
+
+    def _names_in(self, folder: str) -> dict[str, str]:
+        # With a slash, so that the folder itself is asked about and not the one it lies in.
+        if folder not in self._names and not self._leaves_root(f"{folder}/"):
+            with contextlib.suppress(OSError):
+                self._names[folder] = {each.casefold(): each for each in os.listdir(folder)}
+        return self._names.get(folder, {})
 
     def _reach(self, path: str, read: Callable[[str, Member | None], bytes]) -> Fetched:
         """Find an image and `read` it from its file, or as a member of its archive."""
@@ -134,12 +172,8 @@ class ImageStore:
             return False
         folder, _ = os.path.split(uri)
         if folder not in self._folder_leaves:
-            self._folder_leaves[folder] = not _is_inside(folder, self._real_root)
-        return not _is_inside(uri, self._real_root) if os.path.islink(uri) else self._folder_leaves[folder]
-
-
-def _is_inside(path: str, real_root: str) -> bool:
-    return os.path.commonpath([os.path.realpath(path), real_root]) == real_root
+            self._folder_leaves[folder] = not links.is_within(folder, self._real_root)
+        return not links.is_within(uri, self._real_root) if os.path.islink(uri) else self._folder_leaves[folder]
 
 
 def _stat(uri: str) -> Stamp:

@@ -13,15 +13,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dermray import storage
+from pydantic import TypeAdapter
+
+from dermray import documents, storage
 from dermray.corpus.manifest import MANIFEST_NAME, Manifest
 from dermray.corpus.ontology import Ontology
-from dermray.errors import CorpusError
+from dermray.errors import CorpusError, DocumentError, OntologyError
+from dermray.prepare.digests import image_digests
 from dermray.prepare.fetch import ahead
-from dermray.prepare.plan import Holdings, Usable, image_digests
+from dermray.prepare.plan import Usable
 from dermray.prepare.records import RECORDS, ShardRecord, read_record
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.sources.rows import DroppedRow, RawTable
+from dermray.prepare.splitting import Holdings
 
 NUM_READERS = 16
 IDENTITY = ("source", "input", "table", "columns")
@@ -44,8 +48,12 @@ class Generation:
         left_out_images: digests of the rows of these.
         figures: what became of duplicates.
         rewritten: what a language model made of the captions, one document a task.
+        branches: of each node with several paths, which one its rows mean (`branches.Branch.to_json`).
         tables: files of the source that were read as a whole. Other bytes with the same rows in them make the same
             generation.
+        not_understood: by field, how often each text stands that says something of a patient and that no reading fits.
+        placeholders: labels that only stand for nothing, and how often each occurs. Part of no name, as `tables`.
+        told: what else was told of the rows, by kind and text (`told.Told`). Part of no name.
     """
 
     number: int
@@ -60,26 +68,47 @@ class Generation:
     left_out_images: tuple[int, ...] = ()
     figures: dict[str, int] = field(default_factory=dict)
     rewritten: tuple[dict[str, Any], ...] = ()
+    branches: tuple[dict[str, Any], ...] = ()
     tables: tuple[RawTable, ...] = ()
+    not_understood: dict[str, dict[str, int]] = field(default_factory=dict)
+    placeholders: dict[str, int] = field(default_factory=dict)
+    told: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """Name of its document, by content: the manifest names exactly the one it was written with."""
-        content = {name: value for name, value in self.to_json().items() if name != "tables"}
+        # Earlier builds did not write what was not understood: the names that they gave stay.
+        unnamed = {"tables", "placeholders", "told"} | (set() if self.not_understood else {"not_understood"})
+        content = {name: value for name, value in self.to_json().items() if name not in unnamed}
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return f"generation-{self.number:05d}-{digest[:16]}"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON document that `from_json` reads."""
-        return asdict(self)
+        document = asdict(self)
+        if not self.branches:
+            # A generation from before they were learned is not another one for that.
+            del document["branches"]
+        return document
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> Generation:
-        """Rebuild a generation."""
-        rows = {name: tuple(DroppedRow(**row) for row in document[name]) for name in ("dropped", "left_out")}
-        lists = {name: tuple(document[name]) for name in ("made", "final", "left_out_images", "rewritten")}
-        tables = tuple(RawTable(**table) for table in document.get("tables", ()))
-        return cls(**{**document, **rows, **lists, "tables": tables})
+    def read(cls, uri: str) -> Generation:
+        """Read what `to_json` gave.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            DocumentError: it is damaged.
+        """
+        advice = "if_exists=replace makes the corpus anew"
+        found = documents.as_record(_GENERATION, storage.read_json(uri), uri, advice)
+        try:
+            Ontology.from_json(found.ontology)
+        except OntologyError as error:
+            raise DocumentError(f"{uri} is damaged ({error}); {advice}") from None
+        return found
+
+
+_GENERATION, _KEYS = TypeAdapter(Generation), TypeAdapter(list[str])
 
 
 def tables_of(generations: Iterable[Generation], read: Iterable[RawTable] = ()) -> tuple[RawTable, ...]:
@@ -138,7 +167,7 @@ class Standing:
 
 def generation_uri(output: str, key: str) -> str:
     """Where a generation's document lies."""
-    return storage.join(output, RECORDS, f"{key}.json")
+    return storage.inside(storage.join(output, RECORDS), f"{key}.json")
 
 
 def identity(config: PrepareConfig) -> dict[str, Any]:
@@ -199,13 +228,15 @@ def _replaced(committed: Standing, config: PrepareConfig, why: str) -> Standing:
     )
 
 
+def _listed(output: str, manifest: Manifest) -> list[str]:
+    uri = storage.join(output, MANIFEST_NAME)
+    return documents.as_record(_KEYS, manifest.provenance["generations"], uri, "if_exists=replace makes it anew")
+
+
 def _load(output: str) -> Standing:
     manifest = Manifest.load(output)
     try:
-        generations = tuple(
-            Generation.from_json(storage.read_json(generation_uri(output, key)))
-            for key in manifest.provenance["generations"]
-        )
+        generations = tuple(Generation.read(generation_uri(output, key)) for key in _listed(output, manifest))
         keys = sorted({key for generation in generations for key in (*generation.made, *generation.final)})
         records = dict(
             zip(keys, ahead(keys, lambda key: read_record(output, key), num_threads=NUM_READERS), strict=True)

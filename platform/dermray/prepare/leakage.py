@@ -8,24 +8,27 @@ images. Where a corpus holds no hashes (an older one), they are made from its im
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray.data
-from ray.exceptions import RayTaskError
 
-from dermray import images
+from dermray import images, pieces
+from dermray.corpus.accounts import require_balance
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.schema import SAMPLE
 from dermray.corpus.shards import ShardIndex
-from dermray.errors import DermRayError, ImageError
+from dermray.errors import ImageError
 from dermray.prepare.duplicates import cross_pairs, distances
 from dermray.prepare.leakage_settings import CorpusPart, LeakageConfig
+from dermray.progress import Progress
 
+# Why a sample is compared with nothing.
+UNREADABLE = "no hash, and no image that can be decoded"
 # What the report says of a sample in a pair.
 DESCRIBED = ["sample_id", "source", "source_id", "labels", "split"]
 
@@ -40,6 +43,7 @@ class CorpusHashes:
         manifest: the shards of the chosen splits.
         samples: indices in `manifest` of the samples with a hash, int64 `[N]`, ascending.
         phashes: uint64 `[N]`.
+        num_unreadable: samples that have no hash and whose image cannot be decoded either.
     """
 
     uri: str
@@ -47,11 +51,13 @@ class CorpusHashes:
     manifest: Manifest
     samples: np.ndarray
     phashes: np.ndarray
+    num_unreadable: int = 0
 
     @property
-    def num_unreadable(self) -> int:
-        """Samples that have no hash and whose image cannot be decoded either."""
-        return self.manifest.num_samples - len(self.samples)
+    def account(self) -> dict[str, Any]:
+        """Every sample is compared or told, as `accounts.require_balance` gives it."""
+        told = {UNREADABLE: self.num_unreadable}
+        return require_balance(f"hashes of {self.uri}", self.manifest.num_samples, len(self.samples), told)
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ def select(manifest: Manifest, splits: Sequence[str] | None) -> Manifest:
     """The manifest of some splits (None: of all), its shards in their order.
 
     Raises:
-        CorpusError: the corpus has no such split.
+        SplitError: the corpus has no such split.
     """
     if splits is None:
         return manifest
@@ -132,7 +138,8 @@ def read_hashes(corpus_uri: str, manifest: Manifest) -> tuple[list[str], np.ndar
         CorpusError: a shard is gone or damaged.
     """
     table = _hash_table(ShardIndex.of(corpus_uri, manifest), manifest, ["sample_id"])
-    return table["sample_id"].to_pylist(), table["phash"].to_numpy()
+    readable = table.filter(table["phash"].is_valid())
+    return readable["sample_id"].to_pylist(), readable["phash"].to_numpy()
 
 
 def read_corpus_hashes(corpus_uri: str, splits: Sequence[str] | None) -> CorpusHashes:
@@ -145,7 +152,15 @@ def read_corpus_hashes(corpus_uri: str, splits: Sequence[str] | None) -> CorpusH
     manifest = select(whole, splits)
     index = ShardIndex.of(corpus_uri, manifest)
     table = _hash_table(index, manifest, [])
-    return CorpusHashes(index.corpus, whole.digest, manifest, table["sample"].to_numpy(), table["phash"].to_numpy())
+    readable = table.filter(table["phash"].is_valid())
+    return CorpusHashes(
+        index.corpus,
+        whole.digest,
+        manifest,
+        readable["sample"].to_numpy(),
+        readable["phash"].to_numpy(),
+        table["phash"].null_count,
+    )
 
 
 def describe(hashes: CorpusHashes, samples: np.ndarray) -> pa.Table:
@@ -154,16 +169,17 @@ def describe(hashes: CorpusHashes, samples: np.ndarray) -> pa.Table:
     Raises:
         CorpusError: a shard is gone or damaged.
     """
-    ends = np.cumsum([shard.num_samples for shard in hashes.manifest.shards])
-    items = [part.tolist() for part in np.split(samples, np.searchsorted(samples, ends[:-1])) if len(part)]
-    if not items:
+    if not len(samples):
         return SAMPLE.empty_table().select(DESCRIBED)
+    ends = np.cumsum([shard.num_samples for shard in hashes.manifest.shards])
+    parts = np.split(samples, np.searchsorted(samples, ends[:-1]))
+    items = {shard.path: part.tolist() for shard, part in zip(hashes.manifest.shards, parts, strict=True) if len(part)}
     index = ShardIndex.of(hashes.uri, hashes.manifest)
-    return _over_shards(items, _describe_samples, index=index).select(DESCRIBED)
+    return _over_shards(items, partial(_describe_samples, index=index), "describe_samples").select(DESCRIBED)
 
 
 def group_hashes(index: ShardIndex, group: int, columns: Sequence[str]) -> pa.Table:
-    """`sample` (its index), `phash` and further columns of a row group; samples whose image is no image are left out.
+    """`sample` (its index), `phash` and further columns of a row group; null is the hash of what is no image.
 
     Raises:
         CorpusError: the shard is gone or damaged.
@@ -178,48 +194,37 @@ def group_hashes(index: ShardIndex, group: int, columns: Sequence[str]) -> pa.Ta
             for phash, image in zip(known.to_pylist(), encoded, strict=True)
         ]
         known = pa.array(made, type=pa.uint64())
-    found = pa.table({"sample": samples, "phash": known, **{name: table[name] for name in columns}})
-    return found.filter(found["phash"].is_valid())
+    return pa.table({"sample": samples, "phash": known, **{name: table[name] for name in columns}})
 
 
 def _hash_table(index: ShardIndex, manifest: Manifest, columns: Sequence[str]) -> pa.Table:
-    """`sample`, `phash` and further columns of every sample with a hash, by sample index."""
+    """`sample`, `phash` (null: no image) and further columns of every sample, by sample index."""
     ends = np.cumsum([0, *(len(shard.row_groups) for shard in manifest.shards)]).tolist()
-    items = [list(range(first, end)) for first, end in pairwise(ends)]
-    return _over_shards(items, _hash_row_groups, index=index, columns=list(columns))
+    items = {shard.path: list(range(*place)) for shard, place in zip(manifest.shards, pairwise(ends), strict=True)}
+    return _over_shards(items, partial(_hash_row_groups, index=index, columns=list(columns)), "read_hashes")
 
 
-def _over_shards(items: Sequence[list[int]], task: Callable[..., pa.Table], **settings: Any) -> pa.Table:
-    """What a task returns of each item (numbers of one shard), by sample index; an error of ours is raised as it is."""
-    dataset = ray.data.from_items([{"numbers": item} for item in items], override_num_blocks=len(items))
-    # Of this pipeline alone: other pipelines of the process keep their settings.
-    context = dataset.context
-    context.raise_original_map_exception = True
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.verbose_progress = False
-    read = dataset.map_batches(task, fn_kwargs=settings, batch_size=1, batch_format="pyarrow")
-    try:
-        tables = list(read.iter_batches(batch_size=None, batch_format="pyarrow"))
-    except RayTaskError as error:
-        if isinstance(error.cause, DermRayError):
-            # Ray appends lines of advice to the message of an error that ends a task.
-            error.cause.args = (str(error.cause).partition("\n")[0],)
-            raise error.cause from error
-        raise
-    table = pa.concat_tables(tables)
-    return table.take(pa.array(np.argsort(table["sample"].to_numpy())))
+def _over_shards(items: Mapping[str, list[int]], work: Callable[[list[int]], pa.Table], operator: str) -> pa.Table:
+    """What the work makes of each item (numbers of one shard, by its path), by sample index."""
+    pool = pieces.Pool(noun="shard", operator=operator, kept="run the same command again")
+    tables = []
+    with Progress("read", len(items), "shards", waits_for=pool.waits_for()) as progress:
+        for _, table in pieces.run(items, work, pool):
+            progress.advance()
+            tables.append(table)
+    whole = pa.concat_tables(tables)
+    return whole.take(pa.array(np.argsort(whole["sample"].to_numpy())))
 
 
-def _hash_row_groups(item: pa.Table, *, index: ShardIndex, columns: list[str]) -> pa.Table:
-    """Ray's side of a shard: its row groups, one after the other."""
+def _hash_row_groups(groups: list[int], *, index: ShardIndex, columns: list[str]) -> pa.Table:
+    """A worker's side of a shard: its row groups, one after the other."""
     images.use_one_core()
-    return pa.concat_tables([group_hashes(index, group, columns) for group in item["numbers"][0].as_py()])
+    return pa.concat_tables([group_hashes(index, group, columns) for group in groups])
 
 
-def _describe_samples(item: pa.Table, *, index: ShardIndex) -> pa.Table:
-    """Ray's side of a shard: the rows of some of its samples."""
-    samples = np.array(item["numbers"][0].as_py(), dtype=np.int64)
+def _describe_samples(numbers: list[int], *, index: ShardIndex) -> pa.Table:
+    """A worker's side of a shard: the rows of some of its samples."""
+    samples = np.array(numbers, dtype=np.int64)
     return index.read(samples, DESCRIBED).append_column("sample", pa.array(samples))
 
 

@@ -13,9 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dermray import reporting, storage
+from dermray import documents, reporting, storage
 from dermray.corpus.shards import ShardIndex
-from dermray.errors import ImageError
 from dermray.prepare.leakage import Comparison, CorpusHashes, Leakage, describe
 from dermray.prepare.leakage_settings import LeakageConfig
 from dermray.reporting import plots
@@ -54,28 +53,32 @@ def write(config: LeakageConfig, leakage: Leakage) -> dict[str, Any]:
     document = summarise(config, leakage)
     training = _Described(leakage.training, [one.pairs[:, 0] for one in leakage.comparisons])
     sections = []
+    # Left, and so published, in the opposite order: once there is room for all, and the document last.
     with (
-        storage.staged(storage.join(config.output, PAIRS)) as aside,
-        pq.ParquetWriter(aside, PAIRS_SCHEMA, compression="ZSTD") as writer,
+        storage.staged(storage.join(config.output, JSON)) as document_file,
+        storage.staged(storage.join(config.output, HTML)) as page_file,
+        storage.staged(storage.join(config.output, PAIRS)) as pairs_file,
     ):
-        for comparison, counted in zip(leakage.comparisons, document["evaluations"], strict=True):
-            evaluation = _Described(comparison.hashes, [comparison.pairs[:, 1]])
-            if len(comparison.pairs):
-                writer.write_table(_pair_table(comparison, training, evaluation))
-            chosen = shown_pairs(comparison, config.num_shown)
-            sections.append(
-                {
-                    "name": comparison.part.short_name,
-                    "counted": counted,
-                    "plot": _plot(counted["distances"]),
-                    "shots": _shots(comparison, chosen, training, evaluation),
-                }
-            )
-    page = reporting.render(
-        "leakage.html", name=storage.name_of(config.corpus), config=config, document=document, sections=sections
-    )
-    storage.write_text(storage.join(config.output, HTML), page)
-    storage.write_json(storage.join(config.output, JSON), document)
+        with pq.ParquetWriter(pairs_file, PAIRS_SCHEMA, compression="ZSTD", write_page_checksum=True) as writer:
+            for comparison, counted in zip(leakage.comparisons, document["evaluations"], strict=True):
+                evaluation = _Described(comparison.hashes, [comparison.pairs[:, 1]])
+                if len(comparison.pairs):
+                    writer.write_table(_pair_table(comparison, training, evaluation))
+                chosen = shown_pairs(comparison, config.num_shown)
+                sections.append(
+                    {
+                        "name": comparison.part.short_name,
+                        "counted": counted,
+                        "plot": _plot(counted["distances"]),
+                        "shots": _shots(comparison, chosen, training, evaluation),
+                    }
+                )
+        document["pairs_sha256"] = storage.sha256(pairs_file)
+        page = reporting.render(
+            "leakage.html", name=storage.name_of(config.corpus), config=config, document=document, sections=sections
+        )
+        page_file.write_text(page, "utf-8")
+        document_file.write_text(documents.json_text(document), "utf-8")
     return document
 
 
@@ -160,6 +163,7 @@ def _size(hashes: CorpusHashes) -> dict[str, Any]:
         "digest": hashes.corpus_digest,
         "num_samples": hashes.manifest.num_samples,
         "num_unreadable": hashes.num_unreadable,
+        "account": hashes.account,
     }
 
 
@@ -201,15 +205,10 @@ def _shots(
             "distance": int(distance),
             "same_bytes": one["image"] == other["image"],
             "same_labels": set(one["labels"]) == set(other["labels"]),
-            "sides": [{**side, "thumbnail": _thumbnail(side.pop("image"))} for side in (one, other)],
+            "sides": [
+                {**side, "thumbnail": reporting.thumbnail(side.pop("image"), max_side=THUMBNAIL_SIDE)}
+                for side in (one, other)
+            ],
         }
         for distance, one, other in zip(comparison.distances[chosen], left, right, strict=True)
     ]
-
-
-def _thumbnail(image: bytes) -> str | None:
-    try:
-        return reporting.thumbnail(image, max_side=THUMBNAIL_SIDE)
-    except ImageError:
-        # The corpus holds a hash of it, so it was an image once: the pair is shown without its picture.
-        return None

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dermray import storage
+from dermray import parquet_bounds, storage
 from dermray.errors import CorpusError
 
 # Of the columns that a process keeps for the images that cannot be read one by one.
@@ -58,7 +58,9 @@ def open_file(uri: str) -> Iterator[tuple[pq.ParquetFile, BinaryIO]]:
     # Arrow's readers and a buffer would get into each other's way on one handle.
     with storage.open_file(uri) as file, storage.open_file(uri) as content:
         try:
-            yield pq.ParquetFile(file, pre_buffer=not storage.is_local(uri)), io.BufferedReader(content, buffer_bytes)
+            parquet = pq.ParquetFile(file, pre_buffer=not storage.is_local(uri), page_checksum_verification=True)
+            parquet_bounds.require_bounded(parquet.metadata)
+            yield parquet, io.BufferedReader(content, buffer_bytes)
         except (pa.ArrowException, _DamageError) as error:
             raise CorpusError(
                 f"{uri} is no whole Parquet file ({' '.join(str(error).split())}); get it again"

@@ -1,35 +1,35 @@
 """Raw corpus → prepared corpus: the graph, top to bottom.
 
-    read the table ─ plan ─▶ Ray: make each shard ─▶ records ─▶ Ray Data: find duplicates ─ reconcile
-                                                       ─▶ Ray: write some shards again ─▶ report ─ manifest
+    read the table ─ plan ─▶ Ray Data: make each shard ─▶ records ─▶ Ray Data: find duplicates ─ reconcile
+                                                   ─▶ Ray Data: write some shards again ─▶ report ─ manifest
 
-Plan and reconciliation are made in the driver. Each task reads the images of one shard, writes one Parquet file and
+Plan and reconciliation are made in the driver. A worker reads the images of one shard, writes one Parquet file and
 returns a small record. The manifest is written last; whatever happens before may be lost or repeated without a trace.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from dermray import storage
+from dermray import interrupts, ledger, storage
+from dermray.corpus.branches import Branch
 from dermray.corpus.manifest import Manifest, Shard
 from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import CaptionAspect
 from dermray.errors import CorpusError
-from dermray.prepare import report
+from dermray.prepare import labels, report, told
 from dermray.prepare.commit import commit, publish
 from dermray.prepare.duplicates import near_groups, resembling
 from dermray.prepare.fetch import ahead
 from dermray.prepare.generations import NUM_READERS, Generation, Standing, content, identity, standing, tables_of
-from dermray.prepare.graph import amend_shards, make_shards
+from dermray.prepare.graph import KEPT, amend_shards, make_shards
 from dermray.prepare.leakage import read_hashes
 from dermray.prepare.plan import Plan, ShardSpec, plan_shards, usable_rows, without_known
 from dermray.prepare.reconcile import Amendment, Excluded, Reconciled, reconcile
@@ -37,13 +37,19 @@ from dermray.prepare.records import RECORDS, ShardRecord, read_record, record_ur
 from dermray.prepare.rewriting.captions import RewriteStats, rewrite_captions
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import DATA, ShardMaker
-from dermray.prepare.sources import READERS, RawRows, SourceRequest
+from dermray.prepare.sources import OF_FILES, RawRows, SourceRequest
+from dermray.prepare.sources import read as read_source
 from dermray.prepare.sources.rows import EXCLUDED, DroppedRow, RawTable
+from dermray.prepare.timing import Timing
+from dermray.printable import printable
 
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """What a run came to. `unchanged` says that the corpus was there already; `tables` is what it all came from."""
+    """What a run came to. `unchanged` says that the corpus was there already; `tables` is what it all came from.
+
+    `dropped` are rows in no sample, in words: by reason, with the first rows of each.
+    """
 
     output: str
     manifest: Manifest
@@ -54,6 +60,7 @@ class PrepareResult:
     unchanged: bool
     rewritten: tuple[RewriteStats, ...] = ()
     tables: tuple[RawTable, ...] = ()
+    dropped: str = ""
 
     @property
     def report_uri(self) -> str:
@@ -76,26 +83,6 @@ class PrepareResult:
         }
 
 
-@dataclass
-class Timing:
-    """Seconds of each stage by the clock on the wall, and of each kind of work summed over all tasks."""
-
-    stages: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    tasks: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Around a stage."""
-        started = time.monotonic()
-        yield
-        self.stages[name] += time.monotonic() - started
-
-    def to_json(self) -> dict[str, dict[str, float]]:
-        """Both, rounded to milliseconds."""
-        parts = {"stages": self.stages, "tasks": self.tasks}
-        return {part: {name: round(value, 3) for name, value in of.items()} for part, of in parts.items()}
-
-
 @dataclass(frozen=True)
 class Work:
     """What there is to do, found without Ray."""
@@ -105,7 +92,11 @@ class Work:
     standing: Standing
     captions_from: Mapping[CaptionAspect, str] = field(default_factory=dict)
     rewritten: tuple[RewriteStats, ...] = ()
+    branches: tuple[Branch, ...] = ()
     tables: tuple[RawTable, ...] = ()
+    not_understood: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    placeholders: Mapping[str, int] = field(default_factory=dict)
+    told: told.Counts = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)
 
     @property
@@ -134,12 +125,37 @@ def read(config: PrepareConfig) -> Work:
     timing = Timing()
     with timing.stage("read the table"):
         request = SourceRequest(config.input, config.table, config.columns, config.limit)
-        raw = READERS[config.source](request)
+        raw = read_source(config.source, request)
     if config.rewrite.mode != "off":
         # A model is asked only once the table has turned out to be sound.
         _check_ceiling(config, usable_rows(raw).dropped, num_rows=raw.num_rows, nothing_left=False)
-    with timing.stage("rewrite captions"):
+    with timing.stage("rewrite captions", tells=True):
         raw, rewritten = rewrite_captions(raw, config.rewrite, output=config.output)
+    work = _planned(config, request, raw, rewritten, timing)
+    _check_ceiling(config, work.plan.dropped, num_rows=work.num_rows, nothing_left=work.is_void)
+    return work
+
+
+def look(config: PrepareConfig) -> Work:
+    """`read` without anything that writes or costs: no caption is rewritten, and any number of rows may be bad.
+
+    Raises:
+        CorpusError, OntologyError, StorageError: as `read`.
+    """
+    request = SourceRequest(config.input, config.table, config.columns, config.limit)
+    return _planned(config, request, read_source(config.source, request), (), Timing(), dry=True)
+
+
+def _planned(
+    config: PrepareConfig,
+    request: SourceRequest,
+    raw: RawRows,
+    rewritten: tuple[RewriteStats, ...],
+    timing: Timing,
+    *,
+    dry: bool = False,
+) -> Work:
+    """What there is to do with raw rows, told as it is found; `dry`: in full, since no report will list it."""
     with timing.stage("plan"):
         usable = usable_rows(raw)
         committed = standing(config, usable)
@@ -149,33 +165,60 @@ def read(config: PrepareConfig) -> Work:
         plan = plan_shards(
             usable, split=config.split, seed=config.seed, rows_per_shard=config.rows_per_shard, held=held
         )
-        ontology = _tree(raw, committed.ontology)
+        tree = _tree(raw, committed.ontology)
+        ontology, learned = labels.learn_branches(raw.table, tree)
     print(_announce(config, plan, committed), flush=True)
-    tables = tuple(request.tables.values())
-    work = Work(plan, ontology, committed, _captions_from(config, raw), rewritten, tables, timing)
-    _check_ceiling(config, plan.dropped, num_rows=work.num_rows, nothing_left=work.is_void)
-    return work
+    found = told.of_rows(config, request, raw, usable, (tree, ontology), whole=dry)
+    _tell(found)
+    return Work(
+        plan,
+        ontology,
+        committed,
+        captions_from=_captions_from(config, raw),
+        rewritten=rewritten,
+        branches=tuple(learned),
+        tables=tuple(request.tables.values()),
+        not_understood=raw.not_understood,
+        placeholders=request.findings.placeholders,
+        told=found.counts,
+        timing=timing,
+    )
+
+
+def _tell(found: told.Told) -> None:
+    for line in found.lines:
+        print(f"prepare: {printable(line)}", flush=True)
 
 
 def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
     """Prepare a corpus on the connected Ray cluster; run again, it goes on where it was.
 
+    Args:
+        work: what `read` has found, inside the caller's claim of the output.
+
     Raises:
+        ClaimError: another run writes into the output, or has taken it over.
         CorpusError: as `read`; or no image is usable, or more rows are bad than `max_dropped_fraction` allows.
         OntologyError: the disease tree is malformed.
         StorageError: the input or the output fails for good.
+        StoppedError: it was interrupted.
     """
+    with interrupts.telling(lambda: KEPT), ledger.claim(config.output, wait_s=config.wait_for_output_s):
+        return _prepare(config, work or read(config))
+
+
+def _prepare(config: PrepareConfig, work: Work) -> PrepareResult:
     started = time.monotonic()
-    work = work or read(config)
     timing = work.timing
-    with timing.stage("make shards"):
+    with timing.stage("make shards", tells=True):
         made, num_fresh = _make(config, work)
     if work.standing.generations and not any(record.shard for record in made):
         return _nothing_new(config, work, len(made), started)
-    with timing.stage("find duplicates"):
+    with timing.stage("find duplicates", tells=True):
         decided = _reconcile(config, work, made)
-    with timing.stage("write shards again"):
+    with timing.stage("write shards again", tells=True):
         final, num_restored = _amend(config, work, decided)
+    _tell(told.of_equal_images(decided, final))
     generation = _generation(config, work, made, decided, final)
     with timing.stage("report and commit"):
         manifest, stats, unchanged = commit(
@@ -191,6 +234,10 @@ def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
         unchanged=unchanged,
         rewritten=work.rewritten,
         tables=tables_of([*work.standing.generations, generation]),
+        dropped=report.reasons_in_words(
+            [row for _, row in report.all_dropped([*work.standing.generations, generation])],
+            by_name=config.source in OF_FILES,
+        ),
     )
 
 
@@ -226,21 +273,21 @@ def _tree(raw: RawRows, held: Ontology | None) -> Ontology:
     """The source's disease tree, joined to that of the corpus; one level over its labels if it publishes none."""
     if raw.ontology is not None:
         return held.union(raw.ontology) if held else raw.ontology
-    labels = raw.table["labels"].combine_chunks().flatten().unique().to_pylist()
+    times = labels.counted(raw.table)
     if held is None:
-        return Ontology.flat(labels)
-    return held.union(Ontology.flat(label for label in labels if not held.resolve_all(label).labels))
+        return Ontology.folded(times)
+    return held.union(Ontology.folded({label: n for label, n in times.items() if not held.resolve_all(label).labels}))
 
 
 def _announce(config: PrepareConfig, plan: Plan, committed: Standing) -> str:
     images = Counter[str]()
     for spec in plan.shards:
         images[spec.split] += len(set(spec.rows["image"].to_pylist()))
-    splits = ", ".join(f"{split} {count:,}" for split, count in images.items()) or "none"
+    shown = ", ".join(f"{split} {count:,}" for split, count in images.items()) or "none"
     held = sum(record.notes.num_rows for record in committed.held)
     joins = f", to join {held:,} samples of {config.output}" if held else ""
     return (
-        f"prepare: {plan.num_rows:,} rows of {config.source}, {plan.num_images:,} images ({splits}) "
+        f"prepare: {plan.num_rows:,} rows of {config.source}, {plan.num_images:,} images ({shown}) "
         f"in {len(plan.shards):,} shards{joins}"
     )
 
@@ -251,7 +298,8 @@ def _make(config: PrepareConfig, work: Work) -> tuple[list[ShardRecord], int]:
     dropped = list(work.plan.dropped)
     num_fresh = 0
     if work.plan.shards:
-        for record, fresh, seconds in make_shards(config, work.plan.shards, ShardMaker(config, work.ontology)):
+        maker, tell_stats = ShardMaker(config, work.ontology), work.timing.ray_data.append
+        for record, fresh, seconds in make_shards(config, work.plan.shards, maker, tell_stats=tell_stats):
             records.append(record)
             num_fresh += fresh
             dropped.extend(record.dropped)
@@ -266,10 +314,9 @@ def _check_ceiling(config: PrepareConfig, dropped: Sequence[DroppedRow], *, num_
     bad = [row for row in dropped if row.reason != EXCLUDED]
     if len(bad) <= config.max_dropped_fraction * num_rows and not nothing_left:
         return
-    uri = storage.join(config.output, report.DROPPED_WHEN_STOPPED)
-    report.write_dropped(uri, [(config.input, row) for row in dropped])
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in report.reasons(bad).items())
-    found = f"{len(bad):,} of {num_rows:,} rows are unusable so far ({reasons})"
+    by_name = config.source in OF_FILES
+    uri = report.list_dropped(config.output, [(config.input, row) for row in dropped])
+    found = f"{len(bad):,} of {num_rows:,} rows are unusable so far: {report.reasons_in_words(bad, by_name=by_name)}"
     if nothing_left:
         raise CorpusError(f"nothing to prepare from {config.input}: {found}; they are listed in {uri}")
     raise CorpusError(
@@ -281,10 +328,10 @@ def _check_ceiling(config: PrepareConfig, dropped: Sequence[DroppedRow], *, num_
 def _reconcile(config: PrepareConfig, work: Work, made: Sequence[ShardRecord]) -> Reconciled:
     held = work.standing.held
     if not any(record.shard for record in (*held, *made)):
-        uri = storage.join(config.output, report.DROPPED_WHEN_STOPPED)
         rows = [*work.plan.dropped, *(row for record in made for row in record.dropped)]
-        report.write_dropped(uri, [(config.input, row) for row in rows])
-        raise CorpusError(f"no image of {config.input} is usable; the reasons are listed in {uri}")
+        uri = report.list_dropped(config.output, [(config.input, row) for row in rows])
+        found = report.reasons_in_words(rows, by_name=config.source in OF_FILES)
+        raise CorpusError(f"no image of {config.input} is usable: {found}; they are listed in {uri}")
     return reconcile(
         held,
         made,
@@ -309,7 +356,8 @@ def _amend(config: PrepareConfig, work: Work, decided: Reconciled) -> tuple[list
     pending = [each for each in decided.amendments if each.key not in finished]
     num_restored = _restore(config, work, decided, pending, sizes)
     if pending:
-        finished.update((record.key, record) for record in amend_shards(config, pending))
+        amended = amend_shards(config, pending, work.ontology, work.timing.ray_data.append)
+        finished.update((record.key, record) for record in amended)
     final = [shard if isinstance(shard, ShardRecord) else finished.get(shard.key) for shard in decided.shards]
     return [record for record in final if record is not None], num_restored
 
@@ -355,7 +403,7 @@ def _restore(
 
 
 def _is_whole(config: PrepareConfig, shard: Shard, sizes: Mapping[str, int]) -> bool:
-    return sizes.get(storage.join(config.output, shard.path)) == shard.num_bytes
+    return sizes.get(storage.inside(config.output, shard.path)) == shard.num_bytes
 
 
 def _generation(
@@ -386,7 +434,11 @@ def _generation(
         left_out_images=tuple(sorted(digest for sample in decided.left_out for digest in sample.known)),
         figures=decided.figures,
         rewritten=tuple(done.to_json() for done in work.rewritten),
+        branches=tuple(branch.to_json() for branch in work.branches),
         tables=work.tables,
+        placeholders=dict(sorted(work.placeholders.items())),
+        told={**work.told, **told.of_equal_images(decided, final).counts},
+        not_understood={name: dict(sorted(texts.items())) for name, texts in work.not_understood.items()},
     )
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from dermray.corpus.accounts import require_balance
 from dermray.prepare.records import ShardRecord
 from dermray.prepare.settings import TRAIN, NearDuplicates
 
@@ -119,6 +120,9 @@ def reconcile(
     groups = _group_names(samples, first, near, out) if policy == "mark" else samples.groups
     shards, num_moved = _shards(samples, first, splits, groups, out)
     stays = (first == np.arange(len(first))) & ~out
+    told = Counter(reasons[number] for number in np.flatnonzero(out).tolist())
+    told["merged"] = int((~stays & ~out).sum())
+    require_balance("duplicates", len(samples), sum(shard.notes.num_rows for shard in shards), told)
     marked = [group for group, kept in zip(groups, stays, strict=True) if kept and group]
     return Reconciled(
         shards=shards,

@@ -13,10 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
 
-from dermray import storage
+from dermray import documents, parquet_bounds, storage
 from dermray.corpus.manifest import Shard
-from dermray.errors import CorpusError
+from dermray.errors import CorpusError, DocumentError
 from dermray.prepare.sources.rows import DroppedRow
 
 RECORDS = "records"
@@ -31,7 +32,7 @@ NOTES = pa.schema(
         # Path of the image under its input, and the number of its first row.
         pa.field("image", pa.string(), nullable=False),
         pa.field("row", pa.int64(), nullable=False),
-        # Digests of the rows of each image in the sample (`plan.image_digests`).
+        # Digests of the rows of each image in the sample (`digests.image_digests`).
         pa.field("known", pa.list_(pa.field("element", pa.uint64())), nullable=False),
         pa.field("groups", pa.list_(pa.field("element", pa.uint64())), nullable=False),
         # True where the split is the source's or the user's word, not a draw.
@@ -42,7 +43,24 @@ NOTES = pa.schema(
 
 
 @dataclass(frozen=True)
-class ShardRecord:
+class _Figures:
+    """What a record holds in its metadata."""
+
+    key: str
+    shard: Shard | None
+    num_rows: int
+    inputs: str
+    dropped: tuple[DroppedRow, ...]
+    dropped_images: tuple[int, ...]
+    row_counts: dict[str, dict[str, int]]
+    sample_counts: dict[str, dict[str, int]]
+
+
+_FIGURES = TypeAdapter(_Figures)
+
+
+@dataclass(frozen=True)
+class ShardRecord(_Figures):
     """The outcome of one shard; the same whenever and wherever it is made.
 
     Attributes:
@@ -57,14 +75,6 @@ class ShardRecord:
         notes: one row a sample, of schema NOTES.
     """
 
-    key: str
-    shard: Shard | None
-    num_rows: int
-    inputs: str
-    dropped: tuple[DroppedRow, ...]
-    dropped_images: tuple[int, ...]
-    row_counts: dict[str, dict[str, int]]
-    sample_counts: dict[str, dict[str, int]]
     notes: pa.Table
 
     def to_bytes(self) -> bytes:
@@ -74,25 +84,17 @@ class ShardRecord:
         document["dropped"] = [asdict(row) for row in self.dropped]
         sink = io.BytesIO()
         table = self.notes.replace_schema_metadata({_METADATA: json.dumps(document, ensure_ascii=False)})
-        pq.write_table(table, sink, compression="ZSTD")
+        pq.write_table(table, sink, compression="ZSTD", write_page_checksum=True)
         return sink.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ShardRecord:
         """Rebuild a record."""
-        table = pq.read_table(pa.BufferReader(data), use_threads=False)
-        document = json.loads(table.schema.metadata[_METADATA])
-        return cls(
-            key=document["key"],
-            shard=Shard.model_validate(document["shard"]) if document["shard"] else None,
-            num_rows=document["num_rows"],
-            inputs=document["inputs"],
-            dropped=tuple(DroppedRow(**row) for row in document["dropped"]),
-            dropped_images=tuple(document["dropped_images"]),
-            row_counts=document["row_counts"],
-            sample_counts=document["sample_counts"],
-            notes=table.replace_schema_metadata(None).cast(NOTES),
-        )
+        table = parquet_bounds.read_table(pa.BufferReader(data))
+        document = documents.parse_json(table.schema.metadata[_METADATA], "its document")
+        figures = _FIGURES.validate_python(document)
+        storage.relative(figures.key)
+        return cls(**vars(figures), notes=table.replace_schema_metadata(None).cast(NOTES))
 
     @property
     def num_images(self) -> int:
@@ -108,7 +110,7 @@ class ShardRecord:
 
 def record_uri(output: str, key: str) -> str:
     """Where a record lies."""
-    return storage.join(output, RECORDS, f"{key}.parquet")
+    return storage.inside(storage.join(output, RECORDS), f"{key}.parquet")
 
 
 def write_record(output: str, record: ShardRecord) -> None:
@@ -124,8 +126,9 @@ def read_record(output: str, key: str) -> ShardRecord:
         CorpusError: it is damaged.
     """
     uri = record_uri(output, key)
+    data = storage.read_bytes(uri)
     try:
-        return ShardRecord.from_bytes(storage.read_bytes(uri))
-    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        return ShardRecord.from_bytes(data)
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, DocumentError) as error:
+        reason = documents.first_fault(error) if isinstance(error, ValidationError) else " ".join(str(error).split())
         raise CorpusError(f"{uri} is damaged ({reason}); remove it and run again to make its shard anew") from None

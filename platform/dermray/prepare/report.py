@@ -6,6 +6,8 @@ the same ones. Only `timing.json`, and its card in the report, tell of the run i
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,24 +18,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dermray import reporting, storage
+from dermray.corpus.accounts import require_balance
+from dermray.corpus.branches import contradictions
 from dermray.corpus.manifest import Manifest, Shard
 from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import CAPTION_ASPECTS, PAIR_ASPECTS
 from dermray.corpus.shards import read_row_group
-from dermray.errors import ImageError
+from dermray.prepare.archives import shown
 from dermray.prepare.fetch import ImageStore
 from dermray.prepare.generations import Generation
 from dermray.prepare.records import ShardRecord
 from dermray.prepare.samples import WORDS_LIMIT, WORDS_STEP
 from dermray.prepare.settings import PrepareConfig
-from dermray.prepare.sources.rows import DroppedRow
+from dermray.prepare.sources.rows import DroppedRow, merged_counts
+from dermray.prepare.sources.telling import in_words
+from dermray.prepare.told import summed
+from dermray.printable import printable
 from dermray.reporting import plots
 
+FOLDER = "report"
 REPORT = "report/report.html"
 STATS = "report/stats.json"
 TIMING = "report/timing.json"
 DROPPED = "report/dropped.parquet"
 DROPPED_WHEN_STOPPED = "report/dropped-when-stopped.parquet"
+# The same rows, for people: Excel opens it.
+LISTED_WHEN_STOPPED = "report/dropped-when-stopped.csv"
 
 DROPPED_SCHEMA = pa.schema(
     [
@@ -48,9 +58,11 @@ DROPPED_SCHEMA = pa.schema(
 REASONS = {
     "no_image_path": "the table gives no image path",
     "path_outside_root": "the path leaves the input folder",
-    "empty_caption": "the row has no caption",
+    "empty_caption": "the row has no caption; in a table without captions, no label to make one of",
     "malformed_row": "the row has another number of cells than the header",
     "excluded_by_source": "the source itself says not to use the image",
+    "ambiguous_image": "several files bear the image's name",
+    "split_unclear": "no list of a split names it, or several do",
     "missing_file": "there is no such file, or no such member of the archive",
     "unreadable": "the disk or the archive does not give the file",
     "too_many_bytes": "the file is larger than allowed",
@@ -59,6 +71,10 @@ REASONS = {
     "truncated": "the pixels cannot all be decoded",
     "too_many_pixels": "the picture is larger than allowed",
     "too_small": "the picture is smaller than allowed",
+    "too_elongated": "the picture is longer than a JPEG can be",
+    "too_complex": "the file is built in more parts than any camera or editor writes",
+    "unsupported_format": "an image in a format that is not read here; the detail says what to do",
+    "burned_in_annotation": "the file says that the picture shows who the patient is",
     "near_duplicate": "a near-duplicate of another image, which stays",
     "in_evaluation_corpus": "it resembles an image of an evaluation corpus",
     "blank": "the picture shows nothing: it is all of one colour",
@@ -101,8 +117,7 @@ def summarise(
     num_left_out = sum(len(generation.left_out) for generation in generations)
     num_kept = num_good - num_left_out
     num_rows = _rows_in(generations)
-    if num_kept + len(dropped) != num_rows:
-        raise AssertionError(f"{num_rows} rows in, {num_kept} in samples, {len(dropped)} dropped")
+    require_balance("preparation", num_rows, num_kept, Counter(row.reason for _, row in dropped))
     captions = {aspect: counts["captions"][aspect] for aspect in CAPTION_ASPECTS}
     return {
         "rows": {"in": num_rows, "in_samples": num_kept, "dropped": len(dropped)},
@@ -120,7 +135,15 @@ def summarise(
         "rows_resolved": counts["rows"]["resolved"],
         "unresolved_labels": _ranked(counts["unresolved"]),
         "suggestions": _suggestions(_ranked(counts["unresolved"]), ontology),
+        "rows_contradicted": counts["rows"]["contradicted"],
         "levels": _levels(counts, ontology),
+        "branches": _branches(generations, ontology, counts["labels"]),
+        "not_understood": {
+            name: _ranked(texts)
+            for name, texts in merged_counts(each.not_understood for each in _last(generations)).items()
+        },
+        "placeholders": _ranked(sum((Counter(each.placeholders) for each in _last(generations)), Counter())),
+        "told": summed((each.told for each in _last(generations)), (each.told for each in generations)),
         "labels": _ranked(counts["labels"]),
         "concepts": _ranked(counts["concepts"]),
         "skin_types": {kind: counts["skin_types"][kind] for kind in SKIN_TYPES if counts["skin_types"][kind]},
@@ -129,6 +152,7 @@ def summarise(
         "origins": _ranked(counts["origins"]),
         "formats": _ranked(counts["formats"]),
         "sizes": _ranked(counts["sizes"]),
+        "dark": counts["brightness"]["dark"],
     }
 
 
@@ -156,11 +180,48 @@ def reasons(dropped: Iterable[DroppedRow]) -> dict[str, int]:
     return _ranked(Counter(row.reason for row in dropped))
 
 
+def reasons_in_words(dropped: Sequence[DroppedRow], *, by_name: bool = False) -> str:
+    """Dropped rows by reason with the first rows of each, on one line: `missing_file 5 (rows 3, 8, 9, …)`.
+
+    Args:
+        dropped: rows of the source.
+        by_name: its rows are files, which are named instead of their numbers.
+    """
+    told = []
+    names = {row.row: printable(shown(row.image or row.source_id)) for row in dropped} if by_name else None
+    for reason, count in reasons(dropped).items():
+        told.append(f"{reason} {count:,} ({in_words((row.row for row in dropped if row.reason == reason), names)})")
+    return ", ".join(told) or "none"
+
+
 def write_dropped(uri: str, dropped: Sequence[tuple[str, DroppedRow]]) -> None:
     """Publish dropped rows, each with its input, as a Parquet file."""
     rows = [{"input": source_uri, **asdict(row)} for source_uri, row in dropped]
     with storage.staged(uri) as aside:
-        pq.write_table(pa.Table.from_pylist(rows, schema=DROPPED_SCHEMA), aside, compression="ZSTD")
+        pq.write_table(
+            pa.Table.from_pylist(rows, schema=DROPPED_SCHEMA), aside, compression="ZSTD", write_page_checksum=True
+        )
+
+
+def list_dropped(output: str, dropped: Sequence[tuple[str, DroppedRow]]) -> str:
+    """Publish what a stopped preparation has dropped, as Parquet and as a CSV for spreadsheets; returns the CSV's URI.
+
+    A cell that a spreadsheet would take for a formula begins with an apostrophe in the CSV.
+    """
+    write_dropped(storage.join(output, DROPPED_WHEN_STOPPED), dropped)
+    sink = io.StringIO(newline="")
+    writer = csv.writer(sink)
+    writer.writerow(DROPPED_SCHEMA.names)
+    for source_uri, row in dropped:
+        writer.writerow([source_uri, row.row, *map(_cell, (row.source_id, row.image, row.reason, row.detail))])
+    uri = storage.join(output, LISTED_WHEN_STOPPED)
+    # Excel knows UTF-8 by the mark in front.
+    storage.write_bytes(uri, sink.getvalue().encode("utf-8-sig", errors="replace"))
+    return uri
+
+
+def _cell(text: str) -> str:
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def write(
@@ -169,7 +230,7 @@ def write(
     final: Sequence[ShardRecord],
     manifest: Manifest,
     stats: Mapping[str, Any],
-    timing: Mapping[str, Mapping[str, float]],
+    timing: Mapping[str, Any],
 ) -> None:
     """Publish `dropped.parquet`, `stats.json`, `timing.json` and `report.html`."""
     dropped = all_dropped(generations)
@@ -234,7 +295,7 @@ def _levels(counts: Mapping[str, Counter[str]], ontology: Ontology) -> list[dict
     nodes = Counter(ontology.level(name) for name in ontology)
     named = set(counts["labels"])
     seen = Counter(ontology.level(name) for name in named)
-    covered = Counter(ontology.level(name) for name in named.union(*(ontology.ancestors(name) for name in named)))
+    covered = Counter(ontology.level(name) for name in named.union(*(ontology.path(name) for name in named)))
     return [
         {
             "level": level,
@@ -245,6 +306,19 @@ def _levels(counts: Mapping[str, Counter[str]], ontology: Ontology) -> list[dict
         }
         for level in sorted(nodes)
     ]
+
+
+def _branches(generations: Sequence[Generation], ontology: Ontology, labels: Mapping[str, int]) -> dict[str, Any]:
+    """Which branch the nodes with several paths are on: by whom it was said, and those where it stays open.
+
+    Nodes that labels name come first, most frequent first.
+    `contradicts` are nodes that the tree puts on another side of benign and malignant than the package's table.
+    """
+    said: dict[str, list[dict[str, Any]]] = {"rows": [], "table": [], "open": []}
+    found = {(each["node"], each["below"]): each for generation in generations for each in generation.branches}
+    for each in sorted(found.values(), key=lambda one: (-labels.get(one["node"], 0), one["node"])):
+        said["open" if not ontology.is_certain(each["node"]) else each["by"] or "rows"].append(each)
+    return {**said, "contradicts": contradictions(ontology)}
 
 
 def _suggestions(unresolved: Mapping[str, int], ontology: Ontology) -> dict[str, list[dict[str, Any]]]:
@@ -280,18 +354,20 @@ def _word_plot(aspect: str, bins: Mapping[str, int]) -> Any:
 
 
 def _shares(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Small tables of counts with their share of the samples, one a card; those with nothing to tell left out."""
+    """Small tables of counts with their shares, one a card; those with nothing to tell left out."""
     skin_types = {SKIN_TYPES[kind]: count for kind, count in stats["skin_types"].items()}
+    # Originals are more than the samples where equal images merge.
+    num_samples, num_originals = stats["samples"], sum(stats["formats"].values())
     cards = [
-        ("Where the images are from", "as the source names it", stats["origins"]),
-        ("Skin types", "Fitzpatrick I to VI", skin_types),
-        ("Body sites", "a sample may show several", stats["body_sites"]),
-        ("Size of the originals", "shorter side, before it is reduced", stats["sizes"]),
-        ("Format of the originals", "all are stored as JPEG", stats["formats"]),
+        ("Where the images are from", "as the source names it", stats["origins"], num_originals),
+        ("Skin types", "Fitzpatrick I to VI", skin_types, num_samples),
+        ("Body sites", "a sample may show several", stats["body_sites"], num_samples),
+        ("Size of the originals", "shorter side, before it is reduced", stats["sizes"], num_originals),
+        ("Format of the originals", "all are stored as JPEG", stats["formats"], num_originals),
     ]
     return [
-        {"title": title, "note": note, "counts": dict(list(counts.items())[:NUM_SHARES])}
-        for title, note, counts in cards
+        {"title": title, "note": note, "counts": dict(list(counts.items())[:NUM_SHARES]), "of": of}
+        for title, note, counts, of in cards
         if counts
     ]
 
@@ -316,17 +392,14 @@ def _thumbnail_of(config: PrepareConfig, source_uri: str, row: DroppedRow) -> st
         return None
     store = ImageStore(source_uri, max_bytes=config.max_image_bytes, follow_links=config.follow_links)
     fetched = store.fetch(row.image)
-    try:
-        return reporting.thumbnail(fetched.data, max_side=96) if fetched.data else None
-    except ImageError:
-        return None
+    return reporting.thumbnail(fetched.data, max_side=96) if fetched.data else None
 
 
 def _shots(output: str, manifest: Manifest) -> list[dict[str, Any]]:
     """Some samples, spread over the shards, each with a thumbnail."""
     step = max(1, len(manifest.shards) // NUM_THUMBNAILS)
     chosen = manifest.shards[::step][:NUM_THUMBNAILS]
-    each = -(-NUM_THUMBNAILS // len(chosen))
+    each = -(-NUM_THUMBNAILS // max(1, len(chosen)))
     places = [(shard, position) for shard in chosen for position in range(min(each, shard.row_groups[0]))]
     return [_shot(output, shard, position) for shard, position in places[:NUM_THUMBNAILS]]
 
@@ -348,7 +421,7 @@ def _shot(output: str, shard: Shard, position: int) -> dict[str, Any]:
     """One sample with a thumbnail."""
     columns = ["image", "captions", "labels", "concepts", "split", "source_id", "skin_type"]
     group = position // shard.row_groups[0]
-    table = read_row_group(storage.join(output, shard.path), group, columns)
+    table = read_row_group(storage.inside(output, shard.path), group, columns)
     row = table.slice(position - group * shard.row_groups[0], 1).to_pylist()[0]
     return {**row, "thumbnail": reporting.thumbnail(row.pop("image"), max_side=220)}
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from dermray.corpus import branches
 from dermray.corpus.captions import (
     MAX_SUB_CAPTIONS,
     Caption,
@@ -15,7 +16,7 @@ from dermray.corpus.captions import (
     ontology_caption,
     sub_captions,
 )
-from dermray.corpus.ontology import Ontology, Resolution
+from dermray.corpus.ontology import Ontology, Resolution, display_names
 from dermray.corpus.schema import sample_id
 from dermray.images import StandardImage
 
@@ -25,6 +26,8 @@ Counts = dict[str, Counter[str]]
 # Caption lengths are counted in steps of this many words, all longer ones in the last step.
 WORDS_STEP = 10
 WORDS_LIMIT = 300
+# Counts of a shard: equal images whose rows name different diseases.
+COPIES = "copies"
 
 
 def build_sample(
@@ -73,10 +76,36 @@ def resolve_labels(row: RawRow, ontology: Ontology) -> Resolution:
         return Resolution(tuple(label for label in row["labels"] if label in ontology), unknown)
     found = [ontology.resolve_all(text) for text in row["labels"]]
     labels = [label for part in found for label in part.labels]
-    if row["labels"] and not labels and row["hierarchy"]:
-        labels = list(ontology.resolve_all(row["hierarchy"]).labels[-1:])
     unresolved = [text for part in found for text in part.unresolved]
+    if row["labels"] and not labels and row["hierarchy"]:
+        above = row["hierarchy"].split(",")
+        # A malignancy that the tree does not know is nothing benign, whatever the path says.
+        if not any(branches.denies(text, above) for text in unresolved):
+            labels = list(ontology.resolve_all(row["hierarchy"]).labels[-1:])
     return Resolution(tuple(ontology.most_specific(labels)), tuple(unresolved))
+
+
+def differing(named: Sequence[Sequence[str]], ontology: Ontology) -> list[str]:
+    """The diseases of several rows, each given by its nodes; none where one row names all, and others say less."""
+    every = ontology.most_specific(node for nodes in named for node in nodes)
+    return [] if any(set(every) <= set(nodes) for nodes in named) else every
+
+
+def contradicts(row: RawRow, resolution: Resolution, ontology: Ontology) -> bool:
+    """True if a row's published path goes by another branch than its label is known to be on.
+
+    That is by the tree, or by the package's table of what is benign or malignant.
+    """
+    named = set(ontology.named_in(row["hierarchy"] or ""))
+    # What the tree does not know may say benign as well.
+    above = named | {part for part in (row["hierarchy"] or "").split(",") if ontology.resolve(part) is None}
+    if _any_denies(resolution, above.difference(resolution.labels)):
+        return True
+    for label in resolution.labels:
+        elsewhere = named.intersection(ontology.ancestors(label)).difference(ontology.path(label))
+        if elsewhere and ontology.is_certain(label):
+            return True
+    return False
 
 
 def _captions(row: RawRow, resolution: Resolution, ontology: Ontology, num_sub_captions: int) -> list[Caption]:
@@ -84,13 +113,19 @@ def _captions(row: RawRow, resolution: Resolution, ontology: Ontology, num_sub_c
 
     No diagnosis and no concepts are put into words for a sample that was prepared before.
     """
-    captions: list[Caption] = [(caption["aspect"], caption["text"]) for caption in row["captions"]]
+    captions: list[Caption] = [
+        (caption["aspect"], caption["text"])
+        for caption in row["captions"]
+        if caption["aspect"] != "ontology" or row.get("prepared") or not _denied(caption["text"], resolution)
+    ]
     brought = {aspect for aspect, _ in captions}
     if row.get("prepared"):
         brought.update(("ontology", "concept"))
     if row["labels"] and "ontology" not in brought:
-        names = row["hierarchy"].split(",") if row["hierarchy"] else diagnosis_path(resolution.labels, ontology)
-        named = names if row["hierarchy"] else [*names, *resolution.unresolved]
+        if row["hierarchy"] and not contradicts(row, resolution, ontology):
+            named = row["hierarchy"].split(",")
+        else:
+            named = [*diagnosis_path(resolution.labels, ontology), *resolution.unresolved]
         sentence = ontology_caption(named)
         if sentence:
             captions.append(("ontology", sentence))
@@ -101,6 +136,19 @@ def _captions(row: RawRow, resolution: Resolution, ontology: Ontology, num_sub_c
         raw = [text for aspect, text in captions if aspect == "raw"]
         captions.extend(("sub", part) for text in raw for part in sub_captions(text, num_sub_captions))
     return captions
+
+
+def _denied(sentence: str, resolution: Resolution) -> bool:
+    """Whether a source's own sentence over the diagnosis names a malignancy of the row among benign diseases."""
+    named = sentence.rpartition(" diagnosed as ")[2].rstrip(" .").split(",")
+    return _any_denies(resolution, named)
+
+
+def _any_denies(resolution: Resolution, above: Iterable[str]) -> bool:
+    """Whether a disease of a row is known not to be what its path names above it."""
+    diseases, names = (*resolution.labels, *resolution.unresolved), list(above)
+    mixed = any(map(branches.is_benign, diseases))
+    return any(branches.denies(text, names, mixed=mixed) for text in diseases)
 
 
 def _bounded(captions: Sequence[Caption]) -> list[Caption]:
@@ -124,16 +172,32 @@ def merge_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return first
 
 
-def count_rows(counts: Counts, rows: Sequence[RawRow], resolutions: Sequence[Resolution], image: StandardImage) -> None:
+def count_rows(
+    counts: Counts,
+    rows: Sequence[RawRow],
+    resolutions: Sequence[Resolution],
+    image: StandardImage,
+    ontology: Ontology,
+) -> None:
     """Add the rows of one image, and its original, to the counts that the report shows."""
     counts["origins"][rows[0]["origin"] or rows[0]["source"]] += 1
     counts["formats"][image.original.format] += 1
     counts["sizes"][_size_class(image)] += 1
+    counts["brightness"]["dark"] += image.is_dark
     for row, resolution in zip(rows, resolutions, strict=True):
         if row["labels"]:
             counts["rows"]["labelled"] += 1
             counts["rows"]["resolved"] += bool(resolution.labels)
             counts["unresolved"].update(resolution.unresolved)
+            if contradicts(row, resolution, ontology):
+                counts["rows"]["contradicted"] += 1
+
+
+def count_copies(counts: Counts, samples: Sequence[Mapping[str, Any]], ontology: Ontology) -> None:
+    """Note samples of one image that name different diseases before they are merged."""
+    names = display_names(differing([sample["labels"] for sample in samples if sample["labels"]], ontology))
+    if names:
+        counts[COPIES][f"{' and '.join(sample['source_id'] for sample in samples)}: {'; '.join(names)}"] += 1
 
 
 def count_sample(counts: Counts, sample: Mapping[str, Any]) -> None:

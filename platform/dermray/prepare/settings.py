@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from dermray.config import ClusterConfig, Config, TrackingConfig, Uri
 from dermray.corpus.captions import MAX_SUB_CAPTIONS
 from dermray.images import DEFAULT_MAX_PIXELS, PILLOW_MAX_PIXELS
+from dermray.ledger import WaitForOutput
 from dermray.prepare.rewriting.settings import RewriteConfig
 from dermray.prepare.sources import READERS
 from dermray.prepare.sources.rows import Columns
@@ -19,6 +20,8 @@ IfExists = Literal["append", "replace"]
 
 SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]*")
 TRAIN = "train"
+# Sources of tables of one's own, whose columns have the names that `columns` gives.
+OWN_COLUMNS = ("csv", "parquet")
 
 
 class PrepareConfig(Config):
@@ -72,12 +75,13 @@ class PrepareConfig(Config):
         "append", description="append: a corpus at output takes new rows in, where it can; replace: it is made anew"
     )
 
-    rows_per_shard: int = Field(512, ge=1, description="samples of a Parquet file, and of a Ray task")
+    rows_per_shard: int = Field(512, ge=1, description="samples of a Parquet file, and of a piece of work on Ray")
     row_group_size: int = Field(128, ge=1, description="samples of a Parquet row group: what training reads at once")
-    cpus_per_task: float = Field(1.0, gt=0, description="cores that a task reserves")
-    max_tasks: int | None = Field(None, ge=1, description="tasks at the same time; empty: as many as fit the cluster")
-    num_fetch_threads: int = Field(8, ge=1, le=256, description="reads at the same time in a task")
+    cpus_per_task: float = Field(1.0, gt=0, description="cores that a worker reserves")
+    max_tasks: int | None = Field(None, ge=1, description="workers at the same time; empty: as many as fit the cluster")
+    num_fetch_threads: int = Field(8, ge=1, le=256, description="reads at the same time in a worker")
 
+    wait_for_output_s: WaitForOutput = 0.0
     run_name: str | None = Field(None, description="name of the MLflow run")
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -106,9 +110,36 @@ class PrepareConfig(Config):
     def _apart(self) -> PrepareConfig:
         if self.input == self.output:
             raise ValueError("output: must be another folder than input, whose files it would replace")
+        if self.columns.label_map and self.source not in OWN_COLUMNS:
+            raise ValueError(f"columns.label_map is read for source=csv and parquet, not for {self.source}")
         if self.sub_captions and self.rewrite.mode in ("decompose", "both"):
             raise ValueError("sub_captions and rewrite.mode=decompose both make sub-captions: choose one")
         return self
+
+    def without_effect(self) -> list[str]:
+        """A line for each key that cannot do what it says."""
+        found = []
+        if self.source not in OWN_COLUMNS:
+            keys = sorted(self.columns.model_fields_set)
+            found += [f"columns.{key} has no effect with source={self.source}, which knows its columns" for key in keys]
+        if self.rewrite.mode == "off":
+            keys = sorted(self.rewrite.model_fields_set - {"mode"})
+            found += [f"rewrite.{key} has no effect with rewrite.mode=off" for key in keys]
+        if "row_group_size" in self.model_fields_set and self.row_group_size > self.rows_per_shard:
+            found.append(
+                f"row_group_size={self.row_group_size} is beyond rows_per_shard={self.rows_per_shard}: row groups hold "
+                f"at most {self.rows_per_shard} samples"
+            )
+        if "max_distance" in self.model_fields_set and self.near_duplicates == "keep" and not self.exclude:
+            found.append("max_distance has no effect with near_duplicates=keep")
+        if isinstance(self.split, str) and "seed" in self.model_fields_set:
+            found.append("seed decides no split where split names one")
+        if self.min_side > self.image_size:
+            found.append(
+                f"min_side={self.min_side} is above image_size={self.image_size}: images between the two, which would "
+                "need no enlarging, are dropped"
+            )
+        return found
 
     def transform(self) -> dict[str, Any]:
         """The keys that decide what a shard's bytes are, given its rows."""
@@ -121,9 +152,12 @@ class PrepareConfig(Config):
 
     def content(self) -> dict[str, Any]:
         """The keys that decide what the corpus holds, for its provenance: not where it is or how it is made."""
-        how = {"output", "cpus_per_task", "max_tasks", "num_fetch_threads", "run_name", "cluster", "tracking"}
+        how = {"output", "cpus_per_task", "max_tasks", "num_fetch_threads", "wait_for_output_s"}
+        how |= {"run_name", "cluster", "tracking"}
         content = self.model_dump(mode="json", exclude=how | {"max_dropped_fraction", "if_exists", "rewrite"})
         if self.licence is None:
             # A corpus from before the key was there is not another one for that.
             del content["licence"]
+        if self.columns.label_map is None:
+            del content["columns"]["label_map"]
         return content if self.rewrite.mode == "off" else {**content, "rewrite": self.rewrite.content()}

@@ -23,20 +23,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dermray import __version__, images, storage
+from dermray.corpus.accounts import require_balance
 from dermray.corpus.manifest import Shard
 from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import SAMPLE, SCHEMA_VERSION
 from dermray.corpus.shards import stored_columns
 from dermray.errors import ImageError
+from dermray.prepare.digests import group_digest, row_digest
 from dermray.prepare.fetch import Fetched, ImageStore, Stamp, ahead
-from dermray.prepare.plan import ShardSpec, group_digest, row_digest
+from dermray.prepare.plan import ShardSpec
 from dermray.prepare.records import NOTES, ShardRecord, read_record, write_record
 from dermray.prepare.samples import Counts, RawRow, build_sample, count_rows, count_sample, resolve_labels
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.sources.rows import DroppedRow
 
 # To be raised when this package makes other bytes from the same input.
-FORMAT = 3
+FORMAT = 4
 DATA = "data"
 IMAGE_COLUMN = "image"
 
@@ -121,6 +123,8 @@ class ShardMaker:
             except ImageError as error:
                 dropped.extend(_drop(row, error) for row in image_rows)
                 dropped_images.append(self._digest(image_rows))
+        reasons = Counter(row.reason for row in dropped)
+        require_balance(f"shard {spec.name}", len(rows), sum(len(image_rows) for image_rows, _ in good), reasons)
         row_counts: Counts = defaultdict(Counter)
         sample_counts: Counts = defaultdict(Counter)
         with clock.on("samples"):
@@ -146,12 +150,12 @@ class ShardMaker:
         """The sample of an image, counted."""
         resolutions = [resolve_labels(row, self.ontology) for row in rows]
         sample = build_sample(rows, resolutions, image, split, self.ontology, num_sub_captions=self.config.sub_captions)
-        count_rows(row_counts, rows, resolutions, image)
+        count_rows(row_counts, rows, resolutions, image, self.ontology)
         count_sample(sample_counts, sample)
         return sample
 
     def _digest(self, rows: list[RawRow]) -> int:
-        """64 bits over all the rows of an image, as `plan.image_digests` gives them."""
+        """64 bits over all the rows of an image, as `digests.image_digests` gives them."""
         return sum(row_digest(row, self.config.input) for row in rows) % 2**64
 
     def _note(self, rows: list[RawRow], sample: dict[str, Any]) -> dict[str, Any]:
@@ -210,6 +214,7 @@ def write_shard(output: str, place: str, split: str, samples: Sequence[dict[str,
         compression={leaf: "NONE" if leaf == IMAGE_COLUMN else "ZSTD" for leaf in stored_columns(SAMPLE)},
         use_dictionary=[leaf for leaf in stored_columns(SAMPLE) if leaf not in (IMAGE_COLUMN, "sample_id", "phash")],
         write_statistics=["source", "split", "skin_type", "width", "height"],
+        write_page_checksum=True,
     )
     content = sink.getvalue()
     digest = hashlib.sha256(content).hexdigest()
@@ -228,7 +233,7 @@ def write_shard(output: str, place: str, split: str, samples: Sequence[dict[str,
 def is_whole(output: str, shard: Shard) -> bool:
     """True if a shard's file is there in full length."""
     try:
-        return storage.size_bytes(storage.join(output, shard.path)) == shard.num_bytes
+        return storage.size_bytes(storage.inside(output, shard.path)) == shard.num_bytes
     except FileNotFoundError:
         return False
 

@@ -221,31 +221,24 @@ def confusion_matrix(matrix: Sequence[Sequence[float]], labels: Sequence[str]) -
         total = sum(counts)
         for column, value in enumerate(counts):
             if value:
-                parts.append(_matrix_cell(row, column, value, value / total, labels, cell, margin, top, named))
+                x, y = margin + column * cell, top + row * cell
+                right = row == column
+                what = f"{labels[row]} recognised" if right else f"{labels[row]} taken for {labels[column]}"
+                parts.append(_matrix_cell(x, y, cell, value, value / total, what, right, named and cell >= 17))
     return svg.picture(parts, width, height, "confusion matrix", max_width=width)
 
 
 def _matrix_cell(
-    row: int,
-    column: int,
-    value: float,
-    share: float,
-    labels: Sequence[str],
-    cell: float,
-    left: float,
-    top: float,
-    named: bool,
+    x: float, y: float, cell: float, value: float, share: float, what: str, is_right: bool, shows_count: bool
 ) -> str:
-    x, y = left + column * cell, top + row * cell
-    css = "cell" if row == column else "cell-off"
+    css = "cell" if is_right else "cell-off"
     gap = 1.0 if cell > 12 else 0.25
-    what = f"{labels[row]} taken for {labels[column]}" if row != column else f"{labels[row]} recognised"
     drawn = (
         f"<g><title>{escape(what)}: {svg.number(value, '')} ({100 * share:.0f} %)</title>"
         f'<rect class="{css}" x="{x + gap:.1f}" y="{y + gap:.1f}" width="{cell - 2 * gap:.1f}" '
         f'height="{cell - 2 * gap:.1f}" rx="{min(3.0, cell / 8):.1f}" opacity="{0.1 + 0.9 * share:.2f}"/>'
     )
-    if named and cell >= 17:
+    if shows_count:
         css = "on-dark" if share > 0.55 else ""
         drawn += svg.text(x + cell / 2, y + cell / 2 + 4, svg.number(value, ""), anchor="middle", css=css)
     return drawn + "</g>"

@@ -1,6 +1,6 @@
 """What serving needs besides HTTP: which model is served, and text classifiers that are built once."""
 
-from dermray.serving.classifier import ClassifierCache, RankedClass, rank
+from dermray.serving.classifier import ClassifierCache, RankedClass, TooManyBuildsError, num_prompts, rank
 from dermray.serving.concepts import ConceptScore, concept_names, encode_concepts, score_concepts
 from dermray.serving.hierarchy import RankedNode, roll_up
 from dermray.serving.model import ModelSource, ServedModel, locate, served_model
@@ -12,9 +12,11 @@ __all__ = [
     "RankedClass",
     "RankedNode",
     "ServedModel",
+    "TooManyBuildsError",
     "concept_names",
     "encode_concepts",
     "locate",
+    "num_prompts",
     "rank",
     "roll_up",
     "score_concepts",

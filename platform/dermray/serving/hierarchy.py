@@ -22,8 +22,8 @@ class RankedNode:
 def roll_up(ranking: Sequence[RankedClass], ontology: Ontology) -> list[RankedNode]:
     """Inner nodes above the ranked classes, upper levels first, each level most probable first.
 
-    A class that the tree does not know counts nowhere. A node under two parents counts in both, so the nodes of one
-    level may sum to more than 1.
+    A class that the tree does not know counts nowhere. One that lies under several branches counts only in what all
+    its paths share, so the nodes of one level may sum to less than 1.
     """
     sums: dict[str, float] = {}
     named: set[str] = set()
@@ -32,7 +32,7 @@ def roll_up(ranking: Sequence[RankedClass], ontology: Ontology) -> list[RankedNo
         if node is None:
             continue
         named.add(node)
-        for name in (node, *ontology.ancestors(node)):
+        for name in ontology.path(node):
             sums[name] = sums.get(name, 0.0) + ranked.probability
     nodes = [
         RankedNode(name, ontology.level(name), tuple(ontology.path(name)), min(1.0, total))

@@ -10,12 +10,11 @@ from dermray import storage
 from dermray.corpus.ontology import ONTOLOGY_NAME, display_names
 from dermray.errors import ModelError
 from dermray.model_uri import HUB_PREFIX, folder_uri
+from dermray.models import kinds, layout
 
 if TYPE_CHECKING:
-    from dermray.encoder import EncoderInfo
-
-CONFIG_NAME = "open_clip_config.json"
-PROVENANCE_NAME = "dermray.json"
+    from dermray.encoder import Encoder
+    from dermray.models.kinds import Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,8 @@ class ModelSource:
     """Where a model's files are and how it is called.
 
     `uri` is what `Encoder.load` takes; `version` and `alias` come from the registry and are None for a folder or
-    an architecture's name; `classes` is the model's own class list, perhaps empty.
+    an architecture's name; `classes` is the model's own class list, perhaps empty; `kind` is one of
+    `dermray.models.kinds`.
     """
 
     uri: str
@@ -32,6 +32,7 @@ class ModelSource:
     alias: str | None = None
     classes: tuple[str, ...] = ()
     ontology_uri: str | None = None
+    kind: str = layout.CLIP
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ class ServedModel:
     """The identity of a loaded model, as every answer carries it.
 
     `digest` is the SHA-256 of the weights and `preprocessing_digest` that of the steps from bytes to pixels: two
-    answers are comparable when both agree. `logit_scale` is exponentiated.
+    answers are comparable when both agree. `logit_scale` is exponentiated, and None where the model takes no texts.
+    `answers` is what it can be asked (`dermray.models.kinds`).
     """
 
     name: str
@@ -51,8 +53,10 @@ class ServedModel:
     image_size: int
     context_length: int
     parameters: int
-    logit_scale: float
+    logit_scale: float | None
     classes: tuple[str, ...]
+    kind: str = layout.CLIP
+    answers: frozenset[Answer] = kinds.OURS[layout.CLIP].answers
 
     @property
     def names(self) -> frozenset[str]:
@@ -75,17 +79,20 @@ def locate(uri: str, *, name: str | None = None, version: str | None = None, ali
         alias: the registry's alias by which it was asked for.
 
     Raises:
-        ModelError: the folder holds no model, its `dermray.json` is malformed, or the name is no architecture's.
+        ModelError: the folder holds no model or one of an unknown kind, its `dermray.json` is malformed, or the
+            name is no architecture's.
     """
     folder = folder_uri(uri)
     if folder is None:
         if not uri.startswith(HUB_PREFIX):
             _require_architecture(uri)
         return ModelSource(uri=uri, name=name or uri, version=version, alias=alias)
-    if not storage.exists(storage.join(folder, CONFIG_NAME)):
+    kind = layout.kind_of(folder)
+    kinds.find(kind, folder)
+    if kind == layout.CLIP and not storage.exists(storage.join(folder, layout.CONFIG_NAME)):
         raise ModelError(
-            f"{folder} is not a model folder: it has no {CONFIG_NAME}; give a folder that jobs/pretrain.py wrote, "
-            "an open_clip folder, or models:/NAME@ALIAS"
+            f"{folder} is not a model folder: it has no {layout.CONFIG_NAME}; give a folder that jobs/pretrain.py "
+            "wrote, an open_clip folder, or models:/NAME@ALIAS"
         )
     ontology_uri = storage.join(folder, ONTOLOGY_NAME)
     return ModelSource(
@@ -95,11 +102,13 @@ def locate(uri: str, *, name: str | None = None, version: str | None = None, ali
         alias=alias,
         classes=_own_classes(folder),
         ontology_uri=ontology_uri if storage.exists(ontology_uri) else None,
+        kind=kind,
     )
 
 
-def served_model(source: ModelSource, info: EncoderInfo, logit_scale: float) -> ServedModel:
-    """Join a source with the `EncoderInfo` of what was loaded from it."""
+def served_model(source: ModelSource, encoder: Encoder) -> ServedModel:
+    """Join a source with what was loaded from it."""
+    info = encoder.info
     return ServedModel(
         name=source.name,
         version=source.version,
@@ -110,8 +119,10 @@ def served_model(source: ModelSource, info: EncoderInfo, logit_scale: float) -> 
         image_size=info.image_size,
         context_length=info.context_length,
         parameters=info.parameters,
-        logit_scale=logit_scale,
+        logit_scale=encoder.logit_scale if "texts" in encoder.answers else None,
         classes=source.classes,
+        kind=source.kind,
+        answers=encoder.answers,
     )
 
 
@@ -123,12 +134,12 @@ def _require_architecture(name: str) -> None:
 
 
 def _own_classes(folder: str) -> tuple[str, ...]:
-    file = storage.join(folder, PROVENANCE_NAME)
+    file = storage.join(folder, layout.DERMRAY_NAME)
     try:
-        provenance = storage.read_json(file)
+        provenance = storage.read_object(file)
     except FileNotFoundError:
         return ()
-    classes = provenance.get("classes") if isinstance(provenance, dict) else None
+    classes = provenance.get("classes")
     if classes is None:
         return ()
     if not _is_list_of_text(classes):

@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
-from dermray import storage
+from dermray import redaction, storage
 from dermray.config import TrackingConfig
 from dermray.errors import StorageError, TrackingError
-from dermray.tracking import store
+from dermray.tracking import store, uploads
 from dermray.tracking.spool import SYNC_INTERVAL_S, Record, Spool, header, left_over, spool_folder
 
 KEY_TAG = "dermray.run_key"
@@ -47,6 +47,19 @@ MAX_BACKOFF_S = 30.0
 GATHER_S = 0.5
 
 logger = logging.getLogger(__name__)
+
+
+class DeletedError(OSError):
+    """The experiment or the run was deleted in MLflow and can be restored: records wait as in an outage."""
+
+
+def why(error: Exception) -> str:
+    """Why records wait, in one line."""
+    return (
+        str(error)
+        if isinstance(error, DeletedError | uploads.UploadError)
+        else f"MLflow is out of reach ({store.first_line(error)})"
+    )
 
 
 class Courier:
@@ -91,12 +104,29 @@ class Courier:
         except (MlflowException, OSError, StorageError) as error:
             if store.is_outage(error):
                 raise
+            if deleted := self._deleted(batch[0], self.run_id):
+                # A restore may take the records still.
+                raise DeletedError(deleted) from error
             if len(batch) > 1:
                 # One figure that MLflow does not take costs none of the others.
                 for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
                     self._send(half, revive)
                 return
             logger.warning("MLflow did not take %s: %s", _described(batch), store.first_line(error))
+
+    def _deleted(self, record: Record, run_id: str | None) -> str:
+        """What was deleted in MLflow of the experiment and the run, and how to restore it; empty if nothing was."""
+        run = None if run_id is None else self._client.get_run(run_id)
+        if run is not None:
+            experiment = self._client.get_experiment(run.info.experiment_id)
+        else:
+            experiment = self._client.get_experiment_by_name(record.get("experiment", ""))
+        # First, since deleting an experiment deletes its runs, and restoring it restores them.
+        if experiment is not None and experiment.lifecycle_stage == store.DELETED:
+            return store.deleted_experiment(experiment)
+        if run is not None and run.info.lifecycle_stage == store.DELETED:
+            return f"the run {run_id} was deleted in MLflow: `mlflow runs restore --run-id {run_id}`"
+        return ""
 
     def _begin(self, record: Record, revive: bool) -> None:
         """Find the run or create it."""
@@ -122,7 +152,7 @@ class Courier:
         for first in range(0, len(params), PARAMS_PER_CALL):
             self._client.log_batch(run_id, params=params[first : first + PARAMS_PER_CALL])
         for path, text in record["texts"].items():
-            self._client.log_text(run_id, text, path)
+            uploads.text(self._client, run_id, text, path)
         self.run_id, self.experiment_id = run_id, str(found.info.experiment_id)
         self._last_steps = _last_steps(found)
 
@@ -135,16 +165,19 @@ class Courier:
             if PARENT_TAG not in child.data.tags:
                 self._client.set_tag(child.info.run_id, PARENT_TAG, run.info.run_id)
 
-    def _tagged(self, record: Record, tag: str, value: str) -> list[Any]:
+    def _tagged(self, record: Record, tag: str, value: str, view: int = ViewType.ACTIVE_ONLY) -> list[Any]:
         experiment = self._client.get_experiment_by_name(record["experiment"])
         if experiment is None:
             return []
-        return list(self._client.search_runs([experiment.experiment_id], f"tags.`{tag}` = '{value}'"))
+        return list(self._client.search_runs([experiment.experiment_id], f"tags.`{tag}` = '{value}'", view))
 
     def _find(self, record: Record) -> Any | None:
         if record.get("run_id"):
             return self._client.get_run(record["run_id"])
-        found = self._tagged(record, KEY_TAG, record["key"])
+        known = self._tagged(record, KEY_TAG, record["key"], ViewType.ALL)
+        found = [run for run in known if run.info.lifecycle_stage != store.DELETED]
+        if known and not found:
+            raise DeletedError(self._deleted(record, str(known[0].info.run_id)))
         if not found:
             return None
         first, *others = sorted(found, key=lambda run: (run.info.start_time, run.info.run_id))
@@ -205,12 +238,12 @@ def _tags(client: MlflowClient, run_id: str, record: Record) -> None:
 
 
 def _text(client: MlflowClient, run_id: str, record: Record) -> None:
-    client.log_text(run_id, record["text"], record["path"])
+    uploads.text(client, run_id, record["text"], record["path"])
 
 
 def _folder(client: MlflowClient, run_id: str, record: Record) -> None:
     with storage.local_folder(record["uri"]) as path:
-        client.log_artifacts(run_id, str(path), record["path"])
+        uploads.folder(client, run_id, path, record["path"])
 
 
 def _dataset(client: MlflowClient, run_id: str, record: Record) -> None:
@@ -294,11 +327,7 @@ class Delivery:
             except Exception as error:
                 # Nothing that happens here may end the training.
                 if self.outage is None:
-                    logger.warning(
-                        "MLflow is out of reach (%s); records are kept in %s and delivered later",
-                        store.first_line(error),
-                        self._spool.path,
-                    )
+                    logger.warning("%s; records are kept in %s and delivered later", why(error), self._spool.path)
                 self.outage = error
             with self._round:
                 self._round.notify_all()
@@ -329,7 +358,7 @@ class Delivered:
     Attributes:
         folder: where the spools are.
         num_delivered: files that MLflow has taken whole.
-        num_kept: files of other stores, or held by a process that is alive.
+        num_kept: files of other stores, held by a process that is alive, or of what was deleted and may be restored.
     """
 
     folder: Path
@@ -357,15 +386,21 @@ def deliver_left_over(config: TrackingConfig) -> Delivered:
             kept += path.exists()
             continue
         try:
-            if header(path).get("tracking_uri", store.without_secrets(uri)) != store.without_secrets(uri):
+            if header(path).get("tracking_uri", redaction.without_userinfo(uri)) != redaction.without_userinfo(uri):
                 kept += 1
                 continue
             if key not in couriers:
                 couriers[key] = Courier(store.client(config), uri)
             couriers[key].deliver(spool)
             delivered += 1
+        except DeletedError as error:
+            logger.warning("%s; %s waits for it", error, path)
+            held.add(key)
+            kept += 1
+        except uploads.UploadError as error:
+            raise TrackingError(f"{error}; {path} waits") from None
         except (MlflowException, OSError) as error:
-            raise TrackingError(f"MLflow is out of reach ({store.first_line(error)}); {path} waits") from None
+            raise TrackingError(f"{store.unanswered(uri, error)}; {path} waits") from None
         finally:
             spool.close()
     return Delivered(folder, delivered, kept)

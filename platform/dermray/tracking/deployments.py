@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from mlflow.exceptions import MlflowException
-
 from dermray.config import Config, TrackingConfig
-from dermray.errors import TrackingError
+from dermray.tracking import store
 from dermray.tracking.registry import ResolvedModel, model_facts
 from dermray.tracking.runs import run
-from dermray.tracking.store import client, first_line
 
 # Tags of every run that says which version of a model answers from then on, whether at a start or at a change.
 SERVED_NAME, SERVED_VERSION, SERVED_ALIAS = "model_name", "model_version", "model_alias"
@@ -46,8 +43,7 @@ def version_served_before(config: TrackingConfig, *, name: str, alias: str, vers
     Raises:
         TrackingError: MLflow is out of reach.
     """
-    try:
-        mlflow_client = client(config)
+    with store.asked(config) as mlflow_client:
         experiment = mlflow_client.get_experiment_by_name(config.experiment)
         if experiment is None:
             return None
@@ -57,7 +53,5 @@ def version_served_before(config: TrackingConfig, *, name: str, alias: str, vers
             order_by=["start_time DESC"],
             max_results=MAX_RECORDS,
         )
-    except (MlflowException, OSError) as error:
-        raise TrackingError(f"MLflow cannot be asked what was served before: {first_line(error)}") from None
     served = [one.data.tags.get(SERVED_VERSION) for one in records if one.data.tags.get(SERVED_NAME) == name]
     return next((one for one in served if one not in (None, version)), None)

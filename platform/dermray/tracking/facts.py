@@ -16,6 +16,10 @@ from typing import Any
 
 import psutil
 
+from dermray.documents import parse_json
+from dermray.errors import DocumentError
+from dermray.redaction import without_secrets
+
 MAX_DIFF_CHARS = 200_000
 COMMAND_TIMEOUT_S = 10
 COMMIT_FILE = "code/commit.txt"
@@ -27,24 +31,9 @@ PACKAGE_TAG = "dermray.code_package"
 # How Ray names a working directory that came with a job, and where its job supervisor puts the job's metadata.
 RAY_PACKAGE = "_ray_pkg_"
 RAY_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-HIDDEN = "(hidden)"
 # Files that hold secrets by their nature; left out of the patch as a whole.
 SECRET_FILES = ("*.env", ".env*", "*.pem", "*.key", "*.p12", "*credential*", "*secret*")
-# Code that only names such a thing (`token = read()`, `max_tokens: 4096`, `api_key_env: NAME`) is none.
-_ASSIGNED = re.compile(
-    r"""(?ix) ((?:secret|token(?!s|iz)|passw(?:or)?d|api[_-]?key|access[_-]?key|private[_-]?key|authorization)[\w-]*
-        (?<!_env) ["']?\s*(?:[=:]|=>)\s*["']?(?:bearer\s+)?) [^\s"',;(){}\[\]]{6,}(?![\w.(\[])"""
-)
 _COMMIT = re.compile(r"[0-9a-f]{7,64}")
-_SHAPED = re.compile(
-    r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bgh[pousr]_\w{20,}|\bhf_\w{20,}|\bsk-[\w-]{20,}|\bglpat-[\w-]{20,}"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
-)
-
-
-def without_secrets(text: str) -> str:
-    """Text with what looks like a key, token or password replaced by `(hidden)`."""
-    return _SHAPED.sub(HIDDEN, _ASSIGNED.sub(rf"\1{HIDDEN}", text))
 
 
 def code_version() -> tuple[dict[str, str], str]:
@@ -75,8 +64,10 @@ def _shipped() -> dict[str, str]:
     if package is None:
         return {}
     commit = ""
-    with contextlib.suppress(ValueError, AttributeError):
-        commit = str(json.loads(os.environ.get(RAY_JOB_CONFIG, "")).get("metadata", {}).get("git_commit", ""))
+    with contextlib.suppress(DocumentError, AttributeError):
+        commit = str(
+            parse_json(os.environ.get(RAY_JOB_CONFIG, ""), RAY_JOB_CONFIG).get("metadata", {}).get("git_commit", "")
+        )
     named = {COMMIT_TAG: commit} if _COMMIT.fullmatch(commit) else {}
     return {PACKAGE_TAG: package, **named}
 

@@ -21,16 +21,15 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 
 from dermray import storage
 from dermray.config import TrackingConfig
 from dermray.errors import TrackingError
 from dermray.storage import Stored
+from dermray.tracking import store
 from dermray.tracking.lineage import named_artifacts
 from dermray.tracking.registry import FOLDER_TAG
 from dermray.tracking.spool import Spool, header, left_over, spool_folder
-from dermray.tracking.store import client, first_line
 
 CHECKPOINTS = "checkpoints"
 FINISHED_NAME, TRIAL_NAME, BEST_NAME = "summary.json", "trial.json", "best.yaml"
@@ -93,11 +92,9 @@ def find(config: TrackingConfig, roots: Sequence[str], *, min_age_days: float) -
         TrackingError: MLflow is out of reach or has not been told everything yet, so that nobody knows what is needed.
     """
     live = _live_outputs(spool_folder(config.spool))
-    try:
-        needs = _needs(client(config))
-        needs.outputs |= live
-    except (MlflowException, OSError) as error:
-        raise TrackingError(f"MLflow is out of reach, so nothing is garbage: {first_line(error)}") from None
+    with store.asked(config) as mlflow_client:
+        needs = _needs(mlflow_client)
+    needs.outputs |= live
     youngest = time.time() - min_age_days * SECONDS_A_DAY
     found = [item for root in roots for item in _looks_like_garbage(storage.normalise(root))]
     return [_judged(item, needs, youngest) for item in found]
@@ -132,7 +129,9 @@ def remove(item: Item) -> None:
     """
     if not item.is_garbage:
         raise ValueError(f"{item.uri} is kept: {item.kept_for}")
-    storage.remove(storage.join(item.uri, MANIFEST_NAME))
+    # Of a linked folder, the link alone is ours.
+    if not (storage.is_local(item.uri) and storage.local_path(item.uri).is_symlink()):
+        storage.remove(storage.join(item.uri, MANIFEST_NAME))
     storage.remove(item.uri)
 
 
@@ -177,7 +176,7 @@ def _is_over(output: str, present: set[str]) -> bool:
     if storage.join(output, FINISHED_NAME) in present:
         return True
     trial = storage.join(output, TRIAL_NAME)
-    return trial in present and storage.read_json(trial).get("status") == STOPPED
+    return trial in present and storage.read_object(trial).get("status") == STOPPED
 
 
 def _needs(mlflow_client: MlflowClient) -> _Needs:

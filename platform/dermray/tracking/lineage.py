@@ -6,7 +6,7 @@ graph is found by searching MLflow for digests, wherever the things themselves h
 
 from __future__ import annotations
 
-import json
+import contextlib
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -16,16 +16,18 @@ from typing import Any, Literal
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from dermray import storage
 from dermray.config import TrackingConfig
 from dermray.corpus.manifest import MANIFEST_NAME, Manifest
-from dermray.errors import TrackingError
+from dermray.documents import parse_json
+from dermray.errors import DocumentError, TrackingError
+from dermray.printable import printable
+from dermray.tracking import store
 from dermray.tracking.delivery import KEY_TAG
-from dermray.tracking.registry import MODELS_PREFIX, PROVENANCE_NAME
+from dermray.tracking.deployments import SERVED_NAME, SERVED_VERSION
+from dermray.tracking.registry import MODELS_PREFIX, PROVENANCE_NAME, version_of
 from dermray.tracking.runs import LINEAGE_DIGEST_CHARS, LINEAGE_TAG
-from dermray.tracking.store import client, first_line
 
 KINDS = ("raw", "corpus", "table", "model", "report", "recipe", "export")
 MAX_NODES = 2000
@@ -76,7 +78,7 @@ class Graph:
             lines.append(heading)
             below = list(self._tree(self.start, direction, "  ", {self.start}))  # type: ignore[arg-type]
             lines.extend(below or ["  nothing that MLflow knows of"])
-        return "\n".join(lines)
+        return "\n".join(printable(line) for line in lines)
 
     def _tree(self, node_id: str, direction: Direction, indent: str, shown: set[str]) -> Iterator[str]:
         for other in self.neighbours(node_id, direction):
@@ -118,18 +120,16 @@ def trace(reference: str, config: TrackingConfig) -> Graph:
             as a file of it.
 
     Raises:
-        TrackingError: MLflow or the file does not know it.
+        TrackingError: MLflow or the file does not know it, or MLflow does not answer.
     """
-    explorer = _Explorer(client(config))
-    try:
+    with store.asked(config) as mlflow_client:
+        explorer = _Explorer(mlflow_client)
         starts = explorer.find(reference)
         if not starts:
             raise TrackingError(f"{reference}: MLflow knows no run, model, corpus or report of that name or digest")
         explorer.graph.start = starts[0].id
         for direction in ("up", "down"):
             explorer.walk(starts, direction)
-    except MlflowException as error:
-        raise TrackingError(f"{reference}: {first_line(error)}") from None
     return explorer.graph
 
 
@@ -164,7 +164,7 @@ class _Explorer:
                 found += [self._version_node(version) for version in versions]
             return found
         if node.kind == "version":
-            return self._before_version(node) if direction == "up" else []
+            return self._before_version(node) if direction == "up" else self._deployments_of(node)
         wanted: Literal["input", "output"] = "output" if direction == "up" else "input"
         found = [_run_node(run) for run in self._runs_with(wanted, node.kind, node.digest)]
         if node.kind == "model" and direction == "down":
@@ -181,6 +181,18 @@ class _Explorer:
         if node.facts.get("run_id"):
             found.append(_run_node(self._client.get_run(node.facts["run_id"])))
         return found
+
+    def _deployments_of(self, node: Node) -> list[Node]:
+        """Runs after which a version answered. One that is served under a name of its own is known by its weights."""
+        name, _, number = node.id.removeprefix("version:").rpartition("/")
+        runs = self._client.search_runs(self._experiments, f"tags.`{SERVED_VERSION}` = '{number}'")
+        is_only_one = bool(node.digest) and len(self._versions_of(node.digest)) == 1
+        return [
+            _run_node(run)
+            for run in runs
+            if run.data.tags.get(SERVED_NAME) == name
+            or (is_only_one and any(model.digest == node.digest for model in _artifacts(run, "input")))
+        ]
 
     def _runs_with(self, direction: Literal["input", "output"], kind: str, digest: str) -> list[MlflowRun]:
         tag = LINEAGE_TAG.format(direction=direction, kind=kind, digest=digest[:LINEAGE_DIGEST_CHARS])
@@ -207,7 +219,7 @@ class _Explorer:
 
     def _found(self, reference: str) -> list[Node]:
         if reference.startswith(MODELS_PREFIX):
-            return [self._version_node(self._version(reference.removeprefix(MODELS_PREFIX)))]
+            return [self._version_node(version_of(self._client, reference))]
         if _HEX.fullmatch(reference):
             return self._by_hex(reference)
         answer = _answer(reference)
@@ -215,13 +227,6 @@ class _Explorer:
             return self._by_answer(answer)
         kind, digest, run = _described(reference)
         return self._by_hex(run) if run else self._by_digest(digest, (kind,))
-
-    def _version(self, name: str) -> ModelVersion:
-        model, at, alias = name.partition("@")
-        if at:
-            return self._client.get_model_version_by_alias(model, alias)
-        model, _, number = name.rpartition("/")
-        return self._client.get_model_version(model, number)
 
     def _by_hex(self, text: str) -> list[Node]:
         if len(text) == 32:
@@ -250,7 +255,7 @@ class _Explorer:
     def _by_answer(self, answer: dict[str, Any]) -> list[Node]:
         info = answer["model_info"]
         if info.get("version"):
-            return [self._version_node(self._client.get_model_version(info["name"], str(info["version"])))]
+            return [self._version_node(version_of(self._client, f"{MODELS_PREFIX}{info['name']}/{info['version']}"))]
         return self._by_digest(str(info.get("digest", "")), ("model",))
 
 
@@ -265,11 +270,12 @@ def _answer(reference: str) -> dict[str, Any] | None:
         except FileNotFoundError:
             raise TrackingError(f"{reference} does not exist") from None
     try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise TrackingError(f"{reference[:80]}: not JSON: {error}") from None
-    if not isinstance(document, dict) or not isinstance(document.get("model_info"), dict):
-        raise TrackingError(f"{reference[:80]}: no answer of the server: it has no model_info")
+        document = parse_json(text, reference[:80])
+    except DocumentError as error:
+        raise TrackingError(str(error)) from None
+    info = document.get("model_info") if isinstance(document, dict) else None
+    if not isinstance(info, dict) or (info.get("version") and not isinstance(info.get("name"), str)):
+        raise TrackingError(f"{reference[:80]}: no answer of the server: it has no model_info with a name")
     return document
 
 
@@ -287,10 +293,10 @@ def _described(uri: str) -> tuple[str, str, str]:
         return "report", storage.sha256(report), ""
     provenance = storage.join(folder, PROVENANCE_NAME)
     if storage.exists(provenance):
-        return "model", str(storage.read_json(provenance).get("weights_sha256", "")), ""
+        return "model", str(storage.read_object(provenance).get("weights_sha256", "")), ""
     state = storage.join(folder, "mlflow.json")
     if storage.exists(state):
-        found = storage.read_json(state)
+        found = storage.read_object(state)
         return "run", "", str(found.get("mlflow_run_id") or found.get("run_key"))
     raise TrackingError(
         f"{uri}: no run id, digest, models:/ URI, server's answer, corpus, model folder, report or training's output"
@@ -316,8 +322,10 @@ def named_artifacts(run: MlflowRun) -> Iterator[tuple[str, str, str, str]]:
     for tag, value in run.data.tags.items():
         match = _TAG.fullmatch(tag)
         if match is not None:
-            document = json.loads(value)
-            yield match[1], match[2], document["uri"], document["digest"]
+            # A tag is whatever somebody wrote there: one that is none of ours names nothing.
+            with contextlib.suppress(DocumentError, KeyError, TypeError):
+                document = parse_json(value, tag)
+                yield match[1], match[2], str(document["uri"]), str(document["digest"])
 
 
 def _artifacts(run: MlflowRun, direction: str) -> list[Node]:

@@ -18,9 +18,9 @@ from dermray.corpus.licences import CommercialUse
 from dermray.errors import EvaluationError, TrackingError
 from dermray.evaluate import gate
 from dermray.evaluate.gate import Difference
-from dermray.tracking.registry import COMMERCIAL_USE_TAG, holder_of
+from dermray.tracking import store
+from dermray.tracking.registry import COMMERCIAL_USE_TAG, WEIGHTS_TAG, holder_of, of_other_kind
 from dermray.tracking.runs import Run
-from dermray.tracking.store import client, first_line
 
 AUDIT_FILE = "promotion.json"
 REPORT_URI_TAG, REPORT_DIGEST_TAG = "dermray.report_uri", "dermray.report_sha256"
@@ -94,9 +94,9 @@ def plan(
     Raises:
         TrackingError: the registry has no such model or version.
     """
-    registry = client(config)
-    version = _version(registry, name, candidate)
-    holder = holder_of(registry, name, alias)
+    with store.asked(config) as registry:
+        version = _version(registry, name, candidate)
+        holder = holder_of(registry, name, alias)
     refusals = []
     use = (version.tags or {}).get(COMMERCIAL_USE_TAG, str(CommercialUse.UNKNOWN))
     if alias in commercial_aliases and use != CommercialUse.ALLOWED and not allow_non_commercial:
@@ -104,8 +104,11 @@ def plan(
             f"commercial use of version {version.version} is {use} (licence: "
             f"{(version.tags or {}).get('licence', 'not stated')}), and {alias} is for commercial use"
         )
+    other = "" if holder is None else of_other_kind(holder.tags or {}, version.tags or {})
     differences: list[Difference] = []
-    if holder is not None and str(holder.version) == str(version.version):
+    if other:
+        refusals.append(f"the champion {other}: whoever asks {alias} would get other answers")
+    elif holder is not None and str(holder.version) == str(version.version):
         refusals.append(f"version {version.version} has the alias already")
     else:
         try:
@@ -133,14 +136,16 @@ def roll_back(config: TrackingConfig, *, name: str, alias: str) -> Move:
     Raises:
         TrackingError: nobody has the alias, or nobody had it before.
     """
-    registry = client(config)
-    holder = holder_of(registry, name, alias)
-    if holder is None:
-        raise TrackingError(f"models:/{name}@{alias}: no version has this alias")
-    before = (holder.tags or {}).get(REPLACED_TAG.format(alias=alias))
-    if not before:
-        raise TrackingError(f"models:/{name}@{alias}: version {holder.version} was the first; there is none before it")
-    version = _version(registry, name, before)
+    with store.asked(config) as registry:
+        holder = holder_of(registry, name, alias)
+        if holder is None:
+            raise TrackingError(f"models:/{name}@{alias}: no version has this alias")
+        before = (holder.tags or {}).get(REPLACED_TAG.format(alias=alias))
+        if not before:
+            raise TrackingError(
+                f"models:/{name}@{alias}: version {holder.version} was the first; there is none before it"
+            )
+        version = _version(registry, name, before)
     return Move(name, alias, str(holder.version), str(version.version), facts={"roll_back": True})
 
 
@@ -154,12 +159,13 @@ def carry_out(current: Run, move: Move) -> None:
         raise TrackingError(f"models:/{move.name}@{move.alias} stays: {'; '.join(move.refusals)}")
     current.log_text(json.dumps(move.to_json(), indent=2) + "\n", AUDIT_FILE)
     registry, _ = current.connected()
-    holder = holder_of(registry, move.name, move.alias)
-    if (None if holder is None else str(holder.version)) != move.before:
-        raise TrackingError(f"models:/{move.name}@{move.alias} has moved meanwhile; look again")
-    if move.before is not None and not move.facts.get("roll_back"):
-        registry.set_model_version_tag(move.name, move.after, REPLACED_TAG.format(alias=move.alias), move.before)
-    registry.set_registered_model_alias(move.name, move.alias, move.after)
+    with store.answered(registry):
+        holder = holder_of(registry, move.name, move.alias)
+        if (None if holder is None else str(holder.version)) != move.before:
+            raise TrackingError(f"models:/{move.name}@{move.alias} has moved meanwhile; look again")
+        if move.before is not None and not move.facts.get("roll_back"):
+            registry.set_model_version_tag(move.name, move.after, REPLACED_TAG.format(alias=move.alias), move.before)
+        registry.set_registered_model_alias(move.name, move.alias, move.after)
     current.set_tags({"alias_moved": f"{move.name}@{move.alias}: {move.before} → {move.after}"})
 
 
@@ -169,7 +175,9 @@ def _version(registry: MlflowClient, name: str, which: str) -> ModelVersion:
             return registry.get_model_version(name, which)
         return registry.get_model_version_by_alias(name, which)
     except MlflowException as error:
-        raise TrackingError(f"the registry has no version {which} of {name}: {first_line(error)}") from None
+        if not store.is_missing(error):
+            raise
+        raise TrackingError(f"the registry has no version {which} of {name}: {store.first_line(error)}") from None
 
 
 class _NotComparableError(Exception):
@@ -199,4 +207,10 @@ def _report(version: ModelVersion) -> dict[str, gate.Scored]:
     tags = version.tags or {}
     if REPORT_URI_TAG not in tags:
         raise EvaluationError(f"version {version.version} was registered without a report; use jobs/register.py")
-    return gate.load_report(tags[REPORT_URI_TAG], tags.get(REPORT_DIGEST_TAG))
+    reports = gate.load_report(tags[REPORT_URI_TAG], tags.get(REPORT_DIGEST_TAG))
+    if WEIGHTS_TAG not in tags:
+        raise EvaluationError(
+            f"version {version.version} was registered without a digest of its weights; register again"
+        )
+    gate.require_model(reports, tags[WEIGHTS_TAG], f"version {version.version}")
+    return reports

@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,13 +16,13 @@ from typing import Any, Literal
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from dermray import __version__, storage
+from dermray import __version__, interrupts, redaction, storage
 from dermray.config import TrackingConfig
 from dermray.corpus import licences
 from dermray.corpus.manifest import Manifest
-from dermray.errors import StoppedError, TrackingError
+from dermray.errors import TrackingError
 from dermray.tracking import facts, store
-from dermray.tracking.delivery import PARENT_KEY_TAG, Delivery, deliver_left_over
+from dermray.tracking.delivery import PARENT_KEY_TAG, DeletedError, Delivery, deliver_left_over, why
 from dermray.tracking.spool import Record, Spool, spool_folder
 from dermray.tracking.system import SystemSampler
 
@@ -30,6 +30,8 @@ MAX_PARAM_CHARS = 6000
 MAX_TAG_CHARS = 4900
 # How long the beginning and the end of a run wait for a store that is out of reach.
 PATIENCE_S = 10.0
+# The same in a process that was asked to end and has little time for it.
+LAST_PATIENCE_S = 2.0
 LINEAGE_TAG = "dermray.{direction}.{kind}.{digest}"
 LINEAGE_DIGEST_CHARS = 16
 
@@ -80,7 +82,7 @@ class Run:
 
     def log_corpus(self, uri: str, manifest: Manifest, *, context: str) -> None:
         """Record a prepared corpus as a dataset of the run (`context`: training, evaluation, export, output)."""
-        where = store.without_secrets(storage.normalise(uri))
+        where = redaction.without_userinfo(storage.normalise(uri))
         self._append(
             {
                 "kind": "dataset",
@@ -102,7 +104,7 @@ class Run:
             digest: SHA-256 (hex), as `dermray.tracking.lineage` recomputes it for that kind.
         """
         tag = LINEAGE_TAG.format(direction=direction, kind=kind, digest=digest[:LINEAGE_DIGEST_CHARS])
-        self.set_tags({tag: json.dumps({"uri": store.without_secrets(storage.normalise(uri)), "digest": digest})})
+        self.set_tags({tag: json.dumps({"uri": redaction.without_userinfo(storage.normalise(uri)), "digest": digest})})
 
     def log_folder(self, uri: str, artifact_path: str) -> None:
         """Upload a folder of small files. While MLflow is down its URI waits: the folder must stay."""
@@ -124,13 +126,17 @@ class Run:
         """
         if self._link is None:
             raise TrackingError("registering needs MLflow; set tracking.enabled=true")
+        uri = str(self._link.client.tracking_uri)
         if not self._link.delivery.flush(PATIENCE_S) or self.id is None:
-            raise TrackingError(f"MLflow is out of reach: {self._link.delivery.outage}; try again when it is there")
+            outage = self._link.delivery.outage or TimeoutError("the beginning of the run was not taken")
+            reason = str(outage) if isinstance(outage, DeletedError) else store.unanswered(uri, outage)
+            raise TrackingError(f"{reason}; what the run has said is kept")
         return self._link.client, self.id
 
     def _append(self, record: Record) -> None:
         if self._link is not None:
-            self._link.spool.append(record)
+            # A folder is read from where it is, when MLflow takes it.
+            self._link.spool.append(record if record["kind"] == "folder" else redaction.hidden(record))
 
 
 @contextlib.contextmanager
@@ -162,68 +168,77 @@ def run(
         yield Run()
         return
     works = ended_at is None
-    current, began_at = _begin(config, kind, name, resolved, state_uri, parent_key, works)
-    sampler = None
-    if config.system_metrics_interval_s and works:
-        sampler = SystemSampler(
-            lambda figures, step: current.log_metrics(figures, step=step),
-            interval_s=config.system_metrics_interval_s,
-            began_at=began_at,
-        )
-    status = "FINISHED"
-    try:
-        yield current
-    except BaseException as error:
-        status = "KILLED" if isinstance(error, KeyboardInterrupt | StoppedError) else "FAILED"
-        raise
-    finally:
-        if sampler is not None:
-            sampler.close()
-        _end(config, current, status, ended_at or time.time())
-
-
-def _begin(
-    config: TrackingConfig,
-    kind: str,
-    name: str,
-    resolved: Any,
-    state_uri: str | None,
-    parent_key: str | None,
-    works: bool,
-) -> tuple[Run, float]:
-    """The run and the Unix time at which its first process began it."""
-    mlflow_client = _client(config)
+    mlflow_client = store.client(config)
+    store.require_experiment(mlflow_client, config.experiment)
     state = _usable_state(mlflow_client, state_uri)
-    key = state.get("run_key") or uuid.uuid4().hex
     began_at = float(state.get("began_at") or time.time())
-    record = _beginning(config, kind, name, resolved, parent_key, key)
+    record = _beginning(config, kind, name, resolved, parent_key, state.get("run_key") or uuid.uuid4().hex)
     if state:
-        # The run keeps what it began with; what this attempt runs with stands beside it.
-        attempt = time.strftime("attempts/%Y%m%d-%H%M%S", time.gmtime())
-        record |= {
-            "run_id": state.get("mlflow_run_id"),
-            "texts": {f"{attempt}/{path}": text for path, text in record["texts"].items()} if works else {},
-        }
-    spool = Spool.begin(spool_folder(config.spool), key)
-    spool.append(record, durable=True)
-    delivery = Delivery(mlflow_client, store.tracking_uri(config), spool)
-    current = Run(key, bool(state), state.get("mlflow_run_id"), _Link(key, spool, delivery, mlflow_client))
-    for file in resolved.files:
+        record |= _taken_up(record, state, works)
+    # From its first record on a run gets its end, at whatever moment a signal comes.
+    with interrupts.held_back() as let_interrupt:
+        link = _link(config, mlflow_client, record)
+        current = Run(link.key, bool(state), state.get("mlflow_run_id"), link)
+        status, delivered = "FINISHED", False
+        try:
+            with let_interrupt, interrupts.last_words(lambda: _say_killed(link)):
+                _announce(config, current, resolved.files, state_uri, began_at)
+                with _measured(config if works else None, current, began_at):
+                    yield current
+        except BaseException as error:
+            status = "KILLED" if interrupts.ended_by_request(error) else "FAILED"
+            raise
+        finally:
+            delivered = _end(link, status, ended_at or time.time())
+    if delivered:
+        with contextlib.suppress(TrackingError):
+            deliver_left_over(config)
+
+
+def _taken_up(record: Record, state: Mapping[str, Any], works: bool) -> Record:
+    """What differs in the beginning of a run that an earlier process began: it keeps what it began with.
+
+    What this attempt runs with stands beside it.
+    """
+    attempt = time.strftime("attempts/%Y%m%d-%H%M%S", time.gmtime())
+    texts = {f"{attempt}/{path}": text for path, text in record["texts"].items()} if works else {}
+    return {"run_id": state.get("mlflow_run_id"), "texts": texts}
+
+
+def _link(config: TrackingConfig, mlflow_client: MlflowClient, record: Record) -> _Link:
+    """A spool that begins with `record`, and its delivery under way."""
+    spool = Spool.begin(spool_folder(config.spool), record["key"])
+    spool.append(redaction.hidden(record), durable=True)
+    return _Link(record["key"], spool, Delivery(mlflow_client, store.tracking_uri(config), spool), mlflow_client)
+
+
+def _announce(
+    config: TrackingConfig, current: Run, files: Iterable[str], state_uri: str | None, began_at: float
+) -> None:
+    """Let MLflow hear of the run, if it does at all, and remember it for a process that takes it up."""
+    for file in files:
         with contextlib.suppress(FileNotFoundError):
             current.log_artifact("input", "recipe", file, storage.sha256(file))
-    delivery.flush(0.0)
+    assert current._link is not None
+    current._link.delivery.flush(0.0)
     _remember(config, current, state_uri, began_at)
-    return current, began_at
 
 
-def _client(config: TrackingConfig) -> MlflowClient:
+@contextlib.contextmanager
+def _measured(config: TrackingConfig | None, current: Run, began_at: float) -> Iterator[None]:
+    """Within the block figures of the machine go to the run, where settings ask for them."""
+    if config is None or not config.system_metrics_interval_s:
+        yield
+        return
+    sampler = SystemSampler(
+        lambda figures, step: current.log_metrics(figures, step=step),
+        interval_s=config.system_metrics_interval_s,
+        began_at=began_at,
+    )
     try:
-        return store.client(config)
-    except (MlflowException, OSError) as error:
-        raise TrackingError(
-            f"tracking.uri={store.without_secrets(store.tracking_uri(config))}: {store.first_line(error)}; give a "
-            "database or server that MLflow can open, or tracking.enabled=false"
-        ) from None
+        yield
+    finally:
+        sampler.close()
 
 
 def _beginning(config: TrackingConfig, kind: str, name: str, resolved: Any, parent_key: str | None, key: str) -> Record:
@@ -237,17 +252,17 @@ def _beginning(config: TrackingConfig, kind: str, name: str, resolved: Any, pare
     }
     if parent_key is not None:
         tags[PARENT_KEY_TAG] = parent_key
-    params = {k: v[:MAX_PARAM_CHARS] for k, v in flatten(resolved.model_dump(mode="json")).items()}
+    params = {k: v[:MAX_PARAM_CHARS] for k, v in flatten(resolved.recorded()).items()}
     return {
         "kind": "begin",
         "key": key,
-        "tracking_uri": store.without_secrets(store.tracking_uri(config)),
+        "tracking_uri": redaction.without_userinfo(store.tracking_uri(config)),
         "experiment": config.experiment,
         "name": name,
         "time": _now_ms(),
         "tags": tags,
-        "params": {k: facts.without_secrets(v) for k, v in params.items()},
-        "texts": {"config.yaml": facts.without_secrets(resolved.to_yaml()), **texts},
+        "params": params,
+        "texts": {"config.yaml": resolved.to_yaml(), **texts},
     }
 
 
@@ -256,7 +271,7 @@ def _usable_state(mlflow_client: MlflowClient, state_uri: str | None) -> dict[st
     if state_uri is None:
         return {}
     try:
-        state = storage.read_json(state_uri)
+        state = storage.read_object(state_uri)
     except FileNotFoundError:
         return {}
     run_id = state.get("mlflow_run_id")
@@ -277,26 +292,29 @@ def _remember(config: TrackingConfig, current: Run, state_uri: str | None, began
             "mlflow_run_id": current.id,
             "run_key": current.key,
             "began_at": began_at,
-            "tracking_uri": store.without_secrets(store.tracking_uri(config)),
+            "tracking_uri": redaction.without_userinfo(store.tracking_uri(config)),
         }
         storage.write_json(state_uri, state)
 
 
-def _end(config: TrackingConfig, current: Run, status: str, ended_at: float) -> None:
-    link = current._link
-    assert link is not None
+def _say_killed(link: _Link) -> None:
+    """All that a process can still do which is ended at once; what MLflow does not take of it waits in the spool."""
+    link.spool.append({"kind": "end", "status": "KILLED", "time": _now_ms()}, durable=True)
+    link.delivery.flush(interrupts.LAST_WORDS_S)
+
+
+def _end(link: _Link, status: str, ended_at: float) -> bool:
+    """Say how the run ended; whether MLflow has taken everything."""
     link.spool.append({"kind": "end", "status": status, "time": int(ended_at * 1000)}, durable=True)
-    delivered = link.delivery.close(PATIENCE_S)
+    delivered = link.delivery.close(LAST_PATIENCE_S if interrupts.was_asked() else PATIENCE_S)
     link.spool.close()
     if not delivered:
         logger.warning(
-            "MLflow is out of reach; what it has not taken of this run waits in %s: the next run delivers it, or "
-            "jobs/deliver.py",
+            "%s; what it has not taken of this run waits in %s: the next run delivers it, or jobs/deliver.py",
+            why(link.delivery.outage) if link.delivery.outage else "MLflow is slow",
             link.spool.path,
         )
-        return
-    with contextlib.suppress(TrackingError):
-        deliver_left_over(config)
+    return delivered
 
 
 def provenance(current: Run, manifest: Manifest) -> dict[str, Any]:

@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dermray.errors import TrackingError
+from dermray.documents import MAX_JSON_BYTES, parse_json
+from dermray.errors import DocumentError, TrackingError
 
 SUFFIX = ".jsonl"
 TAKEN_SUFFIX = ".taken"
@@ -152,10 +153,10 @@ class Spool:
 
     def _parsed(self, line: bytes) -> Record:
         try:
-            record = json.loads(line)
+            record = parse_json(line, self.path.name)
             if isinstance(record, dict):
                 return record
-        except ValueError:
+        except DocumentError:
             pass
         logger.warning("%s: a line is no record (a disk that lost power?); left out", self.path)
         return {"kind": "nothing"}
@@ -197,8 +198,8 @@ def header(path: Path) -> Record:
     """The first record of a file, whoever holds it; an empty one if it is gone or has none."""
     try:
         with path.open("rb") as file:
-            found = json.loads(file.readline())
-    except (FileNotFoundError, ValueError):
+            found = parse_json(file.readline(MAX_JSON_BYTES), path.name)
+    except (FileNotFoundError, DocumentError):
         return {}
     return found if isinstance(found, dict) else {}
 

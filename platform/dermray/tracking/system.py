@@ -20,14 +20,15 @@ PREFIX = "system/"
 class SystemSampler:
     """A thread that reads processor, memory, disk, network and graphics cards every `interval_s` seconds.
 
-    The step of a reading is the seconds since the run began, so that a restarted run goes on behind what it has.
+    The step of a reading is the seconds since the run began, so that a restarted run goes on behind what it has. Within
+    a process they are counted without the clock on the wall, which may be set back or forward.
     """
 
     def __init__(self, log: Callable[[Mapping[str, float], int], None], *, interval_s: float, began_at: float) -> None:
         """Call `log(figures, step)` from now on; `began_at` is the Unix time of the run's first start."""
         self._log = log
         self._interval_s = interval_s
-        self._began_at = began_at
+        self._origin = time.monotonic() - max(0.0, time.time() - began_at)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="system-metrics", daemon=True)
         self._thread.start()
@@ -48,7 +49,7 @@ class SystemSampler:
                     figures |= {f"{PREFIX}{key}": float(value) for key, value in monitor.aggregate_metrics().items()}
                     monitor.clear_metrics()
             if figures:
-                self._log(figures, int(time.time() - self._began_at))
+                self._log(figures, int(time.monotonic() - self._origin))
 
 
 def _monitors() -> list[Any]:

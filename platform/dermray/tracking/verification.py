@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-import mlflow
+from mlflow import MlflowClient
 
 from dermray import storage
+from dermray.config import TrackingConfig
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import ONTOLOGY_NAME
-from dermray.errors import CorpusError, StorageError
+from dermray.errors import CorpusError, StorageError, TrackingError
+from dermray.evaluate import gate
+from dermray.models.layout import WEIGHTS_NAME, weights_of
+from dermray.tracking import registry, store
 from dermray.tracking.lineage import Graph, Node
-
-WEIGHTS_NAME = "open_clip_model.safetensors"
 
 
 class State(StrEnum):
@@ -26,6 +28,7 @@ class State(StrEnum):
     CHANGED = "changed"
     MISSING = "missing"
     UNCHECKED = "unchecked"
+    MISMATCH = "mismatch"
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,8 @@ class Finding:
 
     @property
     def is_bad(self) -> bool:
-        """Changed or missing."""
-        return self.state in (State.CHANGED, State.MISSING)
+        """Changed, missing, or joined to what it does not belong to."""
+        return self.state in (State.CHANGED, State.MISSING, State.MISMATCH)
 
     def line(self) -> str:
         """For a terminal."""
@@ -52,12 +55,20 @@ class Finding:
         return asdict(self)
 
 
-def verify(graph: Graph) -> list[Finding]:
-    """Look at everything in the graph that has bytes; runs and registry entries were read from MLflow just now."""
+def verify(graph: Graph, config: TrackingConfig) -> list[Finding]:
+    """Look at everything in the graph that has bytes; runs and registry entries were read from MLflow just now.
+
+    Args:
+        config: of the store that the graph is from, which holds files of registered models.
+
+    Raises:
+        TrackingError: there is no such store.
+    """
+    mlflow_client = store.client(config)
     checks: dict[str, Callable[[Node], tuple[State, str]]] = {
         "corpus": _corpus,
         "model": _model,
-        "version": _version,
+        "version": lambda node: _version(node, mlflow_client),
         "report": lambda node: _file(node, storage.join(node.uri, "report.json")),
         "export": lambda node: _file(node, storage.join(node.uri, "export.json")),
         "recipe": lambda node: _file(node, node.uri),
@@ -67,7 +78,24 @@ def verify(graph: Graph) -> list[Finding]:
             "not looked at but for its tables; jobs/prepare.py with the same keys says whether its rows are unchanged",
         ),
     }
-    return [_checked(graph.nodes[key], checks) for key in sorted(graph.nodes) if graph.nodes[key].kind in checks]
+    found = [_checked(graph.nodes[key], checks) for key in sorted(graph.nodes) if graph.nodes[key].kind in checks]
+    return [_joined(graph, finding) for finding in found]
+
+
+def _joined(graph: Graph, finding: Finding) -> Finding:
+    """A report that is the same as ever, but not of the models that runs read beside it."""
+    node = graph.nodes[finding.node]
+    if node.kind != "report" or finding.state is not State.SAME:
+        return finding
+    scored = {str(one.document["model"]["model_digest"]) for one in gate.load_report(node.uri).values()}
+    for run in (*graph.neighbours(node.id, "up"), *graph.neighbours(node.id, "down")):
+        for other in graph.neighbours(run, "up"):
+            digest = graph.nodes[other].digest
+            if graph.nodes[other].kind == "model" and digest not in scored:
+                told = ", ".join(sorted(one[:12] for one in scored))
+                detail = f"it is of the model {told}; {graph.nodes[run].title} took it for one of {digest[:12]}"
+                return replace(finding, state=State.MISMATCH, detail=detail)
+    return finding
 
 
 def summary(findings: Sequence[Finding]) -> str:
@@ -83,7 +111,7 @@ def _checked(node: Node, checks: dict[str, Callable[[Node], tuple[State, str]]])
         state, detail = State.MISSING, str(error)
     except CorpusError as error:
         state, detail = State.MISSING if "has no manifest.json" in str(error) else State.CHANGED, str(error)
-    except (StorageError, OSError) as error:
+    except (StorageError, TrackingError, OSError) as error:
         state, detail = State.UNCHECKED, f"out of reach: {error}"
     return Finding(node.id, node.title, node.uri, state, detail)
 
@@ -93,7 +121,7 @@ def _corpus(node: Node) -> tuple[State, str]:
     if manifest.digest != node.digest:
         return State.CHANGED, f"its manifest has the digest {manifest.digest[:12]} now, not {node.digest[:12]}"
     for shard in manifest.shards:
-        uri = storage.join(node.uri, shard.path)
+        uri = storage.inside(node.uri, shard.path)
         if not storage.exists(uri):
             return State.MISSING, f"{shard.path} is gone; prepare the corpus again"
         if storage.sha256(uri) != shard.sha256:
@@ -107,16 +135,19 @@ def _corpus(node: Node) -> tuple[State, str]:
 def _model(node: Node) -> tuple[State, str]:
     if not node.uri:
         return State.UNCHECKED, "no run says where its folder is"
-    return _file(node, storage.join(node.uri, WEIGHTS_NAME))
+    return _weights(node, node.uri)
 
 
-def _version(node: Node) -> tuple[State, str]:
+def _version(node: Node, mlflow_client: MlflowClient) -> tuple[State, str]:
     if not node.digest:
         return State.UNCHECKED, "registered without a digest"
-    source = node.uri
-    if source.startswith(("mlflow-artifacts:", "runs:", "models:")):
-        source = str(mlflow.artifacts.download_artifacts(artifact_uri=source))
-    return _file(node, storage.join(source, WEIGHTS_NAME))
+    with store.answered(mlflow_client):
+        source = registry.fetched(mlflow_client, node.uri)
+    return _weights(node, source)
+
+
+def _weights(node: Node, folder: str) -> tuple[State, str]:
+    return _file(node, storage.join(folder, weights_of(folder) or WEIGHTS_NAME))
 
 
 def _file(node: Node, uri: str) -> tuple[State, str]:

@@ -11,19 +11,26 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-from collections.abc import Mapping
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import TypeAdapter
 
 from dermray import storage
-from dermray.errors import CheckpointError
+from dermray.errors import CheckpointError, StorageError
 
 FOLDER = "checkpoints"
 STATE_NAME = "state.pt"
 MANIFEST_NAME = "manifest.json"
+# Keys that earlier versions did not have, with what their runs did.
+BEFORE_THERE_WERE = {"objective.kind": "contrastive"}
+_STEP_FOLDER = re.compile(r"step-([0-9]{8,18})")
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +45,9 @@ class CheckpointInfo:
     trajectory: dict[str, Any]
     corpus_digest: str
     scores: dict[str, float] = field(default_factory=dict)
+
+
+_INFO = TypeAdapter(CheckpointInfo)
 
 
 @dataclass(frozen=True)
@@ -77,20 +87,39 @@ def save(
     corpus_digest: str,
     retention: Retention,
     scores: Mapping[str, float] | None = None,
+    confirm: Callable[[], None] = lambda: None,
 ) -> CheckpointInfo:
     """Commit the state reached after `step` optimiser steps and remove what `retention` does not keep.
 
+    Nothing is removed before the store has confirmed the new state (see `object_stores.put`) and its manifest is read.
+
     Args:
         scores: of a validation at this step.
+        confirm: called before the manifest is written; raises if the output is no longer the run's.
+
+    Raises:
+        StorageError: it cannot be written, or is not there afterwards; the older checkpoints stay.
     """
     uri = storage.join(output, FOLDER, f"step-{step:08d}")
     with storage.staged(storage.join(uri, STATE_NAME)) as path:
-        torch.save(state, path)
+        _write_state(state, path)
         sha256, num_bytes = _sha256(path), path.stat().st_size
     info = CheckpointInfo(uri, step, sha256, trajectory, corpus_digest, dict(scores or {}))
+    confirm()
     _commit(info, num_bytes)
     _remove_others(output, retention.kept(committed(output)), newest=step)
     return info
+
+
+def _write_state(state: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:
+            # What the disk said is behind torch's "unexpected pos".
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def adopt(
@@ -98,13 +127,14 @@ def adopt(
 ) -> CheckpointInfo:
     """Commit a copy of another run's checkpoint, to be gone on with under these settings; what `output` had goes.
 
-    A call that was interrupted can be repeated.
+    It goes once the copy is there. A call that was interrupted can be repeated.
 
     Args:
         sha256: of the state that is meant; the donor may have gone on since.
 
     Raises:
         CheckpointError: the donor trained on another corpus, or its state is not the one that is meant.
+        StorageError: the copy cannot be written, or is not there afterwards; what `output` had stays.
     """
     if donor.corpus_digest != corpus_digest:
         raise CheckpointError(f"{donor.uri} was trained on another corpus (digest {donor.corpus_digest[:12]})")
@@ -112,18 +142,20 @@ def adopt(
     if hashlib.sha256(data).hexdigest() != sha256:
         raise CheckpointError(f"{donor.uri} is damaged or was replaced: its state has not the digest {sha256[:12]}")
     uri = storage.join(output, FOLDER, f"step-{donor.step:08d}")
-    for old in storage.list_folders(storage.join(output, FOLDER)):
-        storage.remove(storage.join(old, MANIFEST_NAME))
-        storage.remove(old)
     storage.write_bytes(storage.join(uri, STATE_NAME), data)
     info = CheckpointInfo(uri, donor.step, sha256, trajectory, corpus_digest, donor.scores)
     _commit(info, len(data))
+    for old, step in _folders(output):
+        if step != donor.step:
+            _remove(old)
     return info
 
 
 def _commit(info: CheckpointInfo, num_bytes: int) -> None:
+    """Write the manifest of a state that is written, and see that both are there."""
+    manifest, state = storage.join(info.uri, MANIFEST_NAME), storage.join(info.uri, STATE_NAME)
     storage.write_json(
-        storage.join(info.uri, MANIFEST_NAME),
+        manifest,
         {
             "step": info.step,
             "num_bytes": num_bytes,
@@ -133,6 +165,12 @@ def _commit(info: CheckpointInfo, num_bytes: int) -> None:
             "scores": info.scores,
         },
     )
+    try:
+        read, found_bytes = storage.read_json(manifest), storage.size_bytes(state)
+    except FileNotFoundError as error:
+        raise StorageError(f"{info.uri}: what was just written is gone ({error}); does something remove it?") from None
+    if read["sha256"] != info.sha256 or found_bytes != num_bytes:
+        raise StorageError(f"{info.uri}: another checkpoint was written there meanwhile; give each run its own output")
 
 
 def _sha256(path: Path) -> str:
@@ -141,34 +179,48 @@ def _sha256(path: Path) -> str:
 
 
 def _remove_others(output: str, kept: set[int], *, newest: int) -> None:
-    """Remove every older folder that is not kept, also what a kill left half written or half removed."""
-    for uri in storage.list_folders(storage.join(output, FOLDER)):
-        step = int(storage.name_of(uri).removeprefix("step-"))
+    """Remove every older checkpoint that is not kept, also what a kill left half written or half removed."""
+    for uri, step in _folders(output):
         if step < newest and step not in kept:
-            # The manifest goes first: what is half removed must not look whole.
-            storage.remove(storage.join(uri, MANIFEST_NAME))
-            storage.remove(uri)
+            _remove(uri)
+
+
+def _remove(uri: str) -> None:
+    # The manifest goes first: what is half removed must not look whole. Of a linked folder, the link alone is ours.
+    if not (storage.is_local(uri) and storage.local_path(uri).is_symlink()):
+        storage.remove(storage.join(uri, MANIFEST_NAME))
+    storage.remove(uri)
+
+
+def _folders(output: str) -> list[tuple[str, int]]:
+    """URI and step of each folder of a checkpoint; others that lie beside them are not ours."""
+    uris = storage.list_folders(storage.join(output, FOLDER))
+    matches = ((uri, _STEP_FOLDER.fullmatch(storage.name_of(uri))) for uri in uris)
+    return [(uri, int(match[1])) for uri, match in matches if match]
 
 
 def committed(output: str) -> list[CheckpointInfo]:
-    """The checkpoints that have a manifest, by ascending step."""
-    found = []
-    for uri in storage.list_folders(storage.join(output, FOLDER)):
-        try:
-            manifest = storage.read_json(storage.join(uri, MANIFEST_NAME))
-        except FileNotFoundError:
-            continue
-        found.append(
-            CheckpointInfo(
-                uri,
-                manifest["step"],
-                manifest["sha256"],
-                manifest["trajectory"],
-                manifest["corpus_digest"],
-                manifest.get("scores", {}),
-            )
-        )
-    return sorted(found, key=lambda info: info.step)
+    """The checkpoints that have a manifest, by ascending step; one whose manifest is damaged is none."""
+    infos = [_read_info(uri, step) for uri, step in _folders(output)]
+    return sorted((info for info in infos if info is not None), key=lambda info: info.step)
+
+
+def _read_info(uri: str, step: int) -> CheckpointInfo | None:
+    """The checkpoint in a folder; None where there is no manifest, or one that is damaged, which the log is told."""
+    manifest = storage.join(uri, MANIFEST_NAME)
+    try:
+        data = storage.read_bytes(manifest)
+    except (FileNotFoundError, IsADirectoryError):
+        return None
+    try:
+        info = _INFO.validate_python({**storage.parse_json(data, manifest), "uri": uri})
+        if info.step != step:
+            raise ValueError(f"it is of step {info.step}")
+    except (StorageError, ValueError, TypeError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        logger.warning("%s is damaged (%s); this checkpoint does not count", manifest, reason)
+        return None
+    return info
 
 
 def load_latest(
@@ -180,19 +232,46 @@ def load_latest(
         force: go on although the corpus or the settings differ.
 
     Raises:
-        CheckpointError: a checkpoint belongs to another corpus or to other settings; names the keys that differ.
+        CheckpointError: a checkpoint belongs to another corpus or to other settings; names the keys that differ. Or its
+            bytes are those of the manifest, and no state of a run.
     """
     for info in reversed(committed(output)):
         require_same_run(info, trajectory=trajectory, corpus_digest=corpus_digest, force=force)
         try:
             data = storage.read_bytes(storage.join(info.uri, STATE_NAME))
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             data = b""
         if hashlib.sha256(data).hexdigest() != info.sha256:
             logger.warning("%s is damaged (its digest differs); going back to the one before", info.uri)
             continue
-        return info, torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        return info, _state_of(info, data)
     return None
+
+
+def _state_of(info: CheckpointInfo, data: bytes) -> dict[str, Any]:
+    """The state in bytes that anybody may have written: nothing in them is run, and they unpack to no more."""
+    uri = storage.join(info.uri, STATE_NAME)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > len(data):
+                raise ValueError("it unpacks to more than its size")
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or state.get("step") != info.step:
+            raise ValueError(f"it is not of step {info.step}")
+    except (
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        EOFError,
+    ) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{uri} is no state of a run ({reason}); remove its folder to go on from the checkpoint before"
+        ) from None
+    return state
 
 
 def require_same_run(
@@ -219,9 +298,10 @@ def differences(info: CheckpointInfo, *, trajectory: dict[str, Any], corpus_dige
     """What a checkpoint was made with that is otherwise now, in words; empty if nothing is."""
     if info.corpus_digest != corpus_digest:
         return f"{info.uri} was trained on another corpus (digest {info.corpus_digest[:12]}, now {corpus_digest[:12]})"
+    before, now = BEFORE_THERE_WERE | info.trajectory, BEFORE_THERE_WERE | trajectory
     differing = [
-        f"{key} was {info.trajectory.get(key)!r}, now {trajectory.get(key)!r}"
-        for key in sorted({*info.trajectory, *trajectory})
-        if info.trajectory.get(key) != trajectory.get(key)
+        f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
     ]
     return f"{info.uri} was made with other settings: {'; '.join(differing)}" if differing else ""

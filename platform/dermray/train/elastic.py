@@ -10,10 +10,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ray
+from ray.actor import ActorHandle
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
+from ray.train.v2.api.callback import RayTrainCallback
 
+from dermray import cluster
 from dermray.errors import PlanError
 
 
@@ -66,7 +70,25 @@ class AdmittedSizesPolicy(ElasticScalingPolicy):
         )
 
 
-class ElasticTorchTrainer(TorchTrainer):
+class QuietTorchTrainer(TorchTrainer):
+    """A TorchTrainer that leaves signals to `dermray.interrupts`; Ray's own would end an interrupted process with 0.
+
+    On a cluster of this machine's own it goes without Ray's cleaner of placement groups, a process that asks a
+    dashboard whether the controller lives. Where there is none, another cluster's on this machine answers in its place
+    that the controller is not there, and the cleaner ends the training.
+    """
+
+    def _register_sigint_handler(self, controller: ActorHandle) -> None:
+        pass
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        callbacks: list[RayTrainCallback] = super()._create_default_callbacks()
+        if not cluster.is_own():
+            return callbacks
+        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
+
+
+class ElasticTorchTrainer(QuietTorchTrainer):
     """A TorchTrainer whose worker group has one of some sizes; it is resized at a failure or when nodes come."""
 
     def __init__(self, *arguments: Any, admitted: tuple[int, ...], decoding_cpus: float, **options: Any) -> None:

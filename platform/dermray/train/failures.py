@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
-from dermray import storage
-from dermray.errors import CollectiveError, DermRayError, DeviceMemoryError, StorageError
+from dermray import redaction, storage
+from dermray.errors import CheckpointError, CollectiveError, DermRayError, DeviceMemoryError, StorageError
 
 NOTE_PREFIX = "failure-"
 # What another attempt may well cure.
@@ -24,8 +25,8 @@ def record(folder: str, rank: int, step: int, error: DermRayError) -> None:
     if isinstance(error, _PASSING):
         return
     uri = storage.join(folder, f"{NOTE_PREFIX}{rank:05d}.json")
-    this = {"step": step, "message": str(error)}
-    before = storage.read_json(uri) if storage.exists(uri) else {}
+    this = {"step": step, "message": redaction.without_secrets(str(error))}
+    before = _note(uri) if storage.exists(uri) else {}
     same = {key: before.get(key) for key in this} == this
     storage.write_json(uri, {**this, "count": before["count"] + 1 if same else 1})
 
@@ -34,10 +35,17 @@ def repeated(folder: str) -> str | None:
     """The message of a failure that came twice, or None."""
     for uri in storage.list_files(folder):
         if storage.name_of(uri).startswith(NOTE_PREFIX):
-            note = storage.read_json(uri)
+            note = _note(uri)
             if note["count"] > 1:
                 return str(note["message"])
     return None
+
+
+def _note(uri: str) -> dict[str, Any]:
+    note = storage.read_json(uri)
+    if not isinstance(note, dict) or not isinstance(note.get("count"), int) or "message" not in note:
+        raise CheckpointError(f"{uri} is no note of a failure; remove it and run again")
+    return note
 
 
 @contextmanager

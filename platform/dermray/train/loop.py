@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,10 +19,10 @@ from dermray.losses.gather import gather_rows, world
 from dermray.train import numerics, speed
 from dermray.train.agreement import Agreement, Position
 from dermray.train.ema import Ema
-from dermray.train.optimiser import learning_rate
+from dermray.train.objectives.contract import Figure, Objective
+from dermray.train.optimiser import LR_FACTOR, learning_rate
 from dermray.train.progress import StepRecord
 from dermray.train.settings import PretrainConfig
-from dermray.train.task import Task
 
 
 @dataclass
@@ -35,12 +35,14 @@ class Trainer:
         step: optimiser steps taken so far, those left out included.
         metrics: figures of the last logged step; in checkpoints too, so that a run killed at its end has them.
         ema: the average of the parameters, if `train.ema_decay` asks for one.
-        flops: what a sample costs; without it the speed is told in samples only.
+        num_hosts: machines that the ranks are on.
+        schedule: `(step, num_steps)` → learning rate; None: warm-up and cosine as `optim` says.
+        figures: of the objective since the last logged step.
         left_out: float32 `[2]` on the device: steps left out in a row up to now, and in all.
     """
 
     config: PretrainConfig
-    task: Task
+    objective: Objective
     model: nn.Module
     wrapped: nn.Module
     optimiser: torch.optim.Optimizer
@@ -48,39 +50,48 @@ class Trainer:
     num_steps: int
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    flops: speed.FlopModel | None = None
     ema: Ema | None = None
+    num_hosts: int = 1
+    schedule: Callable[[int, int], float] | None = None
+    figures: FigureMeans = field(init=False)
     left_out: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.left_out = torch.zeros(2, device=self.device)
+        self.figures = FigureMeans()
         if self.config.train.ema_decay is not None:
             self.ema = Ema(self.model, self.config.train.ema_decay)
 
-    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+    def train_step(self, batch: Batch) -> dict[str, Figure]:
         """One optimiser step; returns the rank's loss, the learning rate and the norm of the gradient.
 
         A gradient that is not finite leaves parameters, moments and average as they are. Gradients are equal on all
         ranks, so that they agree on it; nothing waits for the device.
         """
-        optim = self.config.optim
-        rate = learning_rate(self.step, peak=optim.lr, warmup_steps=optim.warmup_steps, num_steps=self.num_steps)
+        rate = self._learning_rate()
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group[LR_FACTOR]
         _seed(self.config.seed, self.step)
         autocast = functools.partial(numerics.autocast, self.config.train, self.device)
-        loss = self.task.backward(self.wrapped, batch, self.device, autocast)
+        outcome = self.objective.backward(self.wrapped, batch, self.device, autocast)
+        self.figures.add(outcome.figures)
         norm = self._clip()
         skipped = (~torch.isfinite(norm)).float()
         self.optimiser.found_inf = skipped  # type: ignore[attr-defined]
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self.task.after_step(self.model)
+        self.objective.after_step(self.model, 1 - skipped)
         if self.ema is not None:
             self.ema.update(1 - skipped)
         self.left_out = torch.stack([(self.left_out[0] + 1) * skipped, self.left_out[1] + skipped])
         self.step += 1
-        return {"loss": loss, "lr": torch.tensor(rate), "grad_norm": norm}
+        return {"loss": Figure(outcome.loss), "lr": Figure(rate, "max"), "grad_norm": Figure(norm, "max")}
+
+    def _learning_rate(self) -> float:
+        if self.schedule is not None:
+            return self.schedule(self.step, self.num_steps)
+        optim = self.config.optim
+        return learning_rate(self.step, peak=optim.lr, warmup_steps=optim.warmup_steps, num_steps=self.num_steps)
 
     def _clip(self) -> Tensor:
         """The norm of the gradient before it is clipped, if it is."""
@@ -97,6 +108,7 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
+        of_objective = self.objective.state()
         return {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -104,6 +116,7 @@ class Trainer:
             "metrics": self.metrics,
             "left_out": self.left_out,
             **({} if self.ema is None else {"ema": self.ema.averages}),
+            **({"objective": of_objective} if of_objective else {}),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -118,8 +131,9 @@ class Trainer:
         try:
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
-        except (RuntimeError, ValueError) as error:
-            message = " ".join(str(error).split())[:300]
+            self.objective.restore(state.get("objective", {}))
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise CheckpointError(f"the checkpoint does not fit the model: {message}") from error
         # The state has those it was made with, which resume=force and population-based training change.
         for group, own in zip(self.optimiser.param_groups, settings, strict=True):
@@ -172,7 +186,7 @@ def run(
         watch.batch_came()
         with position.at(trainer.step + 1, "in the forward and backward pass"):
             logs = trainer.train_step(batch)
-        watch.step_done(trainer.task.text_tokens)
+        watch.step_done()
         with position.at(trainer.step, "exchanging figures and flags"):
             stop, clock_due = agreement.exchange(stop_requested(), clock.due())
             last = trainer.step == end
@@ -180,7 +194,7 @@ def run(
             if due.log or due.checkpoint:
                 agreement.wait()
                 means = _over_ranks(logs, trainer.device)
-                _require_finite(trainer, logs["loss"])
+                _require_finite(trainer, torch.as_tensor(logs["loss"].value))
             if due.log:
                 figures = _figures(trainer, means, watch)
                 trainer.metrics = figures
@@ -214,7 +228,7 @@ def _due(trainer: Trainer, *, stop: bool, last: bool, clock: bool) -> _Due:
     return _Due(
         log=trainer.step % train.log_every_steps == 0 or last,
         validation=validation,
-        checkpoint=trainer.step % train.checkpoint_every_steps == 0
+        checkpoint=trainer.step % train.checkpoint_cadence(trainer.num_steps) == 0
         or last
         or stop
         or clock
@@ -245,12 +259,42 @@ def _seed(seed: int, step: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
 
 
-def _over_ranks(values: dict[str, Any], device: torch.device) -> dict[str, float]:
-    """The mean of the ranks' losses, and of anything else the highest."""
-    own = torch.stack([torch.as_tensor(value, dtype=torch.float32).to(device) for value in values.values()])
+class FigureMeans:
+    """Means of an objective's figures over the steps since they were last taken; nothing waits for the device."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Figure] = {}
+        self._num_steps = 0
+
+    def add(self, figures: Mapping[str, Figure]) -> None:
+        """The figures of one more step."""
+        before = self._sums
+        self._sums = {
+            name: Figure(figure.value + before[name].value if name in before else figure.value, figure.join)
+            for name, figure in figures.items()
+        }
+        self._num_steps += 1
+
+    def take(self) -> dict[str, Figure]:
+        """The means, with how each is joined over ranks; the next step begins anew."""
+        taken = {name: Figure(total.value / self._num_steps, total.join) for name, total in self._sums.items()}
+        self._sums, self._num_steps = {}, 0
+        return taken
+
+
+def _over_ranks(figures: Mapping[str, Figure], device: torch.device) -> dict[str, float]:
+    """Every figure joined over ranks as it says."""
+    if not figures:
+        return {}
+    values = [figure.value for figure in figures.values()]
+    own = torch.stack([torch.as_tensor(value, dtype=torch.float32).to(device) for value in values])
     rows = gather_rows(own[None]).cpu()
-    combined = dict(zip(values, rows.max(dim=0).values.tolist(), strict=True))
-    return combined | ({"loss": rows[:, list(values).index("loss")].mean().item()} if "loss" in values else {})
+    joined = {"mean": rows.mean(dim=0), "max": rows.max(dim=0).values, "sum": rows.sum(dim=0)}
+    return {name: joined[figure.join][at].item() for at, (name, figure) in enumerate(figures.items())}
+
+
+def _highest(values: Mapping[str, float]) -> dict[str, Figure]:
+    return {name: Figure(value, "max") for name, value in values.items()}
 
 
 def _figures(trainer: Trainer, means: dict[str, float], watch: speed.Stopwatch) -> dict[str, float]:
@@ -259,14 +303,18 @@ def _figures(trainer: Trainer, means: dict[str, float], watch: speed.Stopwatch) 
     lap["communication_share"] = min(1.0, speed.exposed_communication_s(trainer.wrapped) / lap["step_time_s"])
     figures = {
         **means,
-        **trainer.task.report(trainer.model),
-        **_over_ranks({**lap, **speed.memory_gb(trainer.device)}, trainer.device),
+        **trainer.objective.report(trainer.model),
+        **_over_ranks(
+            {**_highest({**lap, **speed.memory_gb(trainer.device)}), **trainer.figures.take()}, trainer.device
+        ),
         "skipped_steps": trainer.left_out[1].item(),
         "num_workers": float(world()[1]),
+        "num_hosts": float(trainer.num_hosts),
     }
-    if trainer.flops is not None:
+    of_sample = trainer.objective.flops(figures)
+    if of_sample is not None:
         num_samples = trainer.config.train.global_batch_size / world()[1]
-        achieved = trainer.flops.of_step(num_samples, figures["text_tokens"]) / figures["step_time_s"]
+        achieved = num_samples * of_sample / figures["step_time_s"]
         figures["model_tflops_per_s"] = achieved / 1e12
         peak = speed.peak_flops(trainer.device)
         if peak is not None:

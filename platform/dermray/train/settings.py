@@ -5,10 +5,19 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from dermray.config import ClusterConfig, Config, TrackingConfig
+from dermray.config import ClusterConfig, Config, DecidesWeights, LeavesWeights, TrackingConfig
 from dermray.ingest.settings import DataConfig
+from dermray.ledger import WaitForOutput
+from dermray.train.objectives import kinds
+from dermray.train.objectives.contrastive.settings import LossConfig
+from dermray.train.objectives.kinds import ObjectiveConfig
+from dermray.train.trajectory import decisive
+
+# Where the cadence of checkpoints is left open.
+CHECKPOINT_EVERY_STEPS = 200
+CHECKPOINTS_A_RUN = 4
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -16,71 +25,83 @@ Precision = Literal["auto", "fp32", "bf16"]
 class TrainConfig(Config):
     """The loop."""
 
-    epochs: float = Field(30, gt=0, description="passes over the split; a fraction cuts the last one")
-    max_steps: int | None = Field(
+    epochs: DecidesWeights[float] = Field(30, gt=0, description="passes over the split; a fraction cuts the last one")
+    max_steps: DecidesWeights[int | None] = Field(
         None, ge=1, description="end after so many optimiser steps; empty: train.epochs decides"
     )
-    global_batch_size: int = Field(4096, ge=1, description="samples of one optimiser step over all workers")
-    micro_batch_size: int | None = Field(
+    global_batch_size: DecidesWeights[int] = Field(
+        4096, ge=1, description="samples of one optimiser step over all workers"
+    )
+    micro_batch_size: LeavesWeights[int | None] = Field(
         None, ge=1, description="samples of a worker that go through the towers at once; empty: all"
     )
-    precision: Precision = Field("auto", description="auto: bf16 autocast on GPU, fp32 on CPU")
-    grad_clip_norm: float | None = Field(None, gt=0, description="clip the global gradient norm; empty: no clipping")
-    tf32: bool = Field(True, description="float32 products on a GPU run in TF32")
-    channels_last: bool = Field(False, description="images and vision tower in channels-last layout")
-    compile: bool = Field(False, description="torch.compile the towers, block by block; the first steps are slow")
-    grad_checkpointing: float = Field(
+    precision: DecidesWeights[Precision] = Field("auto", description="auto: bf16 autocast on GPU, fp32 on CPU")
+    grad_clip_norm: DecidesWeights[float | None] = Field(
+        None, gt=0, description="clip the global gradient norm; empty: no clipping"
+    )
+    tf32: LeavesWeights[bool] = Field(True, description="float32 products on a GPU run in TF32")
+    channels_last: LeavesWeights[bool] = Field(False, description="images and vision tower in channels-last layout")
+    compile: LeavesWeights[bool] = Field(
+        False, description="torch.compile the towers, block by block; the first steps are slow"
+    )
+    grad_checkpointing: LeavesWeights[float] = Field(
         0.0, ge=0, le=1, description="share of each tower's blocks that are recomputed in the backward pass"
     )
-    grad_checkpointing_keeps: Literal["nothing", "products"] = Field(
+    grad_checkpointing_keeps: LeavesWeights[Literal["nothing", "products"]] = Field(
         "nothing",
         description="of recomputed blocks; products: results of matrix products and attention, so little runs again",
     )
-    ema_decay: float | None = Field(
+    ema_decay: DecidesWeights[float | None] = Field(
         None, gt=0, lt=1, description="average the weights with this decay a step, validate and export the average"
     )
-    max_skipped_steps: int = Field(
+    max_skipped_steps: LeavesWeights[int] = Field(
         3, ge=0, description="so many steps in a row may be left out for gradients that are not finite"
     )
-    log_every_steps: int = Field(10, ge=1, description="cadence of the progress line and of MLflow metrics")
-    checkpoint_every_steps: int = Field(200, ge=1, description="cadence of checkpoints")
-    checkpoint_every_minutes: float | None = Field(
-        None, gt=0, description="also a checkpoint when the last one is so old; empty: by steps only"
+    log_every_steps: LeavesWeights[int] = Field(
+        10, ge=1, description="cadence of the progress line and of MLflow metrics"
     )
-    keep_checkpoints: int = Field(2, ge=1, description="how many of the last checkpoints stay")
-    keep_best: str | None = Field(
+    checkpoint_every_steps: LeavesWeights[int | None] = Field(
+        None, ge=1, description="cadence of checkpoints; empty: 200, or a quarter of the run if that is less"
+    )
+    checkpoint_every_minutes: LeavesWeights[float | None] = Field(
+        5.0, gt=0, description="also a checkpoint when the last one is so old; null: by steps only"
+    )
+    keep_checkpoints: LeavesWeights[int] = Field(2, ge=1, description="how many of the last checkpoints stay")
+    keep_best: LeavesWeights[str | None] = Field(
         None, description="validation score (validation_zero_shot_accuracy, …) whose best checkpoint stays too"
     )
-    keep_best_mode: Literal["max", "min"] = Field("max", description="whether the highest or the lowest is best")
-    grace_s: float = Field(
+    keep_best_mode: LeavesWeights[Literal["max", "min"] | None] = Field(
+        None, description="whether the highest or the lowest is best; empty: as the objective says of the score"
+    )
+    grace_s: LeavesWeights[float] = Field(
         60, gt=0, description="seconds for the last checkpoint after SIGTERM; then the run is aborted"
     )
-    resize_every_s: float = Field(
+    resize_every_s: LeavesWeights[float] = Field(
         60, gt=0, description="with num_workers=[least, most]: how often to look whether another number fits"
     )
-    max_failures: int = Field(3, ge=-1, description="restarts after a lost worker or node; -1: without limit")
-    collective_timeout_s: int = Field(600, ge=10, description="a collective that takes longer fails the attempt")
-
-
-class LossConfig(Config):
-    """What is compared with what."""
-
-    name: Literal["clip", "siglip"] = Field("clip", description="clip: softmax over the global batch; siglip: sigmoid")
-    method: Literal["local", "dense", "tiled"] = Field(
-        "tiled", description="of clip: tiled (least memory), local (own rows whole) or dense (the whole matrix)"
+    max_failures: LeavesWeights[int] = Field(
+        3, ge=-1, description="restarts after a lost worker or node; -1: without limit"
     )
-    mask_duplicates: bool = Field(False, description="samples with the same text are not negatives of each other")
+    collective_timeout_s: LeavesWeights[int] = Field(
+        600, ge=10, description="a collective that takes longer fails the attempt"
+    )
+
+    def checkpoint_cadence(self, num_steps: int) -> int:
+        """Steps from one checkpoint to the next in a run of so many."""
+        return self.checkpoint_every_steps or min(CHECKPOINT_EVERY_STEPS, max(1, num_steps // CHECKPOINTS_A_RUN))
 
 
 class OptimConfig(Config):
     """AdamW with open_clip's parameter groups; linear warm-up, then cosine to zero."""
 
-    lr: float = Field(1e-4, gt=0, description="peak learning rate")
-    weight_decay: float = Field(0.1, ge=0, description="of matrices; biases, norms and logit_scale are exempt")
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW beta1")
-    beta2: float = Field(0.98, ge=0, lt=1, description="AdamW beta2")
-    eps: float = Field(1e-6, gt=0, description="AdamW epsilon")
-    warmup_steps: int = Field(1000, ge=0, description="steps of linear warm-up")
+    lr: DecidesWeights[float] = Field(1e-4, gt=0, description="peak learning rate")
+    weight_decay: DecidesWeights[float] = Field(
+        0.1, ge=0, description="of matrices; biases, norms and logit_scale are exempt"
+    )
+    beta1: DecidesWeights[float] = Field(0.9, ge=0, lt=1, description="AdamW beta1")
+    beta2: DecidesWeights[float] = Field(0.98, ge=0, lt=1, description="AdamW beta2")
+    eps: DecidesWeights[float] = Field(1e-6, gt=0, description="AdamW epsilon")
+    warmup_steps: DecidesWeights[int] = Field(1000, ge=0, description="steps of linear warm-up")
 
 
 class ValidationConfig(Config):
@@ -94,41 +115,51 @@ class ValidationConfig(Config):
 class PretrainConfig(Config):
     """Everything `jobs/pretrain.py` can be told."""
 
-    corpus: str = Field(description="URI of a prepared corpus")
-    output: str = Field(description="URI for checkpoints and the model folder; the same URI again resumes")
-    model: str = Field("ViT-B-16", description="open_clip architecture, one of ours, or a model folder to start from")
-    pretrained: str | None = Field(
+    corpus: LeavesWeights[str] = Field(description="URI of a prepared corpus")
+    output: LeavesWeights[str] = Field(
+        description="URI for checkpoints and the model folder; the same URI again resumes"
+    )
+    model: DecidesWeights[str] = Field(
+        "ViT-B-16", description="open_clip architecture, one of ours, or a model folder to start from"
+    )
+    pretrained: DecidesWeights[str | None] = Field(
         None, description="weights to start from: open_clip tag, checkpoint path or URI, or hf-hub:ORG/NAME"
     )
-    pretrained_image: str | None = Field(
+    pretrained_image: DecidesWeights[str | None] = Field(
         None, description="checkpoint of the vision tower alone: path, URI or hf-hub:ORG/NAME"
     )
-    pretrained_text: str | None = Field(
+    pretrained_text: DecidesWeights[str | None] = Field(
         None, description="checkpoint of the language model in a Hugging Face text tower: path, URI or hf-hub:ORG/NAME"
     )
-    toy: bool = Field(False, description="true: shrink the recipe to a minute on a CPU (docs/training.md says how)")
-    run_name: str | None = Field(None, description="name of the run in MLflow; empty: from model and output")
-    resume: Literal["same", "force"] = Field(
+    toy: LeavesWeights[bool] = Field(
+        False, description="true: shrink the recipe to a minute on a CPU (docs/training.md says how)"
+    )
+    run_name: LeavesWeights[str | None] = Field(
+        None, description="name of the run in MLflow; empty: from model and output"
+    )
+    wait_for_output_s: LeavesWeights[WaitForOutput] = 0.0
+    resume: LeavesWeights[Literal["same", "force"]] = Field(
         "same", description="force: go on from output's checkpoint although corpus or settings differ"
     )
-    seed: int = Field(0, ge=0, description="of initial weights, order and augmentation")
-    num_workers: int | tuple[int, int] = Field(
+    seed: DecidesWeights[int] = Field(0, ge=0, description="of initial weights, order and augmentation")
+    num_workers: LeavesWeights[int | tuple[int, int]] = Field(
         1, description="training workers (data-parallel ranks); [least, most]: as many as there is room for"
     )
-    use_gpu: bool | None = Field(None, description="empty: if the cluster has GPUs")
-    cpus_per_worker: float | None = Field(
+    use_gpu: LeavesWeights[bool | None] = Field(None, description="empty: if the cluster has GPUs")
+    cpus_per_worker: LeavesWeights[float | None] = Field(
         None, gt=0, description="logical CPUs a worker reserves; empty: 1 with a GPU, else half of the cluster shared"
     )
-    threads_per_worker: int | None = Field(
+    threads_per_worker: LeavesWeights[int | None] = Field(
         None, ge=1, description="threads that a worker computes with on a CPU; empty: cores over num_workers"
     )
     train: TrainConfig = TrainConfig()
+    objective: SerializeAsAny[ObjectiveConfig] = ObjectiveConfig()
     loss: LossConfig = LossConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
-    validation: ValidationConfig = ValidationConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    validation: LeavesWeights[ValidationConfig] = ValidationConfig()
+    cluster: LeavesWeights[ClusterConfig] = ClusterConfig()
+    tracking: LeavesWeights[TrackingConfig] = TrackingConfig()
 
     @field_validator("num_workers", mode="before")
     @classmethod
@@ -138,6 +169,11 @@ class PretrainConfig(Config):
         if not numbers or len(counts) not in (1, 2) or counts != sorted(counts):
             raise ValueError(f"needs a number from 1 on, or [least, most], got {value!r}")
         return counts[0] if len(counts) == 1 else tuple(counts)
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _by_its_kind(cls, value: Any) -> ObjectiveConfig:
+        return kinds.settings_of(value)
 
     @model_validator(mode="after")
     def _best_needs_scores(self) -> PretrainConfig:
@@ -160,6 +196,12 @@ class PretrainConfig(Config):
         """The most workers that the run will have."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
+    @property
+    def best_mode(self) -> Literal["max", "min"]:
+        """Whether the highest or the lowest `train.keep_best` is best."""
+        of_objective = kinds.find(self.objective.kind).scores.get(self.train.keep_best or "", "max")
+        return self.train.keep_best_mode or of_objective
+
     def samples_at_once(self, world_size: int) -> int:
         """How many samples of a worker go through the towers together."""
         of_worker = self.train.global_batch_size // world_size
@@ -167,24 +209,7 @@ class PretrainConfig(Config):
 
     def trajectory(self) -> dict[str, Any]:
         """The keys that decide which weights come out; a resumed run must agree on all of them."""
-        data = self.data.model_dump(mode="json", exclude={"cpus_per_task", "tasks_per_worker"})
-        return {
-            "model": self.model,
-            "pretrained": self.pretrained,
-            "pretrained_image": self.pretrained_image,
-            "pretrained_text": self.pretrained_text,
-            "seed": self.seed,
-            "train.epochs": self.train.epochs,
-            "train.max_steps": self.train.max_steps,
-            "train.global_batch_size": self.train.global_batch_size,
-            "train.precision": self.train.precision,
-            "train.grad_clip_norm": self.train.grad_clip_norm,
-            "train.ema_decay": self.train.ema_decay,
-            "loss.name": self.loss.name,
-            "loss.mask_duplicates": self.loss.mask_duplicates,
-            **{f"data.{key}": value for key, value in data.items()},
-            **{f"optim.{key}": value for key, value in self.optim.model_dump(mode="json").items()},
-        }
+        return decisive(self)
 
     def initial_weights(self) -> dict[str, str | None]:
         """Where weights come from, by the parameters of `models.create`."""

@@ -1,28 +1,17 @@
-"""How fast a run is and what limits it: a stopwatch, a count of floating-point operations, memory.
-
-The FLOP model: a training step is three forward passes (one forward, two backward; Kaplan et al., 2020), and a forward
-pass is what `torch.utils.flop_counter` counts for one image and one text of full length (a multiply-add is two). Texts
-count in proportion to the positions that are encoded: trimmed, and equal ones once. Recomputed activations and the loss
-count nothing.
-"""
+"""How fast a run is and what limits it: a stopwatch, memory, the peak of a card."""
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import psutil
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.flop_counter import FlopCounterMode
 
-PASSES_PER_STEP = 3
 # Dense bf16 matrix FLOP/s by a part of the device's name, as the vendor states them; the first that fits counts.
 PEAK_FLOPS = {
     "B200": 2250e12,
@@ -42,45 +31,6 @@ PEAK_FLOPS = {
 NOTABLE_SHARE = 0.15
 
 
-@dataclass(frozen=True)
-class FlopModel:
-    """Forward FLOPs of one sample.
-
-    Attributes:
-        image: of the vision tower for one image.
-        text: of the text tower for one text of `context_length` tokens.
-    """
-
-    image: float
-    text: float
-    context_length: int
-
-    def of_step(self, num_samples: float, num_tokens: float) -> float:
-        """FLOPs of a training step on `num_samples` pairs with `num_tokens` text positions encoded for each."""
-        return PASSES_PER_STEP * num_samples * (self.image + self.text * num_tokens / self.context_length)
-
-
-def flop_model(model: nn.Module, *, image_size: int, context_length: int) -> FlopModel:
-    """Count the towers of a model of open_clip's interface, without computing anything.
-
-    Args:
-        image_size: side of an image in pixels.
-        context_length: tokens of a full text.
-    """
-    shape_only = copy.deepcopy(model).to("meta").train()
-    counts = []
-    # Transformers looks into a mask for padding unless its tensors are fake ones.
-    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        # A batch norm refuses a single sample.
-        pixels = torch.empty(2, 3, image_size, image_size, device="meta")
-        tokens = torch.ones(2, context_length, dtype=torch.int64, device="meta")
-        for encode, value in ((shape_only.encode_image, pixels), (shape_only.encode_text, tokens)):
-            with FlopCounterMode(display=False) as counter:
-                encode(value)  # type: ignore[operator]
-            counts.append(counter.get_total_flops() / 2)
-    return FlopModel(counts[0], counts[1], context_length)
-
-
 def peak_flops(device: torch.device) -> float | None:
     """Dense bf16 FLOP/s of a known GPU; None for a CPU and for other cards."""
     if device.type != "cuda":
@@ -98,7 +48,7 @@ def memory_gb(device: torch.device) -> dict[str, float]:
 
 
 def verdict(metrics: dict[str, float]) -> str:
-    """In one line, what limits a run whose figures these are."""
+    """In one line, what limits a run whose figures these are; `num_hosts` is how many machines its workers are on."""
     shares = {
         "data": metrics.get("data_wait_share", 0.0),
         "communication": metrics.get("communication_share", 0.0),
@@ -106,7 +56,11 @@ def verdict(metrics: dict[str, float]) -> str:
     }
     advice = {
         "data": "add CPUs for decoding, or raise data.tasks_per_worker",
-        "communication": "a larger global batch, or a faster network",
+        "communication": (
+            "a larger global batch, or a faster network"
+            if metrics.get("num_hosts", 1) > 1
+            else "a larger global batch, or fewer workers on this machine"
+        ),
         "validation and checkpoints": "less often: validation.every_steps, train.checkpoint_every_steps",
     }
     limit = max(shares, key=lambda key: shares[key])
@@ -147,7 +101,6 @@ class Stopwatch:
         self._came: Mark = 0.0
         self._waits: list[tuple[Mark, Mark]] = []
         self._steps: list[tuple[Mark, Mark]] = []
-        self._num_tokens = 0.0
 
     def batch_came(self) -> None:
         """After the wait for a batch."""
@@ -157,12 +110,11 @@ class Stopwatch:
         assert self._ended is not None
         self._waits.append((self._ended, self._came))
 
-    def step_done(self, num_tokens: float) -> None:
-        """After every step, which encoded `num_tokens` text positions a sample."""
+    def step_done(self) -> None:
+        """After every step."""
         assert self._ended is not None
         begun, self._ended = self._ended, self._mark()
         self._steps.append((begun, self._ended))
-        self._num_tokens += num_tokens
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -191,9 +143,8 @@ class Stopwatch:
             "step_time_p99_s": float(p99),
             "data_wait_share": min(waited_s / elapsed_s, 1.0),
             "pause_share": min(self._paused_s / whole_s, 1.0),
-            "text_tokens": self._num_tokens / num_steps,
         }
-        self._begun, self._step, self._paused_s, self._num_tokens = now, step, 0.0, 0
+        self._begun, self._step, self._paused_s = now, step, 0.0
         self._waits, self._steps = [], []
         return figures
 

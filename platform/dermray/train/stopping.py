@@ -1,47 +1,65 @@
-"""From SIGTERM in the driver to a checkpoint in the workers: an operator or a scheduler wants the machine back."""
+"""From an interruption in the driver to a checkpoint in the workers; and what becomes of a training that has not begun.
+
+A controller of Ray Train starts the workers and watches them. It tells the driver's mailbox where it is and when it
+starts workers, so that the driver can say what it waits for, and end it where no worker trains.
+"""
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import FrameType
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2.api.callback import RayTrainCallback, UserCallback
+
+from dermray import redaction
 
 POLL_INTERVAL_S = 0.5
+# States of a controller, by Ray's names, in which it starts workers, for the first time or anew.
+STARTING = frozenset({"SchedulingState", "RestartingState", "ReschedulingState", "ResizingState"})
+MAX_REASON_CHARS = 300
 
 
-@contextmanager
-def on_sigterm(request_stop: Callable[[], None], *, grace_s: float) -> Iterator[None]:
-    """Within the block SIGTERM calls `request_stop`, and interrupts the process as Ctrl-C does `grace_s` later.
+def callbacks(channel: ActorHandle) -> list[RayTrainCallback]:
+    """What lives in the controller of Ray Train and keeps the driver's mailbox informed."""
+    return [TellController(channel), TellFailures(channel)]
 
-    Signals reach the main thread only; in any other the block changes nothing.
+
+class TellController(ControllerCallback):
+    """Says where the controller is, and when it starts workers.
+
+    No `UserCallback` besides: of one that is both, Ray calls the methods of a `UserCallback` only.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    timers: list[threading.Timer] = []
 
-    def stop(_: int, __: FrameType | None) -> None:
-        if timers:
-            return
-        timers.append(threading.Timer(grace_s, os.kill, (os.getpid(), signal.SIGINT)))
-        timers[0].daemon = True
-        timers[0].start()
-        request_stop()
+    def __init__(self, channel: ActorHandle) -> None:
+        self._channel = channel
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        for timer in timers:
-            timer.cancel()
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """The controller is there; it logs what its workers raise."""
+        redaction.install()
+        self._channel.put_controller.remote(ray.get_runtime_context().current_actor)
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """It goes on to something else: waiting for places, starting workers, watching them, ending them."""
+        name = type(current_state).__name__
+        if name in STARTING and name != type(previous_state).__name__:
+            self._channel.start_anew.remote()
+
+
+class TellFailures(UserCallback):
+    """Says which workers have failed, or are lost."""
+
+    def __init__(self, channel: ActorHandle) -> None:
+        self._channel = channel
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Ray Train has found them so."""
+        rank, error = min(worker_exceptions.items())
+        more = f" (and {len(worker_exceptions) - 1} more)" if len(worker_exceptions) > 1 else ""
+        reason = " ".join(str(error).split())[:MAX_REASON_CHARS]
+        self._channel.tell.remote(f"worker {rank}{more} failed or is lost: {type(error).__name__}: {reason}")
 
 
 class StopPoll:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray.train
+import ray.util
 import torch
 import torch.distributed as dist
 from ray.actor import ActorHandle
@@ -14,22 +15,22 @@ from ray.train.torch import get_device
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dermray import __version__, models, storage
+from dermray import __version__, redaction, storage
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import ONTOLOGY_NAME
 from dermray.corpus.shards import label_counts
-from dermray.errors import CheckpointError, ConfigError, DermRayError, NonFiniteError
-from dermray.ingest.color import ColorAugmentation
+from dermray.errors import CheckpointError, ClaimError, ConfigError, DermRayError, NonFiniteError
 from dermray.ingest.loader import Loader
+from dermray.ledger import Claim
 from dermray.losses.gather import world
-from dermray.train import checkpoint, failures, loop, numerics, speed
+from dermray.train import checkpoint, epochs, failures, loop, numerics
 from dermray.train.checkpoint_writer import CheckpointWriter
+from dermray.train.objectives import contract as objectives
+from dermray.train.objectives.contract import Scores
 from dermray.train.optimiser import build_optimiser
-from dermray.train.progress import StepRecord
+from dermray.train.progress import StepRecord, wait_until_heard
 from dermray.train.settings import PretrainConfig
 from dermray.train.stopping import StopPoll
-from dermray.train.task import ContrastiveTask, fit_to_loss, trained_architecture
-from dermray.train.validation import Validator
 
 MODEL_FOLDER = "model"
 SCRATCH_FOLDER = "ray-train"
@@ -40,33 +41,50 @@ STOPPED_STEP = "stopped_step"
 
 
 def train_worker(
-    config: PretrainConfig, provenance: dict[str, Any], channel: ActorHandle, until_step: int | None = None
+    config: PretrainConfig,
+    provenance: dict[str, Any],
+    claim: Claim,
+    channel: ActorHandle,
+    until_step: int | None = None,
 ) -> dict[str, Any]:
     """One rank, from its weights to the summary.
 
     Args:
+        claim: the driver's, of the output.
         until_step: pause there.
 
     Returns:
         The summary; or, under the key `FAILED`, why another attempt would fail as this one did; or, under
         `STOPPED_STEP`, where the run was stopped.
     """
+    redaction.install()
     rank, world_size = world()
     scratch = storage.join(config.output, SCRATCH_FOLDER)
+    try:
+        claim.confirm()
+    except ClaimError as error:
+        return {FAILED: str(error)}
     failed = failures.repeated(scratch)
     if failed is not None:
         return {FAILED: f"{failed} (twice at the same step, so there is no third attempt)"}
     trainer = None
     try:
+        if rank == 0:
+            channel.load.remote()
         device = get_device()
         numerics.settle(config, device)
         manifest = Manifest.load(config.corpus)
         with failures.memory_explained(config.samples_at_once(world_size)):
-            trainer, loader, validator = _build(config, manifest, device)
+            trainer, loader, built = _build(config, manifest, device)
             _restore(config, manifest, trainer)
             if rank == 0:
-                channel.tell.remote(_ready(trainer))
-            return _train(config, manifest, trainer, loader, validator, provenance, channel, until_step)
+                channel.ready.remote(_ready(trainer))
+            if _train(config, manifest, trainer, loader, built.validate, claim, channel, until_step):
+                return {STOPPED_STEP: trainer.step}
+            return _finish(config, manifest, trainer, built, provenance, claim, channel)
+    except ClaimError:
+        # The other ranks do not know yet; started again, all of them see it. The notes of failures are another run's.
+        raise
     except NonFiniteError as error:
         # Every rank has met the same; an exception would only have Ray Train start them all again.
         return {FAILED: str(error)}
@@ -80,76 +98,69 @@ def _train(
     manifest: Manifest,
     trainer: loop.Trainer,
     loader: Loader,
-    validator: Validator | None,
-    provenance: dict[str, Any],
+    validate: Callable[[nn.Module], Scores] | None,
+    claim: Claim,
     channel: ActorHandle,
     until_step: int | None,
-) -> dict[str, Any]:
+) -> bool:
+    """Train to the end, or until the run is to stop: then the answer is true."""
     rank, _ = world()
-    writer = CheckpointWriter(functools.partial(_save, config, manifest.digest))
+    writer = CheckpointWriter(functools.partial(_save, config, manifest.digest, claim))
     stopped = loop.run(
         trainer,
         loader.batches(trainer.step),
         on_record=functools.partial(_send, channel, rank),
         on_checkpoint=functools.partial(_save_behind, writer, rank),
-        on_validation=functools.partial(_validate, validator, config.train.keep_best),
+        on_validation=functools.partial(_validate, validate, config.train.keep_best),
         stop_requested=StopPoll(channel) if rank == 0 else lambda: False,
         until_step=until_step,
     )
     writer.wait()
-    if stopped:
-        return {STOPPED_STEP: trainer.step}
-    return _finish(config, manifest, trainer, provenance, rank)
+    return stopped
 
 
 def _build(
     config: PretrainConfig, manifest: Manifest, device: torch.device
-) -> tuple[loop.Trainer, Loader, Validator | None]:
-    """Model, optimiser and loader of this rank; on rank 0 what validates, if something does."""
+) -> tuple[loop.Trainer, Loader, objectives.Built]:
+    """Model, optimiser and loader of this rank, around what the objective brings."""
     rank, world_size = world()
-    model, image_transform, tokenizer = models.create(config.model, **config.initial_weights())
-    model_cfg = models.architecture(config.model)
-    fit_to_loss(model, model_cfg, config.loss)
-    preprocess = models.preprocessing(model)
-    flops = speed.flop_model(
-        model, image_size=preprocess.size, context_length=model_cfg["text_cfg"].get("context_length", 77)
-    )
-    model = model.to(device).train()
-    numerics.prepare(model, config.train)
+    built = objectives.module_of(config.objective.kind).build(config, device)
+    numerics.prepare(built.model, config.train)
+    split = manifest.select(config.data.split)
     loader = Loader(
         corpus=config.corpus,
-        manifest=manifest.select(config.data.split),
+        manifest=split,
         settings=config.data,
-        image_size=preprocess.size,
-        tokenizer=functools.partial(models.tokenizer, config.model, config.pretrained_text),
+        views=built.views,
         seed=config.seed,
         global_batch_size=config.train.global_batch_size,
         rank=rank,
         world_size=world_size,
         num_steps=0,
+        counts=epochs.counts(config, split),
     )
     loader.num_steps = config.num_steps(loader.steps_per_epoch)
     trainer = loop.Trainer(
         config=config,
-        task=ContrastiveTask(
-            preprocess.mean,
-            preprocess.std,
-            device,
-            ColorAugmentation(config.data, config.seed),
-            config.loss,
-            config.train.micro_batch_size,
-        ),
-        model=model,
-        wrapped=_wrap(model, device, world_size),
-        optimiser=build_optimiser(model, config.optim),
+        objective=built.objective,
+        model=built.model,
+        wrapped=_wrap(built.model, device, world_size, unused_parameters=built.unused_parameters),
+        optimiser=build_optimiser(built.model, config.optim, built.groups),
         device=device,
         num_steps=loader.num_steps,
-        flops=flops,
+        num_hosts=_num_hosts(world_size),
+        schedule=built.schedule,
     )
-    validator = None
-    if rank == 0 and config.validation.every_steps:
-        validator = Validator(config.corpus, config.validation, image_transform, tokenizer)
-    return trainer, loader, validator
+    return trainer, loader, built
+
+
+def _num_hosts(world_size: int) -> int:
+    """Machines that the ranks are on."""
+    if world_size == 1:
+        return 1
+    names: list[str] = [""] * world_size
+    dist.all_gather_object(names, ray.util.get_node_ip_address())
+    return len(set(names))
 
 
 def _restore(config: PretrainConfig, manifest: Manifest, trainer: loop.Trainer) -> None:
@@ -172,11 +183,13 @@ def _ready(trainer: loop.Trainer) -> str:
     return f"ready on {name}: training from step {trainer.step + 1} of {trainer.num_steps}{slow}"
 
 
-def _wrap(model: nn.Module, device: torch.device, world_size: int) -> nn.Module:
+def _wrap(model: nn.Module, device: torch.device, world_size: int, *, unused_parameters: bool) -> nn.Module:
     if world_size == 1:
         return model
     device_ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, gradient_as_bucket_view=True)
+    return DistributedDataParallel(
+        model, device_ids=device_ids, gradient_as_bucket_view=True, find_unused_parameters=unused_parameters
+    )
 
 
 def _require_agreement(step: int, world_size: int) -> None:
@@ -201,17 +214,24 @@ def _send(channel: ActorHandle, rank: int, record: StepRecord) -> None:
 
 
 def _save(
-    config: PretrainConfig, corpus_digest: str, step: int, state: dict[str, Any], scores: Mapping[str, float]
+    config: PretrainConfig,
+    corpus_digest: str,
+    claim: Claim,
+    step: int,
+    state: dict[str, Any],
+    scores: Mapping[str, float],
 ) -> None:
     train = config.train
+    claim.confirm()
     checkpoint.save(
         config.output,
         step,
         state,
         trajectory=config.trajectory(),
         corpus_digest=corpus_digest,
-        retention=checkpoint.Retention(train.keep_checkpoints, train.keep_best, train.keep_best_mode),
+        retention=checkpoint.Retention(train.keep_checkpoints, train.keep_best, config.best_mode),
         scores=scores,
+        confirm=claim.confirm,
     )
 
 
@@ -220,23 +240,29 @@ def _save_behind(writer: CheckpointWriter, rank: int, trainer: loop.Trainer, sco
         writer.submit(trainer.step, trainer.state(), scores)
 
 
-def _validate(validator: Validator | None, keep_best: str | None, trainer: loop.Trainer) -> dict[str, float]:
-    """Score on rank 0, and tell Ray Train, whose callbacks (Tune's) decide by these figures.
+def _validate(validate: Callable[[nn.Module], Scores] | None, keep_best: str | None, trainer: loop.Trainer) -> Scores:
+    """Score, and tell Ray Train, whose callbacks (Tune's) decide by these figures.
 
     Nothing else is reported to Ray Train: its controller takes one report a poll, so step metrics go another way.
 
     Raises:
         ConfigError: there is no score by which the best checkpoint shall be kept.
     """
-    scores = validator(trainer.model) if validator is not None else {}
-    if validator is not None and keep_best is not None and keep_best not in scores:
+    scores = validate(trainer.model) if validate is not None else {}
+    if validate is not None and keep_best is not None and keep_best not in scores:
         raise ConfigError(f"train.keep_best={keep_best}: no such score; validation gives {', '.join(sorted(scores))}")
     ray.train.report({"step": trainer.step, **scores})
     return scores
 
 
 def _finish(
-    config: PretrainConfig, manifest: Manifest, trainer: loop.Trainer, provenance: dict[str, Any], rank: int
+    config: PretrainConfig,
+    manifest: Manifest,
+    trainer: loop.Trainer,
+    built: objectives.Built,
+    provenance: dict[str, Any],
+    claim: Claim,
+    channel: ActorHandle,
 ) -> dict[str, Any]:
     """Rank 0 writes the model folder and then the summary, which marks the run as finished."""
     summary: dict[str, Any] = {
@@ -245,24 +271,27 @@ def _finish(
         "metrics": trainer.metrics,
         "num_steps": trainer.num_steps,
     }
-    if rank == 0:
+    if world()[0] == 0:
+        claim.confirm()
         ontology = storage.join(config.corpus, ONTOLOGY_NAME)
         if storage.exists(ontology):
             storage.write_bytes(storage.join(summary["model_uri"], ONTOLOGY_NAME), storage.read_bytes(ontology))
         with trainer.averaged():
-            summary["weights_sha256"] = models.save(
+            summary["weights_sha256"] = built.export(
                 trainer.model,
                 summary["model_uri"],
-                model_cfg=trained_architecture(models.architecture(config.model), config.loss),
-                provenance={
+                {
                     "code_version": __version__,
                     "corpus_digest": manifest.digest,
                     "corpus": config.corpus,
                     "classes": list(label_counts(config.corpus, manifest.select(config.data.split))),
-                    "recipe": config.model_dump(mode="json", exclude={"tracking", "cluster"}),
+                    "recipe": config.recorded(exclude={"tracking", "cluster"}),
                     **provenance,
                 },
             )
+        # A driver that is killed before it has logged the last figures would find a finished run, which sends none.
+        wait_until_heard(channel)
+        claim.confirm()
         storage.write_json(
             storage.join(config.output, SUMMARY_NAME),
             {**summary, "trajectory": config.trajectory(), "corpus_digest": manifest.digest},

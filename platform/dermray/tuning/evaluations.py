@@ -13,12 +13,13 @@ from typing import Any
 
 import yaml
 
-from dermray import storage, tracking
-from dermray.errors import ConfigError, DermRayError
+from dermray import interrupts, storage, tracking
+from dermray.errors import ConfigError, DermRayError, StoppedError
 from dermray.evaluate import suite
 from dermray.evaluate.cases import TEST
 from dermray.evaluate.report import JSON_NAME
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.progress import Progress
 from dermray.tuning import plan, proposals
 from dermray.tuning.publishing import SweepResult, publish
 from dermray.tuning.records import Point, Status, TrialRecord
@@ -49,7 +50,7 @@ class EvaluationTrial:
 
     def recipe_yaml(self) -> str:
         """The trial as a file that `jobs/evaluate.py --config` takes; corpus and output are left to the caller."""
-        tree = self.config.model_dump(mode="json", exclude=set(OWN_KEYS_OF_EVALUATIONS))
+        tree = self.config.recorded(exclude=set(OWN_KEYS_OF_EVALUATIONS))
         return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
@@ -93,15 +94,18 @@ def sweep(
     started = time.monotonic()
     begun: dict[str, EvaluationTrial] = {}
     records: dict[str, TrialRecord] = {}
-    for number, planned in enumerate(trials):
-        if config.max_hours is not None and (time.monotonic() - started) / 3600 >= config.max_hours:
-            break
-        trial = _at_its_point(config, number, planned, list(records.values()))
-        begun[trial.name], records[trial.name] = trial, TrialRecord.load(trial)
-        if not records[trial.name].status.is_final:
-            _run(config, trial, records[trial.name], parent_key)
-        said = records[trial.name].error or f"{config.objective} {records[trial.name].value(config.objective):.4f}"
-        say(f"{trial.name} of {len(trials)}  {trial.label()}  {said}")
+    num_left = sum(not TrialRecord.load(trial).status.is_final for trial in trials)
+    with Progress("sweep", num_left, "trials", say=say) as progress:
+        for number, planned in enumerate(trials):
+            if config.max_hours is not None and (time.monotonic() - started) / 3600 >= config.max_hours:
+                break
+            trial = _at_its_point(config, number, planned, list(records.values()))
+            begun[trial.name], records[trial.name] = trial, TrialRecord.load(trial)
+            if not records[trial.name].status.is_final:
+                _run(config, trial, records[trial.name], parent_key)
+                progress.advance()
+            said = records[trial.name].error or f"{config.objective} {records[trial.name].value(config.objective):.4f}"
+            say(f"{trial.name} of {len(trials)}  {trial.label()}  {said}")
     return publish(config, begun, list(records.values()), seconds=time.monotonic() - started)
 
 
@@ -120,7 +124,11 @@ def _run(config: SweepConfig, trial: EvaluationTrial, record: TrialRecord, paren
     record.save(trial)
     try:
         scores = _evaluate(trial, parent_key)
+    except StoppedError:
+        raise
     except DermRayError as error:
+        if interrupts.loss() is not None:
+            raise
         record.status, record.error = Status.FAILED, " ".join(str(error).split())
         record.save(trial)
         return

@@ -48,6 +48,8 @@ class Generations(StatelessSearcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next leg; None while those of this generation are under way; or that the population is at its end."""
+        if self._book.interrupted:
+            return None if self._under_way else Searcher.FINISHED
         while not self._waiting and not self._under_way and self._generation <= len(self._pauses):
             self._decide()
             self._waiting = self._unfinished()

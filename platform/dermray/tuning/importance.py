@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import optuna
-from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import TrialState, create_trial
 
 from dermray.tuning.proposals import distribution, to_optuna
@@ -36,6 +35,9 @@ def of_parameters(config: SweepConfig, found: Sequence[TrialRecord]) -> dict[str
     varied = [key for key in common if len({str(record.params[key]) for record in comparable}) > 1]
     if not varied or len(set(values)) == 1:
         return None
+    # It loads scikit-learn, which takes seconds; a sweep of few trials does without.
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
     study = optuna.create_study(direction="maximize" if config.mode == "max" else "minimize")
     study.add_trials(
         create_trial(
@@ -46,7 +48,5 @@ def of_parameters(config: SweepConfig, found: Sequence[TrialRecord]) -> dict[str
         )
         for record, value in zip(comparable, values, strict=True)
     )
-    shares = optuna.importance.get_param_importances(
-        study, evaluator=FanovaImportanceEvaluator(seed=config.seed), params=varied
-    )
+    shares = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=config.seed), params=varied)
     return {"validation": validation, "num_trials": len(comparable), "shares": dict(shares)}

@@ -13,9 +13,8 @@ import yaml
 from dermray import storage
 from dermray.config import ConfigT, parse
 from dermray.corpus.manifest import Manifest
-from dermray.errors import ConfigError, DermRayError, PlanError
-from dermray.ingest.plan import EpochPlan
-from dermray.train import toy
+from dermray.errors import ConfigError, PlanError
+from dermray.train import epochs, toy
 from dermray.train.settings import PretrainConfig
 from dermray.tuning import space as spaces
 from dermray.tuning.reports import validation_of
@@ -74,7 +73,7 @@ class Trial:
     def recipe_yaml(self) -> str:
         """The trial as a recipe that `jobs/pretrain.py --config` accepts; corpus and output are left to the caller."""
         left_out = {key for key in OWN_KEYS if "." not in key}
-        tree = self.recipe.model_dump(mode="json", exclude=left_out)
+        tree = self.recipe.recorded(exclude=left_out)
         return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
@@ -149,7 +148,7 @@ def parsed(config_class: type[ConfigT], config: SweepConfig, keys: Mapping[str, 
     """
     recipe = [] if config.recipe is None else ["--config", config.recipe]
     try:
-        return parse(config_class, [*recipe, *(f"{key}={show(value)}" for key, value in keys.items())])
+        return parse(config_class, recipe, keys)
     except ConfigError as error:
         raise ConfigError(f"recipe {config.recipe or ''} with overrides and space: {error}") from None
 
@@ -168,12 +167,7 @@ def _runnable(config: SweepConfig, name: str, recipe: PretrainConfig, num_steps:
 
 
 def _num_steps(recipe: PretrainConfig, manifest: Manifest) -> int:
-    plan = EpochPlan(
-        manifest.select(recipe.data.split),
-        seed=recipe.seed,
-        epoch=0,
-        global_batch_size=recipe.train.global_batch_size,
-    )
+    plan = epochs.first(recipe, manifest)
     plan.streams_of(0, recipe.most_workers)
     return recipe.num_steps(len(plan))
 
@@ -186,20 +180,22 @@ def share_cluster(
     A trial holds its place while it waits for its workers: two that fit only half each would wait for ever.
 
     Raises:
-        DermRayError: the trials asked for at once do not fit the cluster.
+        ConfigError: the trials asked for at once do not fit the cluster.
     """
     most_workers = max(trial.config.most_workers for trial in trials)
+    if num_gpus == 0 and any(trial.config.use_gpu for trial in trials):
+        raise ConfigError("the trials ask for GPUs (use_gpu=true) and would wait for ever: the cluster has none")
     gpus = num_gpus > 0 and any(trial.config.use_gpu is not False for trial in trials)
     at_once = config.max_concurrent_trials or (max(1, int(num_gpus) // most_workers) if gpus else 1)
     if gpus and at_once * most_workers > num_gpus:
-        raise DermRayError(
+        raise ConfigError(
             f"{at_once} trials of {most_workers} workers need {at_once * most_workers} GPUs, the cluster has "
             f"{num_gpus:g}; lower max_concurrent_trials or overrides.num_workers"
         )
     shared = [_with_threads(_with_cpus(trial, at_once, num_cpus, gpus), at_once) for trial in trials]
     needed = at_once * max(_cpus_of(trial.config) for trial in shared)
     if needed > num_cpus:
-        raise DermRayError(
+        raise ConfigError(
             f"{at_once} trials at once need {needed:g} CPUs, the cluster has {num_cpus:g}; lower "
             "max_concurrent_trials, overrides.cpus_per_worker or overrides.num_workers"
         )

@@ -14,14 +14,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
-from dermray import storage
+from dermray import documents, storage
 from dermray.tuning import space as spaces
 from dermray.tuning.plan import Trial
 from dermray.tuning.records import Exploit
 from dermray.tuning.settings import SweepConfig
 
 FOLDER = "population"
+_EXPLOITS = TypeAdapter(list[Exploit])
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,11 @@ def save(config: SweepConfig, generation: int, decided: Sequence[Exploit]) -> No
 def load(config: SweepConfig, generation: int) -> list[Exploit] | None:
     """What was decided after a generation; None if that is still open."""
     try:
-        document = storage.read_json(_uri(config, generation))
+        document = storage.read_object(_uri(config, generation))
     except FileNotFoundError:
         return None
-    return [Exploit(**exploit) for exploit in document["exploits"]]
+    advice = "give the sweep a new output"
+    return documents.as_record(_EXPLOITS, document.get("exploits"), _uri(config, generation), advice)
 
 
 def _uri(config: SweepConfig, generation: int) -> str:

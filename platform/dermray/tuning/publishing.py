@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dermray import storage
+from dermray.redaction import without_secrets
 from dermray.reporting import sweep_page
 from dermray.train import worker
 from dermray.tuning import importance, records
@@ -135,7 +136,7 @@ def _describe(trial: AnyTrial, record: TrialRecord, objective: str) -> dict[str,
         "curve": [
             {"validation": p.validation, "step": p.step, "samples": p.samples, **p.metrics} for p in record.curve
         ],
-        "error": record.error,
+        "error": without_secrets(record.error),
         "output": trial.uri,
-        "config": trial.config.model_dump(mode="json"),
+        "config": trial.config.recorded(),
     }

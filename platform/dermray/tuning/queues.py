@@ -19,9 +19,10 @@ from dermray.tuning.settings import SweepConfig
 
 
 class Book(Protocol):
-    """Where trials that begin are written down; the sweep's ledger."""
+    """Where trials that begin are written down, until the sweep is `interrupted`; the sweep's ledger."""
 
     records: dict[str, TrialRecord]
+    interrupted: bool
 
     def begin(self, trial: Trial, record: TrialRecord | None = None) -> None:
         """A trial is to start, or to go on."""
@@ -59,7 +60,7 @@ class Queue(StatelessSearcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """The next trial, or that there is none."""
-        if not self._waiting or self._is_used_up(self._waiting[0][1]):
+        if self._book.interrupted or not self._waiting or self._is_used_up(self._waiting[0][1]):
             return Searcher.FINISHED
         number, trial = self._waiting.pop(0)
         trial = self._at_its_point(number, trial)

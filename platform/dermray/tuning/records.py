@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
+from pydantic import TypeAdapter
 from scipy.special import stdtrit
 
-from dermray import storage
+from dermray import documents, redaction, storage
 from dermray.config import Config
 from dermray.errors import DermRayError
 
@@ -129,36 +130,29 @@ class TrialRecord:
         """The record in the trial's folder, or a fresh one.
 
         Raises:
-            DermRayError: the folder belongs to another draw.
+            DermRayError: the folder belongs to another draw, or its record is damaged.
         """
         uri = storage.join(trial.uri, RECORD_NAME)
         try:
-            document = storage.read_json(uri)
+            known = documents.as_record(_RECORD, storage.read_json(uri), uri, "remove it to train the trial again")
         except FileNotFoundError:
             return cls(trial.name, trial.params)
-        if document["params"] != trial.params:
+        if known.params != trial.params:
             raise DermRayError(
-                f"{uri} holds a trial of another sweep ({document['params']}, now {trial.params}); give a new output, "
-                "or the space and seed it began with"
+                f"{uri} holds a trial of another sweep ({known.params}, now {trial.params}); give a new output, or the "
+                "space and seed it began with"
             )
-        return cls(
-            trial.name,
-            trial.params,
-            Status(document["status"]),
-            [Point(**point) for point in document["curve"]],
-            document["error"],
-            document.get("num_failures", 0),
-            [Exploit(**exploit) for exploit in document.get("exploits", [])],
-            document.get("ended_at"),
-        )
+        return known
 
     @staticmethod
     def params_at(uri: str) -> dict[str, Any] | None:
         """The values that a trial in the folder `uri` was begun with; None if none was."""
+        file = storage.join(uri, RECORD_NAME)
         try:
-            return dict(storage.read_json(storage.join(uri, RECORD_NAME))["params"])
+            params = storage.read_object(file).get("params")
         except FileNotFoundError:
             return None
+        return documents.as_object(params, f"params of {file}")
 
     def save(self, trial: AnyTrial) -> None:
         """Publish the record in the trial's folder."""
@@ -168,7 +162,7 @@ class TrialRecord:
         """The trial is at its end; a sweep that is begun again hears so once more, and keeps the time."""
         if self.ended_at is None or self.status is not status:
             self.ended_at = time.time()
-        self.status, self.error = status, error
+        self.status, self.error = status, redaction.without_secrets(error)
 
     def add(self, point: Point) -> None:
         """Put a validation into the curve; one that was repeated after a restart replaces the earlier."""
@@ -177,7 +171,7 @@ class TrialRecord:
 
     def value_at(self, validation: int, objective: str) -> float | None:
         """The objective at a validation, or None if the trial has none of that number."""
-        return next((point.metrics[objective] for point in self.curve if point.validation == validation), None)
+        return next((point.metrics.get(objective) for point in self.curve if point.validation == validation), None)
 
     @property
     def last_params(self) -> dict[str, Any]:
@@ -186,12 +180,15 @@ class TrialRecord:
 
     def value(self, objective: str) -> float | None:
         """The objective at the last validation, or None without any."""
-        return self.curve[-1].metrics[objective] if self.curve else None
+        return self.curve[-1].metrics.get(objective) if self.curve else None
 
     @property
     def samples_trained(self) -> int:
         """Training samples seen up to the last validation."""
         return self.curve[-1].samples if self.curve else 0
+
+
+_RECORD = TypeAdapter(TrialRecord)
 
 
 def ranked(records: Sequence[TrialRecord], objective: str, mode: Literal["max", "min"]) -> list[TrialRecord]:

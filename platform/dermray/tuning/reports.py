@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 from ray.train import Checkpoint
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray.train.v2.api.callback import UserCallback
 
 # The keys under which Tune is given a trial's name, which part of it a process trains, and its validations.
 NAME = "trial"
@@ -16,24 +16,23 @@ VALIDATION = "validation"
 STEP = "step"
 
 
-class ReportValidation(TuneReportCallback):
-    """Passes a trainer's validations on to Tune, numbered from 1, so that a repeated one is known as such."""
+class ReportValidation(UserCallback):
+    """Hands a trainer's validations to the sweep's mailbox, numbered from 1, so that a repeated one is known as such.
+
+    The trial's process takes them there and tells Tune. Ray's own callback has that process ask a queue five times a
+    second, and each answer that there is nothing is a failed task in Ray's dashboard.
+    """
 
     def __init__(self, name: str, every_steps: int, mailbox: ActorHandle) -> None:
-        super().__init__()
         self._name = name
         self._every_steps = every_steps
         self._mailbox = mailbox
-        self._entered = False
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         """Called by the trainer's controller for each report of the workers; rank 0 has the figures."""
-        if not self._entered:
-            here = ray.get_runtime_context().current_actor
-            ray.get(self._mailbox.put_controller.remote(self._name, here))
-            self._entered = True
+        here = ray.get_runtime_context().current_actor
         numbered = {**metrics[0], VALIDATION: validation_of(metrics[0][STEP], self._every_steps)}
-        super().after_report(run_context, [numbered], checkpoint)
+        ray.get(self._mailbox.put_validation.remote(self._name, numbered, here))
 
 
 def validation_of(step: int, every_steps: int) -> int:

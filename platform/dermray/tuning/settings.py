@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from dermray.config import ClusterConfig, Config, TrackingConfig, Uri
+from dermray.documents import Scalar
+from dermray.evaluate.settings import EvaluateConfig
+from dermray.keys import Argument, Reader, annotation_of, merged
+from dermray.train.settings import PretrainConfig
 from dermray.tuning import space as spaces
 from dermray.tuning.space import Parameter
 
 # Set by the sweep itself, trial by trial.
 OWN_KEYS = ("corpus", "output", "run_name", "cluster", "tracking", "validation.every_steps")
+# More than any sweep has that comes to its end: each trial is planned before the first one starts.
+MAX_TRIALS, MAX_VALIDATIONS = 10_000, 10_000
 # Of evaluations; benchmarks bring their test splits, by which nothing must be chosen.
 OWN_KEYS_OF_EVALUATIONS = ("corpus", "output", "run_name", "cluster", "tracking", "benchmark", "data")
 
@@ -64,7 +71,9 @@ class SweepConfig(Config):
     search: Literal["random", "grid", "tpe"] = Field(
         "random", description="random; grid: every point, ranges need steps; tpe: Optuna's, which learns from trials"
     )
-    num_trials: int = Field(8, ge=1, description="trials to draw from the space; a grid has as many as it has points")
+    num_trials: int = Field(
+        8, ge=1, le=MAX_TRIALS, description="trials to draw from the space; a grid has as many as it has points"
+    )
     max_samples: int | None = Field(
         None, ge=1, description="no further trial starts once all together have seen so many training samples"
     )
@@ -73,7 +82,10 @@ class SweepConfig(Config):
         1, ge=0, description="times a trial that fails is begun again before it is given up"
     )
     num_validations: int = Field(
-        8, ge=1, description="validations of a trial that runs to its end, at equal shares of its training"
+        8,
+        ge=1,
+        le=MAX_VALIDATIONS,
+        description="validations of a trial that runs to its end, at equal shares of its training",
     )
     max_concurrent_trials: int | None = Field(
         None, ge=1, description="trials at the same time; empty: 1 on CPUs, as many as there are cards on GPUs"
@@ -85,6 +97,19 @@ class SweepConfig(Config):
     run_name: str | None = Field(None, description="name of the parent run in MLflow; empty: from recipe and output")
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @classmethod
+    def prepared(cls, tree: Mapping[str, Any], reader: Reader) -> Mapping[str, Any]:
+        """Values that trials shall have are read by the types of the trials' own keys: `0042` may be a name."""
+        evaluates = _text_of(tree.get("job")) == "evaluate"
+        target: type[Config] = EvaluateConfig if evaluates else PretrainConfig
+        found = dict(tree)
+        if isinstance(tree.get("overrides"), Mapping):
+            found["overrides"] = reader.section(target, _nested(tree["overrides"]), "overrides.")
+        if isinstance(tree.get("space"), Mapping):
+            flat = spaces.dotted(tree["space"])
+            found["space"] = {key: _varied(target, reader, key, value) for key, value in flat.items()}
+        return found
 
     @field_validator("space", mode="before")
     @classmethod
@@ -105,6 +130,22 @@ class SweepConfig(Config):
         if self.scheduler.kind == "pbt":
             self._check_population()
         return self
+
+    def without_effect(self) -> list[str]:
+        """A line for each key that cannot do what it says."""
+        found = []
+        scheduler = self.scheduler
+        if self.job == "pretrain" and scheduler.kind == "asha" and scheduler.grace_period > self.num_validations - 1:
+            found.append(
+                f"scheduler.grace_period={scheduler.grace_period} reaches the last of num_validations="
+                f"{self.num_validations}: no trial is stopped early"
+            )
+        if self.search == "grid" and "num_trials" in self.model_fields_set:
+            found.append("num_trials has no effect with search=grid, which has as many trials as points")
+        if self.job == "evaluate":
+            keys = {"num_validations", "max_concurrent_trials", "max_trial_failures"} & self.model_fields_set
+            found += [f"{key} has no effect with job=evaluate" for key in sorted(keys)]
+        return found
 
     def _check_evaluations(self) -> None:
         if "/" not in self.objective:
@@ -152,6 +193,36 @@ class SweepConfig(Config):
     def ordered_space(self) -> dict[str, Parameter]:
         """The space with each parameter behind those that its conditions name."""
         return spaces.ordered(self.space)
+
+
+def _varied(target: type[Config], reader: Reader, key: str, parameter: Any) -> Any:
+    """A parameter of the space with its values, and those of its conditions, as their keys take them."""
+    if not isinstance(parameter, Mapping):
+        return parameter
+    found = dict(parameter)
+    if isinstance(found.get("values"), list | Argument):
+        found["values"] = reader.read(list[annotation_of(target, key)], found["values"], f"space.{key}.values")  # type: ignore[misc]
+    if isinstance(found.get("when"), Mapping):
+        found["when"] = {
+            other: reader.read(list[annotation_of(target, other)], values, f"space.{key}.when.{other}")  # type: ignore[misc]
+            for other, values in found["when"].items()
+        }
+    return found
+
+
+def _nested(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides section by section, whether they were written dotted or nested."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = _nested(value) if isinstance(value, Mapping) else value
+        for part in reversed(key.split(".")):
+            inner = {part: inner}
+        found = merged(found, inner)
+    return found
+
+
+def _text_of(value: Any) -> str | None:
+    return value.text if isinstance(value, Scalar | Argument) else value
 
 
 def _holds(tree: dict[str, Any], key: str) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from dermray.config import Config
+from dermray.errors import ConfigError
 
 # Enough to tell two settings apart, few enough to read and type again.
 SIGNIFICANT_DIGITS = 4
@@ -24,6 +25,10 @@ EXPONENT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
 PERTURBATION_FACTORS = (0.8, 1.2)
 PARAMETER_KEYS = frozenset({"kind", "low", "high", "values", "steps", "when"})
 MAX_GRID_POINTS = 100_000
+# Beyond this, floating-point numbers skip whole ones.
+MAX_INTEGER = 2**53
+# Draws that all give a trial which is there already: the space has, readably written, no others.
+MAX_DRAWS = 1000
 
 
 class _Parameter(Config):
@@ -38,9 +43,9 @@ class _Parameter(Config):
 
 
 class _Range(_Parameter):
-    low: float
-    high: float
-    steps: int | None = Field(None, ge=2, description="values of a grid, both ends included")
+    low: float = Field(allow_inf_nan=False)
+    high: float = Field(allow_inf_nan=False)
+    steps: int | None = Field(None, ge=2, le=MAX_GRID_POINTS, description="values of a grid, both ends included")
 
     @model_validator(mode="after")
     def _ordered(self) -> _Range:
@@ -82,7 +87,7 @@ class LogUniform(_Range):
     """Every order of magnitude between `low` and `high` alike."""
 
     kind: Literal["loguniform"]
-    low: float = Field(gt=0)
+    low: float = Field(gt=0, allow_inf_nan=False)
 
     def sample(self, random: np.random.Generator) -> float:
         """One value, of four significant digits."""
@@ -97,8 +102,8 @@ class Integer(_Parameter):
     """Every whole number from `low` to `high`, both included."""
 
     kind: Literal["int"]
-    low: int
-    high: int
+    low: int = Field(ge=-MAX_INTEGER)
+    high: int = Field(le=MAX_INTEGER)
 
     @model_validator(mode="after")
     def _ordered(self) -> Integer:
@@ -182,15 +187,17 @@ def grid(space: Mapping[str, Parameter]) -> list[dict[str, Any]]:
     """
     points: list[dict[str, Any]] = [{}]
     for key, parameter in space.items():
+        if isinstance(parameter, Integer) and parameter.num_values > MAX_GRID_POINTS:
+            raise ValueError(f"space.{key}: a grid of more than {MAX_GRID_POINTS:,} points; take fewer values")
         values = parameter.grid()
         if values is None:
             raise ValueError(f"space.{key}: a grid needs steps: how many values between low and high")
-        longer = []
+        longer: list[dict[str, Any]] = []
         for point in points:
             longer += [{**point, key: value} for value in values] if parameter.varies(point) else [point]
+            if len(longer) > MAX_GRID_POINTS:
+                raise ValueError(f"space: a grid of more than {MAX_GRID_POINTS:,} points; take fewer values")
         points = longer
-        if len(points) > MAX_GRID_POINTS:
-            raise ValueError(f"space: a grid of more than {MAX_GRID_POINTS:,} points; take fewer values")
     return points
 
 
@@ -220,15 +227,21 @@ def sample(space: Mapping[str, Parameter], *, num_trials: int, seed: int) -> lis
         space: config key → parameter.
         num_trials: at most `num_points(space)`.
         seed: of the draw.
+
+    Raises:
+        ConfigError: ranges are so narrow that they hold fewer different values.
     """
     seen: set[str] = set()
     trials = []
     for number in range(num_trials):
         random = np.random.default_rng([seed, number])
-        while True:
-            values = draw(space, random)
-            if _canonical(values) not in seen:
-                break
+        drawn = (draw(space, random) for _ in range(MAX_DRAWS))
+        values = next((values for values in drawn if _canonical(values) not in seen), None)
+        if values is None:
+            raise ConfigError(
+                f"space: {number} different trials were found in {MAX_DRAWS:,} draws, and num_trials={num_trials} are "
+                f"wanted; widen the ranges (values have {SIGNIFICANT_DIGITS} digits), or take fewer trials"
+            )
         seen.add(_canonical(values))
         trials.append(values)
     return trials

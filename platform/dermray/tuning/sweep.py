@@ -10,8 +10,9 @@ import contextlib
 import functools
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,10 +24,12 @@ from ray.tune import TuneError
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from dermray import cluster, storage
+from dermray import cluster, interrupts, storage
 from dermray.corpus.manifest import Manifest
-from dermray.errors import DermRayError
+from dermray.errors import ConfigError, DermRayError, StoppedError
+from dermray.progress import busy, clock
 from dermray.train import checkpoint, pretrain, worker
+from dermray.train.stopping import POLL_INTERVAL_S
 from dermray.tuning.generations import Generations
 from dermray.tuning.mailbox import Mailbox
 from dermray.tuning.plan import TRIAL_CPUS, Trial, share_cluster
@@ -38,10 +41,14 @@ from dermray.tuning.settings import SweepConfig
 from dermray.tuning.trial import TrialContext, run_trial, tracked
 
 TUNE_FOLDER = "tune"
+KEPT = "finished trials and the others' checkpoints are kept, and the same command goes on with the sweep"
 ABORT_TIMEOUT_S = 30
-# The ledger says what happens, why a trial failed and which objective is missing: Tune need not.
+# Of how many trials under way a line says where they are.
+NUM_TOLD = 4
+# The ledger says what happens, why a trial failed and which objective is missing: Tune need not. Signals are ours.
 QUIET_TUNE = {
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
@@ -63,7 +70,9 @@ def checked(config: SweepConfig, trials: list[Trial]) -> list[Trial]:
         try:
             pretrain.check(trial.config, fresh=moves)
         except DermRayError as error:
-            raise DermRayError(f"{trial.name} ({trial.label()}): {error}") from None
+            # A wrong key stays one: it has an exit code of its own.
+            kind = ConfigError if error.exit_code == ConfigError.exit_code else DermRayError
+            raise kind(f"{trial.name} ({trial.label()}): {error}") from None
         found.append(replace(trial, config=pretrain.located(trial.config)))
     return found
 
@@ -84,11 +93,20 @@ def sweep(
     """
     at_once, trials = share_cluster(config, trials, num_cpus=cluster.num_cpus(), num_gpus=cluster.num_gpus())
     started = time.monotonic()
-    mailbox: ActorHandle = Mailbox.remote()  # type: ignore[attr-defined]
+    mailbox: ActorHandle = Mailbox.remote()
     ledger = Ledger(config, mailbox, say, num_trials=len(trials))
     searcher = Generations if config.scheduler.kind == "pbt" else Queue
     queue = searcher(config, trials, Manifest.load(config.corpus), ledger)
-    _fit(config, TrialContext(mailbox, parent_key), ledger, queue, at_once)
+    grace_s = max(trial.config.train.grace_s for trial in trials)
+    with (
+        interrupts.telling(lambda: KEPT),
+        _passed_on(ledger, mailbox),
+        interrupts.stopping(ledger.interrupt, grace_s=grace_s),
+        busy(lambda: f"sweep: {ledger.standing()}", say),
+    ):
+        _fit(config, TrialContext(mailbox, parent_key), ledger, queue, at_once)
+    if ledger.interrupted:
+        raise StoppedError(f"stopped: {KEPT}")
     if any(record.status is Status.UNFINISHED for record in ledger.records.values()):
         raise DermRayError("the sweep was interrupted; the same command goes on with it")
     for name, record in ledger.records.items():
@@ -96,12 +114,37 @@ def sweep(
     return publish(config, ledger.trials, list(ledger.records.values()), seconds=time.monotonic() - started)
 
 
+@contextlib.contextmanager
+def _passed_on(ledger: Ledger, mailbox: ActorHandle) -> Iterator[None]:
+    """Within the block the ledger hears how far trials are, and they that the sweep is to end.
+
+    A signal handler itself cannot ask Ray for anything.
+    """
+    over = threading.Event()
+
+    def listen() -> None:
+        while not over.wait(POLL_INTERVAL_S):
+            ledger.steps = ray.get(mailbox.steps.remote())
+            if ledger.interrupted:
+                ray.get(mailbox.interrupt.remote())
+                return
+
+    thread = threading.Thread(target=listen, name="sweep-interruption", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
 class Ledger(tune.Callback):
     """Listens to Tune in the driver, keeps every trial's record and says what happens.
 
     Attributes:
         trials, records: of those that were begun, by name.
+        steps: how far those are that train, by name, as they say themselves.
         refusal: why it ended the sweep, if it did; Tune passes on the text of an error only.
+        interrupted: the sweep is to end, with a checkpoint of each trial that trains.
     """
 
     def __init__(
@@ -109,15 +152,28 @@ class Ledger(tune.Callback):
     ) -> None:
         self.trials: dict[str, Trial] = {}
         self.records: dict[str, TrialRecord] = {}
+        self.steps: dict[str, int] = {}
         self.refusal: DermRayError | None = None
+        self.interrupted = False
         self._config = config
         self._mailbox = mailbox
         self._say = say
         self._num_trials = num_trials
+        self._began = time.monotonic()
+        # Trials, and parts of some, that earlier processes trained: they took no time of this one.
+        self._num_found = 0.0
+        self._failed: set[str] = set()
+
+    def interrupt(self) -> None:
+        """The sweep is to end; safe in a signal handler."""
+        self.interrupted = True
 
     def begin(self, trial: Trial, record: TrialRecord | None = None) -> None:
         """A trial is to start, or to go on from where an earlier process, or its last generation, left it."""
         record = record or TrialRecord.load(trial)
+        self._failed.discard(trial.name)
+        if trial.name not in self.records:
+            self._num_found += self._trained(trial, record)
         self.trials[trial.name], self.records[trial.name] = trial, record
         record.save(trial)
         ray.get(self._mailbox.put_trial.remote(trial.name, [ray.put((trial, record))]))
@@ -156,6 +212,9 @@ class Ledger(tune.Callback):
         if _ran_to_end(mine):
             self._end(mine, Status.FINISHED)
             return
+        if self.interrupted:
+            self._say(f"{mine.name}  stops with the sweep; {pretrain.what_is_kept(mine.uri)}")
+            return
         if _pauses(mine):
             self._say(f"{mine.name}  pauses at step {mine.pause_at}")
             return
@@ -184,7 +243,39 @@ class Ledger(tune.Callback):
         record = self.records[trial.name]
         record.end(status, error)
         record.save(trial)
+        if status is Status.FAILED:
+            self._failed.add(trial.name)
         self._say(f"{trial.name}  {status}{': ' + error if error else ''}")
+        if sum(map(self._has_ended, self.records.values())) < self._num_trials:
+            self._say(self.standing())
+
+    def standing(self) -> str:
+        """How many trials have ended, where the others are, and when all will have ended; from any thread."""
+        begun = [(self.trials[name], record) for name, record in list(self.records.items())]
+        ended = sum(self._has_ended(record) for _, record in begun)
+        under_way = [self._place(trial, record) for trial, record in begun if not self._has_ended(record)]
+        more = len(under_way) - NUM_TOLD
+        others = [", ".join(under_way[:NUM_TOLD]) + (f" and {more} more" if more > 0 else "")] if under_way else []
+        done = sum(self._trained(trial, record) for trial, record in begun)
+        made = done - self._num_found
+        eta = clock((time.monotonic() - self._began) / made * (self._num_trials - done)) if made > 0 else ""
+        last = [f"ETA {eta} if the others take as long"] if eta else []
+        return "; ".join([f"{ended} of {self._num_trials} trials have ended", *others, *last])
+
+    def _has_ended(self, record: TrialRecord) -> bool:
+        return record.status.is_final or record.name in self._failed
+
+    def _step(self, record: TrialRecord) -> int:
+        """The last step that is known of a trial's training."""
+        return max(self.steps.get(record.name, 0), record.curve[-1].step if record.curve else 0)
+
+    def _place(self, trial: Trial, record: TrialRecord) -> str:
+        step = self._step(record)
+        return f"{trial.name} step {step}/{trial.num_steps}" if step else f"{trial.name} has yet to train"
+
+    def _trained(self, trial: Trial, record: TrialRecord) -> float:
+        """The share of a trial's steps that is behind it; all of one that has ended."""
+        return 1.0 if self._has_ended(record) else min(self._step(record) / trial.num_steps, 1.0)
 
 
 def _ran_to_end(trial: Trial) -> bool:
@@ -198,7 +289,7 @@ def _pauses(trial: Trial) -> bool:
 def _abort(trial: Trial, controller: ActorHandle) -> None:
     """End a trainer while its trial still lives. Tune itself only ends the trial's process, or gives it to the next
     trial. What its trainer had reserved would stay reserved: Ray frees it only with the help of a dashboard, which a
-    local cluster lacks.
+    local cluster may lack.
     """
     try:
         ray.get(controller.abort.remote(), timeout=ABORT_TIMEOUT_S)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -46,16 +48,62 @@ def run_trial(context: TrialContext, config: dict[str, Any]) -> None:
         tune.report({**point.metrics, STEP: point.step, VALIDATION: point.validation})
     if record.status.is_final:
         return
+    for unheard in _unheard(trial, record):
+        tune.report(unheard)
     try:
-        _train(trial, record, context)
+        _train_and_tell(trial, record, context)
+    except StoppedError:
+        # The sweep is to end; started again, the trial goes on with it.
+        return
     except Exception as error:
         ray.get(context.mailbox.put_reason.remote(name, _in_one_line(error)))
         raise
 
 
+def _unheard(trial: Trial, record: TrialRecord) -> list[dict[str, Any]]:
+    """Validations that checkpoints know of and the record does not: the driver was killed before it heard of them.
+
+    They are behind the trial, which goes on from the last checkpoint, and would never be told again.
+    """
+    from dermray.train import checkpoint
+
+    heard = {point.validation for point in record.curve}
+    told = [
+        {**info.scores, STEP: info.step, VALIDATION: trial.validation_of(info.step)}
+        for info in checkpoint.committed(trial.uri)
+        if info.scores
+    ]
+    return [one for one in told if one[VALIDATION] not in heard]
+
+
 def _in_one_line(error: Exception) -> str:
     kind = "" if isinstance(error, DermRayError) else f"{type(error).__name__}: "
     return kind + " ".join(str(error).split())[-MAX_REASON_CHARS:]
+
+
+def _train_and_tell(trial: Trial, record: TrialRecord, context: TrialContext) -> None:
+    """Train in a thread beside this one, which is Tune's: it passes validations on, and is ended where Tune stops."""
+    mailbox, name = context.mailbox, trial.name
+    outcome: Future[None] = Future()
+
+    def train() -> None:
+        try:
+            _train(trial, record, context)
+            outcome.set_result(None)
+        except BaseException as error:
+            outcome.set_exception(error)
+        mailbox.close.remote(name)
+
+    ray.get(mailbox.open.remote(name))
+    # A daemon: the process of a trial that Tune ends does not wait for it.
+    training = threading.Thread(target=train, name="training", daemon=True)
+    training.start()
+    try:
+        while (figures := ray.get(mailbox.take_validation.remote(name))) is not None:
+            tune.report(figures)
+    finally:
+        training.join()
+    outcome.result()
 
 
 def _train(trial: Trial, record: TrialRecord, context: TrialContext) -> None:
@@ -66,6 +114,10 @@ def _train(trial: Trial, record: TrialRecord, context: TrialContext) -> None:
 
         def on_record(record: StepRecord) -> None:
             current.log_metrics(record.metrics, step=record.step)
+            context.mailbox.put_step.remote(trial.name, record.step)
+
+        def is_interrupted() -> bool:
+            return bool(ray.get(context.mailbox.is_interrupted.remote()))
 
         manifest = Manifest.load(trial.config.corpus)
         current.log_corpus(trial.config.corpus, manifest, context="training")
@@ -80,9 +132,10 @@ def _train(trial: Trial, record: TrialRecord, context: TrialContext) -> None:
                 provenance=provenance,
                 extra_callbacks=[ReportValidation(trial.name, trial.validates_every, context.mailbox)],
                 until_step=trial.pause_at,
+                stop_requested=is_interrupted,
             )
         except StoppedError:
-            if trial.pause_at is None:
+            if trial.pause_at is None or is_interrupted():
                 raise
             return
         except Exception:

@@ -1,7 +1,5 @@
 // The API reference, drawn from openapi.json: endpoints, fields, examples that can be pasted into a shell.
 
-const MAX_EXAMPLE_CHARS = 72;
-
 function element(tag, className, ...children) {
   const node = document.createElement(tag);
   if (className) node.className = className;
@@ -39,19 +37,23 @@ function table(schema, document) {
   return element("table", "", body);
 }
 
-function shorten(value) {
-  if (typeof value === "string" && value.length > MAX_EXAMPLE_CHARS) return `${value.slice(0, 40)}…`;
-  if (Array.isArray(value)) return value.map(shorten);
-  if (value && typeof value === "object") {
-    return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, shorten(inner)]));
-  }
-  return value;
+const IMAGE = /data:image\/[a-z]+;base64,[A-Za-z0-9+/=]+/;
+
+function quote(text) {
+  return `'${text.replaceAll("'", "'\\''")}'`;
 }
 
-function curl(method, path, example) {
-  const url = `${location.origin}${path}`;
-  if (method === "get") return `curl ${url}`;
-  return `curl ${url} \\\n  -H 'Content-Type: application/json' \\\n  -d '${JSON.stringify(shorten(example))}'`;
+// An image goes through a pipe: a shell takes no argument as long as a photograph.
+function curl(method, path, example, administrative) {
+  const url = `${location.origin}${location.pathname.replace(/\/docs\/?$/, "")}${path}`;
+  const token = administrative ? ` \\\n  -H "Authorization: Bearer $DERMRAY_SERVE_ADMIN_TOKENS"` : "";
+  if (!example) return `curl ${method === "get" ? "" : `-X ${method.toUpperCase()} `}${url}${token}`;
+  const body = JSON.stringify(example);
+  const send = `curl ${url} \\\n  -H 'Content-Type: application/json'${token} \\\n  -d `;
+  if (!IMAGE.test(body)) return send + quote(body);
+  const [before, after] = body.split(IMAGE);
+  return `{ printf %s ${quote(`${before}data:image/jpeg;base64,`)}\n` +
+    `  base64 < photo.jpg | tr -d '\\n'; printf %s ${quote(after)}; } |\n${send}@-`;
 }
 
 function operation(path, method, detail, document) {
@@ -66,8 +68,9 @@ function operation(path, method, detail, document) {
   }
   const examples = bodies.flatMap(([, content]) => resolve(content.schema, document).examples ?? []);
   card.append(element("h3", "", "Example"));
+  const administrative = (detail.tags ?? []).includes("administration");
   for (const example of examples.length ? examples.slice(0, 2) : [null]) {
-    card.append(element("pre", "", element("code", "", curl(method, path, example))));
+    card.append(element("pre", "", element("code", "", curl(method, path, example, administrative))));
   }
   const answers = element("tbody");
   for (const [status, answer] of Object.entries(detail.responses)) {

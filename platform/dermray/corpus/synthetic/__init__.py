@@ -7,7 +7,8 @@ patients.
 
 from __future__ import annotations
 
-from dermray.corpus.synthetic.conditions import CONDITIONS, Condition, ontology
+from dermray.corpus.synthetic.condition import Condition
+from dermray.corpus.synthetic.conditions import CONDITIONS, ontology
 from dermray.corpus.synthetic.drawing import Attributes, draw
 from dermray.corpus.synthetic.sheet import contact_sheet
 from dermray.corpus.synthetic.writer import GENERATOR_VERSION, TABLE_NAME, Summary, write_corpus

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dermray.corpus.synthetic.canvas import DRAPES, Canvas, smoothstep
-from dermray.corpus.synthetic.conditions import Condition
+from dermray.corpus.synthetic.condition import Condition
 from dermray.corpus.synthetic.lesions import LesionGroup, Lesions, place
 from dermray.corpus.synthetic.surface import CONCEPTS, SURFACES
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dermray.corpus.synthetic.conditions import CONDITIONS, Condition
+from dermray.corpus.synthetic.condition import Condition
+from dermray.corpus.synthetic.conditions import CONDITIONS
 from dermray.corpus.synthetic.drawing import draw
 
 COLUMNS = 4

@@ -13,7 +13,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from dermray.corpus.synthetic.conditions import CONDITIONS, Condition
+from dermray.corpus.synthetic.condition import Condition
+from dermray.corpus.synthetic.conditions import CONDITIONS
 from dermray.corpus.synthetic.drawing import Attributes
 
 COLUMNS = (

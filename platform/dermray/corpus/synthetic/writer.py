@@ -15,23 +15,24 @@ import json
 import multiprocessing
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from dermray import storage
 from dermray.corpus.synthetic.conditions import CONDITIONS, ontology
 from dermray.corpus.synthetic.drawing import draw
 from dermray.corpus.synthetic.wording import COLUMNS, NO_CONCEPTS, SOURCES, Source, describe
 from dermray.errors import ConfigError, CorpusError, StorageError
+from dermray.progress import Progress, Say, print_line
 
 # Raise whenever the same (num_images, seed) would give other bytes.
 GENERATOR_VERSION = 1
@@ -43,9 +44,6 @@ PNG_SHARE = 0.4
 CHUNK_IMAGES = 32
 # Below this, starting processes costs more than it saves.
 MIN_IMAGES_PER_WORKER = 150
-PROGRESS_INTERVAL_S = 2.0
-
-Progress = Callable[[int, int, float], None]
 
 
 class Summary(TypedDict):
@@ -69,25 +67,18 @@ class _Chunk:
     conditions: tuple[int, ...]
 
 
-def print_progress(done: int, total: int, elapsed_s: float) -> None:
-    """One line: images done, rate, time left."""
-    rate = done / max(elapsed_s, 1e-9)
-    print(f"synthetic corpus: {done}/{total} images, {rate:.0f}/s, {(total - done) / rate:.0f} s left", flush=True)
-
-
 def write_corpus(
     output: str | Path,
     *,
     num_images: int,
     seed: int,
     workers: int | None = None,
-    progress: Progress | None = print_progress,
+    say: Say = print_line,
 ) -> Summary:
     """Draws `num_images` photographs with their rows and returns the summary.
 
     A folder that already holds the corpus of the same `num_images`, `seed` and generator version is left as it is.
-    `workers` processes are spawned (default: one per core, fewer for few images); `progress` is called with (images
-    done, images in all, seconds) about every 2 s.
+    `workers` processes are spawned (default: one per core, fewer for few images); `say` takes lines of progress.
 
     Raises:
         ConfigError: `num_images` or `workers` is below 1, or `seed` below 0.
@@ -104,7 +95,7 @@ def write_corpus(
         if finished is not None:
             return finished
         _claim(folder, {"num_images": num_images, "seed": seed, "generator_version": GENERATOR_VERSION})
-        rows = _draw_all(folder, num_images, seed, workers, progress)
+        rows = _draw_all(folder, num_images, seed, workers, say)
         summary = _summarise(rows, folder / TABLE_NAME, seed)
         _write_aside(folder / "ontology.json", json.dumps(ontology(), indent=2) + "\n")
         _write_aside(folder / RECORD_NAME, json.dumps({**summary, "table": TABLE_NAME}, indent=2) + "\n")
@@ -125,10 +116,11 @@ def _finished(folder: Path, num_images: int, seed: int) -> Summary | None:
     record, table = folder / RECORD_NAME, folder / TABLE_NAME
     if not (record.is_file() and table.is_file()):
         return None
-    summary: Summary = json.loads(record.read_text("utf-8"))
-    if (summary["num_images"], summary["seed"], summary["generator_version"]) != (num_images, seed, GENERATOR_VERSION):
+    summary = storage.read_object(record)
+    asked = {"num_images": num_images, "seed": seed, "generator_version": GENERATOR_VERSION}
+    if any(summary.get(name) != value for name, value in asked.items()):
         return None
-    return {**summary, "table": str(table)}
+    return cast(Summary, {**summary, "table": str(table)})
 
 
 def _claim(folder: Path, request: dict[str, int]) -> None:
@@ -147,17 +139,15 @@ def _claim(folder: Path, request: dict[str, int]) -> None:
         path.mkdir()
 
 
-def _draw_all(
-    folder: Path, num_images: int, seed: int, workers: int | None, progress: Progress | None
-) -> list[dict[str, str]]:
+def _draw_all(folder: Path, num_images: int, seed: int, workers: int | None, say: Say) -> list[dict[str, str]]:
     chunks = _chunks(folder, num_images, seed)
     workers = min(workers or os.cpu_count() or 1, max(1, num_images // MIN_IMAGES_PER_WORKER))
     if workers == 1:
-        return _collect(map(_draw_chunk, chunks), num_images, progress)
+        return _collect(map(_draw_chunk, chunks), num_images, say)
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(workers, context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-            return _collect(pool.map(_draw_chunk, chunks), num_images, progress)
+            return _collect(pool.map(_draw_chunk, chunks), num_images, say)
     except BrokenProcessPool as error:
         raise CorpusError(
             f"{folder}: a drawing process ended before its work; check free memory and that the calling script "
@@ -175,15 +165,12 @@ def _chunks(folder: Path, num_images: int, seed: int) -> list[_Chunk]:
     ]
 
 
-def _collect(parts: Iterable[list[dict[str, str]]], num_images: int, progress: Progress | None) -> list[dict[str, str]]:
+def _collect(parts: Iterable[list[dict[str, str]]], num_images: int, say: Say) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
-    began = reported = time.monotonic()
-    for part in parts:
-        rows.extend(part)
-        now = time.monotonic()
-        if progress is not None and (now - reported >= PROGRESS_INTERVAL_S or len(rows) == num_images):
-            progress(len(rows), num_images, now - began)
-            reported = now
+    with Progress("synthetic corpus", num_images, "images", say=say) as progress:
+        for part in parts:
+            rows.extend(part)
+            progress.advance(len(part))
     return rows
 
 

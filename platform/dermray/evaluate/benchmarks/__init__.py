@@ -11,13 +11,13 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any
 
-import yaml
 from pydantic import Field
 
 from dermray.config import Config, validate
+from dermray.documents import parse_yaml, plain
 from dermray.errors import ConfigError
-from dermray.evaluate.settings import TaskName
 from dermray.evaluate.tables import Layout
+from dermray.evaluate.tasks.kinds import TaskName
 
 _NO_SUITES = ("datasets.yaml", "classes.yaml")
 
@@ -107,9 +107,9 @@ def load(name: str) -> Suite:
 @lru_cache(maxsize=1)
 def _suites() -> dict[str, Suite]:
     folder = resources.files(__name__)
-    documents = {file.name: yaml.safe_load(file.read_text(encoding="utf-8")) for file in folder.iterdir() if _is(file)}
-    datasets, classes = (documents.pop(name) for name in _NO_SUITES)
-    suites = [_suite(document, datasets, classes) for _, document in sorted(documents.items())]
+    read = {file.name: plain(parse_yaml(file.read_bytes(), file.name)) for file in folder.iterdir() if _is(file)}
+    datasets, classes = (read.pop(name) for name in _NO_SUITES)
+    suites = [_suite(document, datasets, classes) for _, document in sorted(read.items())]
     return {suite.name: suite for suite in suites}
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import aiohttp
 
 from dermray.errors import EndpointError
-from dermray.prepare.progress import FIRST_INTERVAL_S, LAST_INTERVAL_S
 from dermray.prepare.rewriting.answers import REASONS, AnswerError, Reason, Usage, message_of
 from dermray.prepare.rewriting.cache import Cache
 from dermray.prepare.rewriting.endpoint import Endpoint
 from dermray.prepare.rewriting.pace import TokenBucket
 from dermray.prepare.rewriting.settings import RewriteConfig
 from dermray.prepare.rewriting.tasks import Task
+from dermray.progress import Progress, print_line
 
 # A kill loses what was not published yet: a thirtieth of the time that the run took, between these bounds.
 FIRST_PUBLISH_S = 0.5
@@ -54,15 +54,14 @@ class Asking:
         self._task = task
         self._config = config
         self._cache = cache
-        self._num_pending = len(pending)
         self._num_captions = num_captions
         self._batches = deque(_batches(list(pending.items()), config.captions_per_request))
         self._tally = Tally()
         self._answers: dict[str, list[str]] = {}
         self._failed: dict[str, Reason] = {}
         self._num_failed_in_a_row = 0
-        self._num_done = 0
-        self._started = self._published_at = self._told_at = time.monotonic()
+        self._progress = Progress(task.name, len(pending), "captions", say=self._say)
+        self._started = self._published_at = time.monotonic()
 
     async def run(self) -> Tally:
         """Ask for everything; afterwards the cache holds an answer or a reason for each caption.
@@ -78,21 +77,25 @@ class Asking:
             endpoint = Endpoint(
                 self._config.url, key=key, bucket=bucket, timeout_s=self._config.timeout_s, session=session
             )
-            ticking = asyncio.create_task(self._tick())
-            working = [asyncio.create_task(self._work(endpoint)) for _ in range(self._config.num_concurrent)]
-            # The work ends by itself; ticking ends first only by an error.
-            ends: list[asyncio.Future[Any]] = [asyncio.gather(*working), ticking]
-            try:
-                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-                next(end for end in ends if end.done()).result()
-            finally:
-                for task in (ticking, *working):
-                    task.cancel()
-                await asyncio.gather(*ends, *working, return_exceptions=True)
-                self._publish()
+            with self._progress:
+                await self._ask(endpoint)
         self._cache.add_failed(self._failed)
         self._tally.num_requests = endpoint.num_requests
         return self._tally
+
+    async def _ask(self, endpoint: Endpoint) -> None:
+        ticking = asyncio.create_task(self._tick())
+        working = [asyncio.create_task(self._work(endpoint)) for _ in range(self._config.num_concurrent)]
+        # The work ends by itself; ticking ends first only by an error.
+        ends: list[asyncio.Future[Any]] = [asyncio.gather(*working), ticking]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            next(end for end in ends if end.done()).result()
+        finally:
+            for task in (ticking, *working):
+                task.cancel()
+            await asyncio.gather(*ends, *working, return_exceptions=True)
+            self._publish()
 
     async def _work(self, endpoint: Endpoint) -> None:
         while self._batches:
@@ -114,14 +117,14 @@ class Asking:
             await self._settle(batch[middle:], endpoint)
             return
         self._answers.update(zip((key for key, _ in batch), texts, strict=True))
-        self._num_done += len(batch)
+        self._progress.advance(len(batch))
         self._num_failed_in_a_row = 0
         if len(self._answers) >= PUBLISH_ANSWERS:
             self._publish()
 
     def _give_up(self, key: str, error: AnswerError) -> None:
         self._failed[key] = error.reason
-        self._num_done += 1
+        self._progress.advance()
         self._num_failed_in_a_row += 1
         if self._num_failed_in_a_row == MAX_FAILED_IN_A_ROW:
             raise EndpointError(
@@ -136,23 +139,16 @@ class Asking:
         self._published_at = time.monotonic()
 
     async def _tick(self) -> None:
-        """Publish and tell, less often the longer it takes."""
+        """Publish, less often the longer it takes."""
         while True:
             await asyncio.sleep(TICK_S)
             now = time.monotonic()
             share_s = (now - self._started) / PUBLISH_SHARE
             if now - self._published_at >= min(LAST_PUBLISH_S, max(FIRST_PUBLISH_S, share_s)):
                 self._publish()
-            if now - self._told_at >= min(LAST_INTERVAL_S, max(FIRST_INTERVAL_S, share_s)):
-                self._told_at = now
-                print(self._line(now - self._started), flush=True)
 
-    def _line(self, elapsed_s: float) -> str:
-        rate = self._num_done / elapsed_s
-        left = f"{(self._num_pending - self._num_done) / rate:,.0f} s left" if rate else "waiting for the first answers"
-        failed = f", {len(self._failed):,} without an answer" if self._failed else ""
-        done = f"{self._num_done:,}/{self._num_pending:,} captions{failed}"
-        return f"{self._task.name}: {done}, {rate:,.1f} captions/s, {left}"
+    def _say(self, line: str) -> None:
+        print_line(f"{line}; {len(self._failed):,} without an answer" if self._failed else line)
 
 
 def check_ceiling(

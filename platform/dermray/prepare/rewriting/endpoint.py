@@ -8,7 +8,6 @@ redirects are not followed: captions and key go where the configuration says and
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import re
 import time
@@ -21,7 +20,8 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
-from dermray.errors import EndpointError
+from dermray.documents import parse_json
+from dermray.errors import DocumentError, EndpointError
 from dermray.prepare.rewriting.answers import FAILED, MALFORMED, AnswerError
 from dermray.prepare.rewriting.pace import TokenBucket
 
@@ -143,9 +143,9 @@ class Endpoint:
     def _said(self, body: bytes) -> str:
         """The endpoint's own words, in one line; some repeat the key."""
         try:
-            document = json.loads(body)
+            document = parse_json(body, "the answer")
             said = document["error"]["message"]
-        except (ValueError, LookupError, TypeError, RecursionError):
+        except (DocumentError, LookupError, TypeError):
             said = body.decode("utf-8", "replace")
         line = " ".join(str(said).split())
         if self._key:

@@ -5,8 +5,10 @@ A reader is a function `SourceRequest -> RawRows`. To add one: write a module, n
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
+from dermray.corpus.accounts import require_balance
 from dermray.prepare.sources import (
     csv,
     derm1m,
@@ -22,6 +24,7 @@ from dermray.prepare.sources import (
     skincon,
     webdataset,
 )
+from dermray.prepare.sources.joining import without_ambiguous
 from dermray.prepare.sources.rows import RawRows, SourceRequest
 
 Reader = Callable[[SourceRequest], RawRows]
@@ -42,4 +45,22 @@ READERS: dict[str, Reader] = {
     "webdataset": webdataset.read,
 }
 
-__all__ = ["READERS", "RawRows", "Reader", "SourceRequest"]
+
+# Sources of files and not of a table: nobody sees their rows numbered, so that messages name the files.
+OF_FILES = frozenset({"image_folder", "webdataset", "parquet"})
+
+
+def read(source: str, request: SourceRequest) -> RawRows:
+    """Read a source's rows; those whose image may be one of several files are dropped.
+
+    Raises:
+        AssertionError: the reader has lost rows, or made some up.
+        CorpusError, OntologyError, StorageError: as the reader.
+    """
+    raw = without_ambiguous(READERS[source](request), request.findings.ambiguous)
+    reasons = Counter(row.reason for row in raw.dropped)
+    require_balance(f"source {source}", request.rows_met.total(), raw.table.num_rows, reasons)
+    return raw
+
+
+__all__ = ["OF_FILES", "READERS", "RawRows", "Reader", "SourceRequest", "read"]

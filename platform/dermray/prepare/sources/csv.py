@@ -5,20 +5,26 @@ A table that jobs/export.py has written (with a column `dermray_sample`) gives t
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dermray.corpus import exchange
-from dermray.corpus.captions import ontology_caption
-from dermray.errors import CorpusError
+from dermray.corpus.ontology import Ontology
+from dermray.documents import parse_json
+from dermray.errors import CorpusError, DocumentError
+from dermray.prepare.sources.joining import joined_rows
+from dermray.prepare.sources.label_map import LabelMap, read_label_map
 from dermray.prepare.sources.rows import (
+    PATIENT_FIELDS,
     PREPARED,
     Columns,
     DroppedRow,
+    Findings,
     RawRows,
     SourceRequest,
     assemble,
@@ -30,19 +36,21 @@ from dermray.prepare.sources.rows import (
     listed,
     map_values,
     meta,
+    of_patients,
     path,
     prepared_rows,
     raw_captions,
-    skin_types,
     text,
-    years,
 )
-from dermray.prepare.sources.tables import StringTable, read_table, read_tree
+from dermray.prepare.sources.sentences import label_sentences
+from dermray.prepare.sources.tables import StringTable, joined, read_blocks, read_tree
 
 TABLE_NAME = "metadata.csv"
 # Column of an exported table: the object of `corpus.exchange`, beside the image's path in the column `image`.
 SAMPLE_COLUMN = "dermray_sample"
 STEP = 10_000
+# Keys of `columns` that name no column.
+NOT_COLUMNS = ("label_separator", "label_map")
 
 
 def read(request: SourceRequest) -> RawRows:
@@ -55,25 +63,59 @@ def read(request: SourceRequest) -> RawRows:
         CorpusError: the table is missing, a named column is not in it, or it has neither captions nor labels.
         OntologyError: the tree is malformed.
     """
-    cells = read_table(request, TABLE_NAME)
-    if SAMPLE_COLUMN in cells:
-        return _prepared(request, cells)
-    return interpret(request, cells)
+    blocks = read_blocks(request, TABLE_NAME)
+    first = next(blocks)
+    whole = itertools.chain([first], blocks)
+    return _prepared(request, whole) if SAMPLE_COLUMN in first else interpret(request, whole)
 
 
-def interpret(request: SourceRequest, cells: StringTable, default_source: str = "csv") -> RawRows:
-    """Raw rows from a table's cells by the column names of `request.columns`.
+def interpret(request: SourceRequest, blocks: Iterable[StringTable], default_source: str = "csv") -> RawRows:
+    """Raw rows from a table's cells by the column names of `request.columns`; it may come in blocks, one at least.
 
     Raises:
         CorpusError, OntologyError: as `read`.
     """
-    names = _present(cells, request.columns)
+    rest = iter(blocks)
+    first = next(rest)
+    names = _present(first, request.columns)
+    label_map = read_label_map(request) if names["label"] else None
+    tree = read_tree(request)
+    blocks = itertools.chain([first], rest)
+    if not names["caption"] and tree is None:
+        # What a label is called in a sentence hangs on the labels of all rows.
+        blocks = [joined(blocks)]
+    matched = set[str]()
+    raw = joined_rows(_rows(request, cells, names, tree, label_map, matched, default_source) for cells in blocks)
+    if label_map:
+        request.findings.map_rows_unused[:] = label_map.others(matched)
+    request.findings.extra_columns.extend(name for name in first.table.column_names if name not in _used(names))
+    made = "the published sentence over the labels" if not names["caption"] else f"column {names['caption'][0]}"
+    return replace(raw, ontology=tree, captions_from={"raw": made})
+
+
+def _used(names: Mapping[str, list[str]]) -> set[str]:
+    return {name for names_used in names.values() for name in names_used}
+
+
+def _rows(
+    request: SourceRequest,
+    cells: StringTable,
+    names: Mapping[str, list[str]],
+    tree: Ontology | None,
+    label_map: LabelMap | None,
+    matched: set[str],
+    default_source: str,
+) -> RawRows:
+    """The raw rows of a block; `matched` takes the rows of the map that its labels match."""
     num_rows = len(cells.rows)
 
     def column(key: str, convert: Callable[[pa.Array], pa.Array] = text) -> pa.Array | None:
         return convert(cells[names[key][0]]) if names[key] else None
 
-    labels = _labels(cells, names["label"], request.columns.label_separator)
+    said = of_patients(num_rows, **{key: column(key) for key in PATIENT_FIELDS})
+    labels = _labels(request.findings, cells, names["label"], request.columns.label_separator)
+    if labels is not None and label_map:
+        labels = label_map.applied(labels, matched)
     patients, lesions = column("patient_id"), column("lesion_id")
     images = cells[names["image"][0]]
     table = assemble(
@@ -81,48 +123,53 @@ def interpret(request: SourceRequest, cells: StringTable, default_source: str = 
         source=first_of(column("source"), pa.repeat(default_source, num_rows)),
         source_id=first_of(column("source_id"), images),
         image=path(images),
-        captions=raw_captions(column("caption") if names["caption"] else _captions_from(labels)),
+        captions=raw_captions(column("caption") if names["caption"] else label_sentences(labels, tree)),
         labels=labels,
         concepts=column("concepts", lambda cell: listed(text(cell, lower=True))),
-        skin_type=column("skin_type", skin_types),
+        skin_type=said.skin_type,
         group=_key(cells, names["group"]) or first_of(patients, lesions),
         split=column("split"),
         meta=meta(
             num_rows,
-            age=column("age", years),
-            sex=column("sex"),
+            age=said.age,
+            sex=said.sex,
             body_site=column("body_site"),
             symptoms=column("symptoms"),
             patient_id=patients,
             lesion_id=lesions,
-            extra=extras(leftover(cells.table, {name for used in names.values() for name in used})),
+            extra=extras({**leftover(cells.table, _used(names)), **said.as_written}),
         ),
     )
-    made = "the published sentence over the labels" if not names["caption"] else f"column {names['caption'][0]}"
-    return RawRows(table, cells.dropped, read_tree(request), {"raw": made})
+    return RawRows(table, cells.dropped, not_understood=said.not_understood)
 
 
-def _prepared(request: SourceRequest, cells: StringTable) -> RawRows:
+def _prepared(request: SourceRequest, blocks: Iterable[StringTable]) -> RawRows:
     """The samples of an exported table."""
+    request.note_map_unused()
+    raw = joined_rows(_samples(request, cells) for cells in blocks)
+    return replace(raw, ontology=read_tree(request), captions_from=captions_from(raw.table, {}))
+
+
+def _samples(request: SourceRequest, cells: StringTable) -> RawRows:
     cells.require("image")
     tables = [PREPARED.empty_table()]
     dropped = list(cells.dropped)
-    images, documents = path(cells["image"]), cells[SAMPLE_COLUMN]
+    images, samples_of = path(cells["image"]), cells[SAMPLE_COLUMN]
     # Objects of Python are many times larger than Arrow's columns, so there are never many at once.
     for first in range(0, len(images), STEP):
         samples: list[dict[str, Any]] = []
         for place in range(first, min(first + STEP, len(images))):
             row, image = cells.rows[place].as_py(), images[place].as_py()
             try:
-                sample = exchange.from_document(json.loads(documents[place].as_py()))
-            except (ValueError, RecursionError) as error:
+                document = parse_json(samples_of[place].as_py(), SAMPLE_COLUMN, request.findings.doubled_keys)
+                sample = exchange.from_document(document)
+            except (ValueError, TypeError, DocumentError) as error:
                 detail = f"{SAMPLE_COLUMN}: {error}"
                 dropped.append(DroppedRow(row, image or "", image or "", "malformed_row", detail))
             else:
                 samples.append({"row": row, "image": image, **sample})
         tables.append(pa.Table.from_pylist(samples, PREPARED))
-    table = prepared_rows(pa.concat_tables(tables))
-    return RawRows(table, tuple(dropped), read_tree(request), captions_from(table, {}))
+    return RawRows(prepared_rows(pa.concat_tables(tables)), tuple(dropped))
 
 
 def _present(cells: StringTable, columns: Columns) -> dict[str, list[str]]:
@@ -130,9 +177,9 @@ def _present(cells: StringTable, columns: Columns) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for key, field in type(columns).model_fields.items():
         value = getattr(columns, key)
-        wanted = [] if value is None or key == "label_separator" else [value] if isinstance(value, str) else value
-        if value != field.default or key == "image":
-            cells.require(*wanted)
+        wanted = [] if value is None or key in NOT_COLUMNS else [value] if isinstance(value, str) else value
+        if (value != field.default or key == "image") and key not in NOT_COLUMNS:
+            cells.require(*wanted, hint=f"; say which it is with columns.{key}=")
         found[key] = [name for name in wanted if name in cells]
     if not found["caption"] and not found["label"]:
         known = ", ".join(cells.table.column_names)
@@ -143,14 +190,12 @@ def _present(cells: StringTable, columns: Columns) -> dict[str, list[str]]:
     return found
 
 
-def _labels(cells: StringTable, names: list[str], separator: str | None) -> pa.Array | None:
+def _labels(findings: Findings, cells: StringTable, names: list[str], separator: str | None) -> pa.Array | None:
     if not names:
         return None
+    for name in names:
+        findings.count_placeholders(cells[name], separator)
     return joined_lists([listed(text(cells[name]), separator) for name in names])
-
-
-def _captions_from(labels: pa.Array) -> pa.Array:
-    return pa.array([ontology_caption(row) for row in labels.to_pylist()], pa.string())
 
 
 def _key(cells: StringTable, names: list[str]) -> pa.Array | None:

@@ -1,7 +1,9 @@
 """Derm1M (Yan et al., 2025, arXiv 2503.14911): the v2 release's tables, `ontology.json` and images.
 
 Expects `Derm1M_v2_pretrain.csv` and `ontology.json`. With `Derm1M_v2_validation.csv` beside it, the tables prescribe
-the splits train and val, and the rows of the second are numbered after those of the first. Images lie below the input
+the splits train and val, and the rows of the second are numbered after those of the first. Or the layout that the
+README announces: `captions.csv` of the same columns (`caption` where there is no `truncated_caption`), `images/`, and
+`splits/` with lists for train and val (see `split_files`). Images lie below the input
 as their `filename` says, or still in the release's .zip archives. `concept.csv` (filename, and either a column that
 lists concepts or one column of 0 and 1 a concept) gives concepts to the rows whose own cell has none.
 
@@ -12,6 +14,8 @@ forum post, figures of one article and cuts of one book page show the same patie
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import pyarrow as pa
@@ -20,6 +24,8 @@ import pyarrow.compute as pc
 from dermray import storage
 from dermray.corpus.schema import CaptionAspect
 from dermray.errors import CorpusError
+from dermray.prepare.sources import marks, split_files
+from dermray.prepare.sources.joining import joined_rows
 from dermray.prepare.sources.places import unpacked_or_archived
 from dermray.prepare.sources.rows import (
     RawRows,
@@ -29,15 +35,17 @@ from dermray.prepare.sources.rows import (
     listed,
     map_values,
     meta,
+    of_patients,
     path,
     raw_captions,
     text,
-    years,
 )
-from dermray.prepare.sources.tables import StringTable, read_table, read_tree
+from dermray.prepare.sources.tables import StringTable, read_beside, read_blocks, read_table, read_tree
+from dermray.raw.spelling import folded
 
 TABLE_NAME = "Derm1M_v2_pretrain.csv"
 VALIDATION_NAME = "Derm1M_v2_validation.csv"
+ANNOUNCED_NAME = "captions.csv"
 CONCEPTS_NAME = "concept.csv"
 CONCEPT_LISTS = ("skin_concept", "skin_concepts", "concepts", "concept")
 CAPTIONS_FROM: dict[CaptionAspect, str] = {
@@ -76,26 +84,70 @@ def read(request: SourceRequest) -> RawRows:
         CorpusError: a table, one of its columns or the tree is missing, or an archive is cut off.
         OntologyError: the tree is malformed.
     """
-    first = read_table(request, TABLE_NAME)
+    if _is_announced(request):
+        return _read_announced(request)
     has_validation = not request.table and storage.exists(storage.join(request.input, VALIDATION_NAME))
-    parts = [_rows(first, "train" if has_validation else None)]
-    dropped = [*first.dropped]
-    if has_validation:
-        second = read_table(request, VALIDATION_NAME)
+
+    def tables() -> Iterator[tuple[StringTable, str | None]]:
+        last = 0
+        for cells in read_blocks(request, TABLE_NAME):
+            yield cells, "train" if has_validation else None
+            last = max([last, *cells.rows[-1:].to_pylist(), *(row.row for row in cells.dropped)])
         # Numbers go on where the first table ends, whatever `limit` has left of it.
-        offset = max([0, *first.rows.to_pylist(), *(row.row for row in first.dropped)])
-        second = replace(second, rows=pc.add(second.rows, offset))
-        parts.append(_rows(second, "val"))
-        dropped.extend(replace(row, row=row.row + offset) for row in second.dropped)
-    table = _with_images(request, pa.concat_tables(parts).combine_chunks())
-    tree = read_tree(request, required=True)
-    return RawRows(_with_concepts(request, table), tuple(dropped), tree, CAPTIONS_FROM)
+        for cells in read_blocks(request, VALIDATION_NAME) if has_validation else ():
+            dropped = tuple(replace(row, row=row.row + last) for row in cells.dropped)
+            yield replace(cells, rows=pc.add(cells.rows, last), dropped=dropped), "val"
+
+    return _interpret(request, tables())
 
 
-def _rows(cells: StringTable, split: str | None) -> pa.Table:
+def _interpret(request: SourceRequest, tables: Iterable[tuple[StringTable, str | pa.Array | None]]) -> RawRows:
+    """Raw rows from tables, or blocks of them, of the release's columns, each with its split."""
+    raw = joined_rows(_rows(request, cells, split) for cells, split in tables)
+    table = _with_concepts(request, _with_images(request, raw.table))
+    return replace(raw, table=table, ontology=read_tree(request, required=True))
+
+
+def _is_announced(request: SourceRequest) -> bool:
+    """Whether the input is in the README's layout.
+
+    Raises:
+        CorpusError: it is in both.
+    """
+    here = storage.exists(storage.join(request.input, ANNOUNCED_NAME))
+    if request.table or not here:
+        return False
+    if storage.exists(storage.join(request.input, TABLE_NAME)):
+        raise CorpusError(
+            f"{request.input} holds {TABLE_NAME} and {ANNOUNCED_NAME}, two layouts of Derm1M: name one with table="
+        )
+    return True
+
+
+def _read_announced(request: SourceRequest) -> RawRows:
+    """The README's layout: one table, and the splits beside it."""
+    cells = read_table(replace(request, limit=None), ANNOUNCED_NAME)
+    if "truncated_caption" not in cells and "caption" in cells:
+        cells = replace(cells, table=cells.table.append_column("truncated_caption", cells["caption"]))
     cells.require(*REQUIRED)
+    request.rows_met[cells.uri] = cells.first(request.limit).num_rows
+    if not storage.exists(storage.join(request.input, split_files.FOLDER)):
+        cells = cells.first(request.limit)
+        return _interpret(request, [(cells, None)])
+    splits, unclear = split_files.read_splits(request, cells, "filename")
+    known = splits.is_valid()
+    kept = replace(cells, table=cells.table.filter(known), rows=cells.rows.filter(known))
+    dropped = [row for row in (*cells.dropped, *unclear) if request.limit is None or row.row <= request.limit]
+    first = replace(kept.first(request.limit), dropped=tuple(dropped))
+    return _interpret(request, [(first, splits.drop_null()[: len(first.rows)])])
+
+
+def _rows(request: SourceRequest, cells: StringTable, split: str | pa.Array | None) -> RawRows:
+    cells.require(*REQUIRED)
+    request.findings.count_placeholders(cells["disease_label"])
+    said = of_patients(len(cells.rows), age=cells["age"], sex=cells["gender"])
     origin = text(cells["source"])
-    return assemble(
+    table = assemble(
         row=cells.rows,
         source="derm1m",
         source_id=cells["filename"],
@@ -109,17 +161,18 @@ def _rows(cells: StringTable, split: str | None) -> pa.Table:
         origin=origin,
         meta=meta(
             len(cells.rows),
-            age=years(cells["age"]),
-            sex=text(cells["gender"], lower=True),
+            age=said.age,
+            sex=said.sex,
             body_site=text(cells["body_location"], lower=True),
             symptoms=text(cells["symptoms"], lower=True),
-            extra=extras({"source": origin, "source_type": text(cells["source_type"])}),
+            extra=extras({"source": origin, "source_type": text(cells["source_type"]), **said.as_written}),
         ),
     )
+    return RawRows(table, cells.dropped, None, CAPTIONS_FROM, said.not_understood)
 
 
 def _with_images(request: SourceRequest, table: pa.Table) -> pa.Table:
-    images = unpacked_or_archived(request.input, table["image"].combine_chunks())
+    images = unpacked_or_archived(request, table["image"])
     return table.set_column(table.column_names.index("image"), table.schema.field("image"), images)
 
 
@@ -127,41 +180,52 @@ def _with_concepts(request: SourceRequest, table: pa.Table) -> pa.Table:
     """The table with the concepts of `concept.csv` where a row has none of its own."""
     if not storage.exists(storage.join(request.input, CONCEPTS_NAME)):
         return table
-    cells = read_table(request.beside(CONCEPTS_NAME))
+    cells = read_beside(request, CONCEPTS_NAME)
     cells.require("filename")
-    given = dict(zip(cells["filename"].to_pylist(), _listed_concepts(cells), strict=True))
-    rows = zip(table["source_id"].to_pylist(), table["concepts"].to_pylist(), strict=True)
-    concepts = pa.array([own or given.get(name, []) for name, own in rows], pa.list_(pa.string()))
-    return table.set_column(table.column_names.index("concepts"), table.schema.field("concepts"), concepts)
+    unused = request.findings.unused
+    given: dict[str, list[str]] = {}
+    for name, concepts in zip(map(folded, cells["filename"].to_pylist()), _listed_concepts(cells, unused), strict=True):
+        unused[f"rows of {CONCEPTS_NAME} for a file that one above names"] += name in given
+        given.setdefault(name, concepts)
+    names = list(map(folded, table["source_id"].to_pylist()))
+    if request.limit is None:
+        unused[f"rows of {CONCEPTS_NAME} for files that no row has"] += len(given.keys() - set(names))
+    found = [own or given.get(name, []) for name, own in zip(names, table["concepts"].to_pylist(), strict=True)]
+    column = pa.array(found, pa.list_(pa.string()))
+    return table.set_column(table.column_names.index("concepts"), table.schema.field("concepts"), column)
 
 
-def _listed_concepts(cells: StringTable) -> list[list[str]]:
-    """Concepts of each row, from a column that lists them or from the columns that hold nothing but 0 and 1."""
+def _listed_concepts(cells: StringTable, unused: Counter[str]) -> list[list[str]]:
+    """Concepts of each row, from a column that lists them or from the columns of marks.
+
+    Cells of a column of marks that are none are counted in `unused`.
+    """
     name = next((each for each in CONCEPT_LISTS if each in cells), None)
     if name:
         return listed(text(cells[name], lower=True)).to_pylist()
-    flags = {
-        column: cells[column]
-        for column in cells.table.column_names
-        if column != "filename" and set(pc.unique(cells[column]).to_pylist()) <= {"0", "1", "0.0", "1.0", ""}
-    }
+    others = [column for column in cells.table.column_names if column not in REQUIRED]
+    flags = {column.strip().lower(): marks.read(cells[column]) for column in others if marks.is_column(cells[column])}
     if not flags:
         known = ", ".join(cells.table.column_names)
         raise CorpusError(
             f"{cells.uri} has no column {CONCEPT_LISTS[0]!r} and none of 0 and 1 only; its columns are: {known}; "
             "to go on without its concepts, give it another name"
         )
+    for column in others:
+        unused[f"{CONCEPTS_NAME}, column {column}, which holds no marks"] += column.strip().lower() not in flags
     found: list[list[str]] = [[] for _ in range(len(cells.rows))]
-    for column, flag in flags.items():
-        for row in pc.indices_nonzero(pc.starts_with(flag, "1")).to_pylist():
-            found[row].append(column.strip().lower())
+    for concept, (yes, unread) in flags.items():
+        marks.note(unused, f"{CONCEPTS_NAME}, column {concept}", unread)
+        for row in yes:
+            found[row].append(concept)
     return found
 
 
 def group_of(filename: str) -> str | None:
-    """The video, post, article or book page that a file name tells; None if it tells none."""
+    """The video, post, article or book page that a file name tells, however it is spelled; None if it tells none."""
+    name = folded(filename).removeprefix("images/")
     for pattern in GROUPS:
-        match = pattern.fullmatch(filename)
+        match = pattern.fullmatch(name)
         if match:
             return match["group"]
     return None

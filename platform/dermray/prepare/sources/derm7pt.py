@@ -2,12 +2,17 @@
 
 Expects the release's folders: `meta/meta.csv` with case_num, diagnosis, the seven criteria, location, sex, clinic and
 derm (paths below `images/`), and `meta/train_indexes.csv`, `valid_indexes.csv`, `test_indexes.csv` (column `indexes`:
-rows of meta.csv from 0), which prescribe the splits train, val and test; without all three nothing is prescribed. One
-row of the table gives two images, numbered alike. The criteria that are there become concepts. The set has no
-captions, so each image gets the published sentence over its diagnosis. The images of one case are a group.
+rows of meta.csv from 0), which prescribe the splits train, val and test; without all three nothing is prescribed, with
+them a row that none or several list is dropped. One row of the table gives two images, numbered alike. The criteria
+that are there become concepts. The set has no captions, so each image gets the published sentence over its diagnosis.
+The images of one case are a group.
 """
 
 from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +24,7 @@ from dermray.errors import CorpusError
 from dermray.prepare.sources.places import unpacked_or_archived
 from dermray.prepare.sources.rows import (
     FROM_DIAGNOSIS,
+    DroppedRow,
     RawRows,
     SourceRequest,
     assemble,
@@ -29,9 +35,11 @@ from dermray.prepare.sources.rows import (
     listed,
     map_values,
     meta,
+    of_patients,
     text,
 )
-from dermray.prepare.sources.tables import StringTable, read_table
+from dermray.prepare.sources.split_files import UNCLEAR
+from dermray.prepare.sources.tables import StringTable, read_beside, read_table
 
 TABLE_NAME = "meta/meta.csv"
 IMAGES = "images"
@@ -46,6 +54,7 @@ CRITERIA = (
     "vascular_structures",
 )
 REQUIRED = ("case_num", "diagnosis", *CRITERIA, "location", "sex", *KINDS)
+_NUMBER = re.compile(r"[0-9]{1,9}(\.0+)?")
 SPLITS = {"train": "train", "valid": "val", "test": "test"}
 # The groups of diagnoses of the publication.
 TREE = {
@@ -68,13 +77,18 @@ def read(request: SourceRequest) -> RawRows:
     """Read the metadata and the split indexes under `request.input`.
 
     Raises:
-        CorpusError: a table or one of its columns is missing, or an index names no row.
+        CorpusError: a table or one of its columns is missing, or an index is no number.
     """
     cells = read_table(request, TABLE_NAME)
     cells.require(*REQUIRED)
+    split, unclear = _splits(request, cells)
+    if unclear:
+        kept = split.is_valid()
+        cells, split = replace(cells, table=cells.table.filter(kept), rows=cells.rows.filter(kept)), split.drop_null()
     case = text(cells["case_num"])
+    request.findings.count_placeholders(cells["diagnosis"])
     labels = text(cells["diagnosis"], lower=True)
-    split = _splits(request, cells)
+    said = of_patients(len(cells.rows), sex=cells["sex"])
     shared = {
         "row": cells.rows,
         "source": "derm7pt",
@@ -85,10 +99,10 @@ def read(request: SourceRequest) -> RawRows:
         "split": split,
         "meta": meta(
             len(cells.rows),
-            sex=text(cells["sex"], lower=True),
+            sex=said.sex,
             body_site=text(cells["location"], lower=True),
             lesion_id=case,
-            extra=extras(leftover(cells.table, REQUIRED)),
+            extra=extras({**leftover(cells.table, REQUIRED), **said.as_written}),
         ),
     }
     tables = [
@@ -101,13 +115,15 @@ def read(request: SourceRequest) -> RawRows:
         for kind, name in KINDS.items()
     ]
     both = pa.concat_tables(tables)
+    request.rows_met[cells.uri] += len(cells.rows) * (len(KINDS) - 1)
     order = np.argsort(both["row"].to_numpy(), kind="stable")
-    return RawRows(both.take(pa.array(order)).combine_chunks(), cells.dropped, Ontology(TREE), FROM_DIAGNOSIS)
+    table = both.take(pa.array(order)).combine_chunks()
+    return RawRows(table, (*cells.dropped, *unclear), Ontology(TREE), FROM_DIAGNOSIS, said.not_understood)
 
 
 def _images(request: SourceRequest, paths: pa.Array) -> pa.Array:
     below = map_values(text(paths), lambda path: f"{IMAGES}/{path}", pa.string())
-    return unpacked_or_archived(request.input, below)
+    return unpacked_or_archived(request, below)
 
 
 def _concepts(cells: StringTable) -> pa.Array:
@@ -124,18 +140,38 @@ def _concepts(cells: StringTable) -> pa.Array:
     return pa.array([[concept for concept in row if concept] for row in rows], pa.list_(pa.string()))
 
 
-def _splits(request: SourceRequest, cells: StringTable) -> pa.Array:
-    """The split of each row by the three index tables; null where they are not all there."""
+def _splits(request: SourceRequest, cells: StringTable) -> tuple[pa.Array, list[DroppedRow]]:
+    """The split of each row by the three index tables, null where they are not all there; and rows that none, or
+    several of them, list, as dropped.
+    """
     names = {split: f"meta/{kind}_indexes.csv" for kind, split in SPLITS.items()}
-    nothing = pa.nulls(len(cells.rows), pa.string())
-    if not all(storage.exists(storage.join(request.input, name)) for name in names.values()):
-        return nothing
-    split_of: dict[int, str] = {}
+    here = [name for name in names.values() if storage.exists(storage.join(request.input, name))]
+    if len(here) < len(names):
+        request.findings.unused.update({f"{name} without the other two": 1 for name in here})
+        return pa.nulls(len(cells.rows), pa.string()), []
+    splits_of: dict[int, list[str]] = defaultdict(list)
+    known = {*cells.rows.to_pylist(), *(row.row for row in cells.dropped)}
     for split, name in names.items():
-        indexes = read_table(request.beside(name))
-        indexes.require("indexes")
-        try:
-            split_of.update((int(float(index)) + 1, split) for index in indexes["indexes"].to_pylist())
-        except ValueError as error:
-            raise CorpusError(f"{indexes.uri}, column 'indexes': {error}; row numbers from 0 are expected") from None
-    return pa.array([split_of.get(row) for row in cells.rows.to_pylist()], pa.string())
+        rows = _indexes(read_beside(request, name))
+        if request.limit is None:
+            request.findings.unused[f"numbers in {name} that no row has"] += len(rows.difference(known))
+        for row in rows:
+            splits_of[row].append(split)
+    said = [splits_of[row] for row in cells.rows.to_pylist()]
+    dropped = []
+    for row, case, splits in zip(cells.rows.to_pylist(), cells["case_num"].to_pylist(), said, strict=True):
+        if len(splits) != 1:
+            detail = f"the indexes of {' and of '.join(splits)} list it" if splits else "none of the indexes lists it"
+            dropped.append(DroppedRow(row, case, "", UNCLEAR, detail))
+    return pa.array([splits[0] if len(splits) == 1 else None for splits in said], pa.string()), dropped
+
+
+def _indexes(cells: StringTable) -> set[int]:
+    """The rows of the metadata, counted from 1, that an index table lists, counted from 0."""
+    cells.require("indexes")
+    rows: set[int] = set()
+    for row, index in zip(cells.rows.to_pylist(), cells["indexes"].to_pylist(), strict=True):
+        if not _NUMBER.fullmatch(index.strip()):
+            raise CorpusError(f"{cells.uri}, column 'indexes', row {row}: {index[:40]!r} is no number of a row, from 0")
+        rows.add(int(index.strip().partition(".")[0]) + 1)
+    return rows

@@ -24,7 +24,7 @@ from dermray.prepare.sources.rows import (
     listed,
     map_values,
     meta,
-    skin_types,
+    of_patients,
     text,
     tree_columns,
 )
@@ -45,22 +45,25 @@ def read(request: SourceRequest) -> RawRows:
     cells = read_table(request, TABLE_NAME)
     skin_type = next((name for name in SKIN_TYPES if name in cells), SKIN_TYPES[0])
     cells.require("md5hash", *LEVELS, skin_type)
+    request.findings.count_placeholders(cells[LEVELS[-1]])
     labels, hierarchy, ontology = tree_columns([cells[name] for name in LEVELS])
+    said = of_patients(len(cells.rows), skin_type=cells[skin_type])
+    used = {"column 1", "md5hash", *LEVELS, skin_type, "url_alphanum"}
     table = assemble(
         row=cells.rows,
         source="fitzpatrick17k",
         source_id=cells["md5hash"],
-        image=locate(request.input, text(cells["md5hash"]), lambda name: f"{name}.jpg"),
+        image=locate(request, text(cells["md5hash"]), lambda name: f"{name}.jpg"),
         captions=diagnosis_sentences(labels),
         labels=listed(labels, separator=None),
         hierarchy=hierarchy,
-        skin_type=skin_types(cells[skin_type]),
+        skin_type=said.skin_type,
         origin=map_values(text(cells["url"]), lambda url: urlsplit(url).hostname, pa.string())
         if "url" in cells
         else None,
         meta=meta(
             len(cells.rows),
-            extra=extras(leftover(cells.table, {"", "md5hash", *LEVELS, skin_type, "url_alphanum"})),
+            extra=extras({**leftover(cells.table, used), **said.as_written}),
         ),
     )
-    return RawRows(table, cells.dropped, ontology, FROM_DIAGNOSIS)
+    return RawRows(table, cells.dropped, ontology, FROM_DIAGNOSIS, said.not_understood)

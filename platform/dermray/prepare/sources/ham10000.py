@@ -23,12 +23,13 @@ from dermray.prepare.sources.rows import (
     listed,
     map_values,
     meta,
+    of_patients,
     text,
-    years,
 )
 from dermray.prepare.sources.tables import read_table
 
 TABLE_NAMES = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab")
+FOLDERS = ("HAM10000_images_part_1", "HAM10000_images_part_2", "HAM10000_images")
 REQUIRED = ("lesion_id", "image_id", "dx", "age", "sex", "localization")
 DIAGNOSES = {
     "akiec": "actinic keratosis",
@@ -50,23 +51,25 @@ def read(request: SourceRequest) -> RawRows:
     cells = read_table(request, *TABLE_NAMES)
     cells.require(*REQUIRED)
     names = text(cells["image_id"])
+    request.findings.count_placeholders(cells["dx"])
     labels = map_values(text(cells["dx"]), lambda code: DIAGNOSES.get(code.lower(), code), pa.string())
     lesions = text(cells["lesion_id"])
+    said = of_patients(len(cells.rows), age=cells["age"], sex=cells["sex"])
     table = assemble(
         row=cells.rows,
         source="ham10000",
         source_id=cells["image_id"],
-        image=locate(request.input, names, lambda name: f"{name}.jpg"),
+        image=locate(request, names, lambda name: f"{name}.jpg", folders=FOLDERS),
         captions=diagnosis_sentences(labels),
         labels=listed(labels, separator=None),
         group=lesions,
         meta=meta(
             len(cells.rows),
-            age=years(cells["age"]),
-            sex=text(cells["sex"], lower=True),
+            age=said.age,
+            sex=said.sex,
             body_site=text(cells["localization"], lower=True),
             lesion_id=lesions,
-            extra=extras(leftover(cells.table, REQUIRED)),
+            extra=extras({**leftover(cells.table, REQUIRED), **said.as_written}),
         ),
     )
-    return RawRows(table, cells.dropped, Ontology.flat(DIAGNOSES.values()), FROM_DIAGNOSIS)
+    return RawRows(table, cells.dropped, Ontology.flat(DIAGNOSES.values()), FROM_DIAGNOSIS, said.not_understood)

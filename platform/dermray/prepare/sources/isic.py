@@ -24,10 +24,9 @@ from dermray.prepare.sources.rows import (
     leftover,
     listed,
     meta,
-    skin_types,
+    of_patients,
     text,
     tree_columns,
-    years,
 )
 from dermray.prepare.sources.tables import StringTable, read_table
 
@@ -48,6 +47,7 @@ def read(request: SourceRequest) -> RawRows:
     id_column = next((name for name in IDS if name in cells), IDS[0])
     cells.require(id_column)
     levels = _levels(cells)
+    request.findings.count_placeholders(cells[levels[-1]])
     labels, hierarchy, ontology = tree_columns([cells[name] for name in levels])
 
     def column(*names: str, lower: bool = False) -> pa.Array:
@@ -55,30 +55,33 @@ def read(request: SourceRequest) -> RawRows:
         values = first_of(*present)
         return pa.nulls(len(cells.rows), pa.string()) if values is None else values
 
+    said = of_patients(
+        len(cells.rows), age=column("age_approx"), sex=column("sex"), skin_type=column("fitzpatrick_skin_type")
+    )
     patients, lesions = column("patient_id"), column("lesion_id")
     used = {id_column, *levels, *SITES, "patient_id", "lesion_id", "age_approx", "sex", "fitzpatrick_skin_type"}
     table = assemble(
         row=cells.rows,
         source="isic",
         source_id=cells[id_column],
-        image=locate(request.input, text(cells[id_column]), lambda name: f"{name}.jpg"),
+        image=locate(request, text(cells[id_column]), lambda name: f"{name}.jpg"),
         captions=diagnosis_sentences(labels),
         labels=listed(labels, separator=None),
         hierarchy=hierarchy,
-        skin_type=skin_types(cells["fitzpatrick_skin_type"]) if "fitzpatrick_skin_type" in cells else None,
+        skin_type=said.skin_type,
         group=first_of(patients, lesions),
         origin=column("image_type", lower=True),
         meta=meta(
             len(cells.rows),
-            age=years(cells["age_approx"]) if "age_approx" in cells else pa.nulls(len(cells.rows), pa.float32()),
-            sex=column("sex", lower=True),
+            age=said.age,
+            sex=said.sex,
             body_site=column(*SITES, lower=True),
             patient_id=patients,
             lesion_id=lesions,
-            extra=extras(leftover(cells.table, used)),
+            extra=extras({**leftover(cells.table, used), **said.as_written}),
         ),
     )
-    return RawRows(table, cells.dropped, ontology, FROM_DIAGNOSIS)
+    return RawRows(table, cells.dropped, ontology, FROM_DIAGNOSIS, said.not_understood)
 
 
 def _levels(cells: StringTable) -> list[str]:

@@ -29,9 +29,9 @@ from dermray.prepare.sources.rows import (
     listed,
     map_values,
     meta,
+    of_patients,
     path,
     text,
-    years,
 )
 from dermray.prepare.sources.tables import StringTable, read_table, read_tree
 
@@ -47,6 +47,7 @@ REQUIRED = (
     *("filename", *(name for _, name in KNOWLEDGE)),
     *(*SUB_CAPTIONS, "sub_caption_mask", "knowledge_masks"),
 )
+DIAGNOSES = ("standardized_disease", "disease_label")
 OTHER_ROOTS = ("/VL_Data/", "data/pretrain/images/")
 CAPTIONS_FROM: dict[CaptionAspect, str] = {
     **{aspect: f"column {name}" for aspect, name in KNOWLEDGE},
@@ -68,6 +69,10 @@ def read(request: SourceRequest) -> RawRows:
         name = next((each for each in names if each in cells), None)
         return text(cells[name], lower=lower) if name else pa.nulls(len(cells.rows), pa.string())
 
+    said = of_patients(len(cells.rows), age=column("age"), sex=column("gender"))
+    diagnoses = next((name for name in DIAGNOSES if name in cells), None)
+    if diagnoses:
+        request.findings.count_placeholders(cells[diagnoses])
     names = map_values(cells["filename"], _relative, pa.string())
     images = path(names)
     origin = column("source")
@@ -75,23 +80,23 @@ def read(request: SourceRequest) -> RawRows:
         row=cells.rows,
         source="derm1m",
         source_id=names,
-        image=unpacked_or_archived(request.input, images),
+        image=unpacked_or_archived(request, images),
         captions=_captions(cells),
-        labels=listed(column("standardized_disease", "disease_label"), separator=None),
+        labels=listed(column(*DIAGNOSES), separator=None),
         hierarchy=column("ontology_final", "hierarchical_disease_label"),
         concepts=listed(column("skin_concept_standarized", "skin_concept", lower=True)),
         group=map_values(images, group_of, pa.string()),
         origin=origin,
         meta=meta(
             len(cells.rows),
-            age=years(column("age")),
-            sex=column("gender", lower=True),
+            age=said.age,
+            sex=said.sex,
             body_site=column("body_location", lower=True),
             symptoms=column("symptoms", lower=True),
-            extra=extras({"source": origin, "source_type": column("source_type")}),
+            extra=extras({"source": origin, "source_type": column("source_type"), **said.as_written}),
         ),
     )
-    return RawRows(table, cells.dropped, read_tree(request), CAPTIONS_FROM)
+    return RawRows(table, cells.dropped, read_tree(request), CAPTIONS_FROM, said.not_understood)
 
 
 def _relative(filename: str) -> str:
@@ -123,7 +128,7 @@ def _mask(cells: StringTable, name: str, length: int) -> list[tuple[int, ...]]:
             values = ast.literal_eval(cell.strip()) if cell.strip() else [1] * length
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             values = None
-        if not isinstance(values, list | tuple) or len(values) != length or not set(values) <= {0, 1}:
+        if not isinstance(values, list | tuple) or len(values) != length or any(each not in (0, 1) for each in values):
             row = cells.rows[cells[name].to_pylist().index(cell)]
             raise CorpusError(f"{cells.uri}, row {row}, column {name!r}: {cell[:40]!r} is no list of {length} 0 and 1")
         masks.append(tuple(values))

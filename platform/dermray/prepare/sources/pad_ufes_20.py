@@ -9,9 +9,11 @@ from __future__ import annotations
 import pyarrow as pa
 
 from dermray.corpus.ontology import Ontology
+from dermray.prepare.sources import marks
 from dermray.prepare.sources.places import locate, unpacked_or_archived
 from dermray.prepare.sources.rows import (
     FROM_DIAGNOSIS,
+    Findings,
     RawRows,
     SourceRequest,
     assemble,
@@ -21,10 +23,9 @@ from dermray.prepare.sources.rows import (
     listed,
     map_values,
     meta,
+    of_patients,
     path,
-    skin_types,
     text,
-    years,
 )
 from dermray.prepare.sources.tables import read_table
 
@@ -38,6 +39,7 @@ DIAGNOSES = {
     "SCC": "squamous cell carcinoma",
     "MEL": "melanoma",
 }
+FOLDERS = ("images", "imgs_part_1", "imgs_part_2", "imgs_part_3")
 SYMPTOMS = ("itch", "grew", "hurt", "changed", "bleed", "elevation")
 
 
@@ -51,11 +53,13 @@ def read(request: SourceRequest) -> RawRows:
     cells.require(*REQUIRED)
     num_rows = len(cells.rows)
     if "filename" in cells:
-        images = unpacked_or_archived(request.input, path(cells["filename"]))
+        images = unpacked_or_archived(request, path(cells["filename"]))
     else:
-        images = locate(request.input, text(cells["img_id"]), lambda name: f"images/{name}")
+        images = locate(request, text(cells["img_id"]), lambda name: f"images/{name}", folders=FOLDERS)
+    request.findings.count_placeholders(cells["diagnostic"])
     labels = map_values(text(cells["diagnostic"]), lambda code: DIAGNOSES.get(code.upper(), code), pa.string())
     patients = text(cells["patient_id"])
+    said = of_patients(num_rows, age=cells["age"], sex=cells["gender"], skin_type=cells["fitspatrick"])
     symptoms = [name for name in SYMPTOMS if name in cells]
     used = {*REQUIRED, *symptoms, "filename", "mask"}
     table = assemble(
@@ -65,26 +69,28 @@ def read(request: SourceRequest) -> RawRows:
         image=images,
         captions=diagnosis_sentences(labels),
         labels=listed(labels, separator=None),
-        skin_type=skin_types(cells["fitspatrick"]),
+        skin_type=said.skin_type,
         group=patients,
         meta=meta(
             num_rows,
-            age=years(cells["age"]),
-            sex=text(cells["gender"], lower=True),
+            age=said.age,
+            sex=said.sex,
             body_site=text(cells["region"], lower=True),
-            symptoms=_symptoms({name: cells[name] for name in symptoms}, num_rows),
+            symptoms=_symptoms({name: cells[name] for name in symptoms}, num_rows, request.findings),
             patient_id=patients,
             lesion_id=text(cells["lesion_id"]),
-            extra=extras(leftover(cells.table, used)),
+            extra=extras({**leftover(cells.table, used), **said.as_written}),
         ),
     )
-    return RawRows(table, cells.dropped, Ontology.flat(DIAGNOSES.values()), FROM_DIAGNOSIS)
+    return RawRows(table, cells.dropped, Ontology.flat(DIAGNOSES.values()), FROM_DIAGNOSIS, said.not_understood)
 
 
-def _symptoms(answers: dict[str, pa.Array], num_rows: int) -> pa.Array:
+def _symptoms(answers: dict[str, pa.Array], num_rows: int, findings: Findings) -> pa.Array:
     """Names of the questions answered "True", separated by commas; null where there is none."""
-    named = [["" for _ in range(num_rows)]]
+    named: list[list[str]] = [[] for _ in range(num_rows)]
     for name, column in answers.items():
-        named.append([name if answer.lower() == "true" else "" for answer in column.to_pylist()])
-    rows = (", ".join(filter(None, row)) for row in zip(*named, strict=True))
-    return pa.array([row or None for row in rows], pa.string())
+        yes, unread = marks.read(column)
+        marks.note(findings.unused, f"column {name}", unread)
+        for row in yes:
+            named[row].append(name)
+    return pa.array([", ".join(row) or None for row in named], pa.string())

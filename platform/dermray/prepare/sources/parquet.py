@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import posixpath
-import re
 from collections.abc import Iterator
 from itertools import islice, repeat
 from typing import Any, BinaryIO
@@ -27,12 +26,14 @@ import pyarrow.parquet as pq
 from dermray import storage
 from dermray.corpus.exchange import FIELDS
 from dermray.corpus.schema import SCHEMA_VERSION, VERSION_KEY
-from dermray.errors import CorpusError
+from dermray.documents import parse_json
+from dermray.errors import CorpusError, DocumentError
 from dermray.prepare import parquet_images
 from dermray.prepare.sources import csv
-from dermray.prepare.sources.places import SPLITS
 from dermray.prepare.sources.rows import PREPARED, RAW, RawRows, SourceRequest, captions_from, prepared_rows
 from dermray.prepare.sources.tables import StringTable, read_tree
+from dermray.raw.litter import litter
+from dermray.raw.splits import split_of_file
 
 SPLIT = "split"
 # What a prepared corpus of an early version lacks.
@@ -57,14 +58,17 @@ def read(request: SourceRequest) -> RawRows:
             break
         table, is_prepared = _read_file(request, file)
         if table is None:
+            request.findings.not_read[f".parquet without a column {request.columns.image!r} of images"] += 1
             continue
         table = table.slice(0, limit)
+        request.rows_met[file] = table.num_rows
         rows = pa.array(np.arange(num_rows + 1, num_rows + table.num_rows + 1))
         num_rows += table.num_rows
         if is_prepared:
             prepared.append(prepared_rows(table.append_column("row", rows).select(PREPARED.names)))
         else:
             text, repeated = _strings(request, file, table, rows)
+            request.rows_met[file] += len(repeated) - len(rows)
             cells.append(text)
             numbers.append(repeated)
     if not num_rows:
@@ -73,14 +77,15 @@ def read(request: SourceRequest) -> RawRows:
             "the column with columns.image="
         )
     if not cells:
+        request.note_map_unused()
         table = pa.concat_tables(prepared).combine_chunks()
         return RawRows(table, (), read_tree(request), captions_from(table, {}))
     joined = pa.concat_tables(cells, promote_options="default")
     filled = {name: pc.fill_null(joined[name], "") for name in joined.column_names}
     read_rows = StringTable(request.input, pa.table(filled), pa.concat_arrays(numbers), ())
-    others = csv.interpret(request, read_rows, "parquet")
+    others = csv.interpret(request, [read_rows], "parquet")
     table = pa.concat_tables([*prepared, others.table]).sort_by("row").combine_chunks()
-    return RawRows(table, (), others.ontology, others.captions_from)
+    return RawRows(table, (), others.ontology, others.captions_from, others.not_understood)
 
 
 def _files(request: SourceRequest) -> list[str]:
@@ -88,7 +93,8 @@ def _files(request: SourceRequest) -> list[str]:
         return [request.table]
     root = request.input.rstrip("/")
     files = [uri[len(root) + 1 :] for uri in storage.list_files(root, recursive=True)]
-    files = [file for file in files if file.lower().endswith(".parquet")]
+    request.findings.passed_over.update(left_behind for file in files if (left_behind := litter(file)))
+    files = [file for file in files if file.lower().endswith(".parquet") and litter(file) is None]
     if not files:
         raise CorpusError(f"{request.input} holds no .parquet file")
     return files
@@ -169,24 +175,36 @@ def _strings(request: SourceRequest, file: str, table: pa.Table, rows: pa.Array)
         place = table.column_names.index(wanted)
         table = table.take(parents).set_column(place, wanted, pa.array([text for cell in captions for text in cell]))
         rows = rows.take(parents)
+    for name in set(parquet_images.image_columns(table.schema)) - {request.columns.image}:
+        request.findings.not_read[f"images of the column {name!r}; columns.image= says which are read"] += len(table)
     cells = {
         name: _text(table[name].combine_chunks(), class_names.get(name))
         for name in table.column_names
         if name not in parquet_images.image_columns(table.schema)
     }
     if SPLIT not in cells:
-        cells[SPLIT] = pa.repeat(_split_of(file), table.num_rows)
+        cells[SPLIT] = pa.repeat(split_of_file(file) or "", table.num_rows)
     return pa.table(cells), rows
 
 
 def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
     """The names of the classes of Hugging Face's `ClassLabel` columns, whose cells are numbers."""
     try:
-        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        described = {name: feature for name, feature in features.items() if isinstance(feature, dict)}
-    except (ValueError, KeyError, TypeError, AttributeError):
+        features = parse_json((schema.metadata or {}).get(b"huggingface", b"{}"), "huggingface")["info"]["features"]
+        named = {name: _names_of(feature) for name, feature in features.items()}
+    except (DocumentError, KeyError, TypeError, AttributeError):
         return {}
-    return {name: feature["names"] for name, feature in described.items() if isinstance(feature.get("names"), list)}
+    return {name: names for name, names in named.items() if names}
+
+
+def _names_of(feature: Any) -> list[str] | None:
+    """The names of a feature's classes, or of its items' where it is one of lists."""
+    if isinstance(feature, list) and len(feature) == 1:
+        feature = feature[0]
+    if isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
+        feature = feature["feature"]
+    names = feature.get("names") if isinstance(feature, dict) else None
+    return names if isinstance(names, list) else None
 
 
 def _text(column: pa.Array, class_names: list[str] | None) -> pa.Array:
@@ -196,7 +214,8 @@ def _text(column: pa.Array, class_names: list[str] | None) -> pa.Array:
         if value is None:
             return ""
         if class_names and isinstance(value, int):
-            return str(class_names[value]) if 0 <= value < len(class_names) else ""
+            # A number without a name stays, to be told as a label that names nothing; -1 is a row without one.
+            return str(class_names[value]) if 0 <= value < len(class_names) else str(value)
         if isinstance(value, list) and not any(isinstance(each, dict | list) for each in value):
             return ", ".join(show(each) for each in value if each is not None)
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
@@ -208,10 +227,3 @@ def _text(column: pa.Array, class_names: list[str] | None) -> pa.Array:
 
 def _is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _split_of(file: str) -> str:
-    """The split that a file's name begins with, or that a folder of it is called; none is empty."""
-    *folders, name = file.lower().split("/")
-    words = (re.split(r"[^a-z]", name)[0], *reversed(folders))
-    return next((SPLITS[word] for word in words if word in SPLITS), "")

@@ -7,8 +7,8 @@ Everything works on whole Arrow columns: a table has a million rows.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,9 @@ from dermray.corpus.captions import ontology_caption
 from dermray.corpus.exchange import FIELDS
 from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import CAPTION, CAPTION_ASPECTS, META, CaptionAspect
+from dermray.corpus.spelling import is_placeholder
+from dermray.raw.cells import captions_in, written_list
+from dermray.raw.tables import DroppedRow
 
 RAW = pa.schema(
     [
@@ -54,9 +57,6 @@ RAW = pa.schema(
 # What `prepared_rows` takes.
 PREPARED = pa.schema([RAW.field(name) for name in ("row", "image", *FIELDS)])
 
-PLACEHOLDER = re.compile(
-    r"(no (\w+ )*(information|concepts)|no definitive diagnosis|none|nan|null|n/?a|unk|unknown|-)?", re.I
-)
 # Why a row is left out although nothing is wrong with it: it does not count towards the limit on bad rows.
 EXCLUDED = "excluded_by_source"
 # Where the captions of samples that were prepared before are from.
@@ -71,6 +71,9 @@ class Columns(Config):
     caption: str | None = Field("caption", description="caption; empty: made from the label")
     label: str | list[str] | None = Field("label", description="disease label, or a list of such columns")
     label_separator: str | None = Field(None, description="what separates several labels in a cell; empty: nothing")
+    label_map: str | None = Field(
+        None, description="CSV under input or elsewhere, columns label and means: what label texts stand for"
+    )
     concepts: str | None = Field("concepts", description="visible features, separated by commas")
     skin_type: str | None = Field("skin_type", description="Fitzpatrick type: 1-6 or I-VI")
     group: str | list[str] | None = Field("group", description="what must not part over splits: patient, lesion, …")
@@ -86,6 +89,12 @@ class Columns(Config):
 
 
 DEFAULT_COLUMNS = Columns()
+# What a table may say of a patient: how a cell is read, and as what it is kept.
+PATIENT_FIELDS: dict[str, tuple[Callable[[str], Any], pa.DataType]] = {
+    "age": (patients.age_years, pa.float32()),
+    "sex": (patients.sex, pa.string()),
+    "skin_type": (patients.skin_type, pa.int8()),
+}
 
 
 @dataclass(frozen=True)
@@ -97,30 +106,73 @@ class RawTable:
     sha256: str
 
 
+@dataclass
+class Findings:
+    """What a reader meets and nobody asked about.
+
+    Attributes:
+        passed_over: files that systems and programs leave behind, by what tells them.
+        not_read: files that the reader knows no use for, by what they are.
+        ambiguous: paths of images that several files may mean, each with these.
+        placeholders: labels that only stand for nothing ("nan", "unknown", -1, …), and how often each occurs.
+        unused: cells of the table, and rows of those beside it, that give nothing to any sample, by what they are.
+        extra_columns: columns of a table of one's own that nothing names, so that they are only kept in `extra`.
+        map_rows_unused: texts of the rows of `columns.label_map` that no label of the table is.
+        doubled_keys: keys that stand twice in one object of JSON, of which the last counts, and in how many objects.
+    """
+
+    passed_over: Counter[str] = field(default_factory=Counter)
+    not_read: Counter[str] = field(default_factory=Counter)
+    ambiguous: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    placeholders: Counter[str] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
+    extra_columns: list[str] = field(default_factory=list)
+    map_rows_unused: list[str] = field(default_factory=list)
+    doubled_keys: Counter[str] = field(default_factory=Counter)
+
+    def counts(self) -> dict[str, Mapping[str, int]]:
+        """What was found, for the report: kind → text → how often; a name of a column or a text of a map counts 1."""
+        return {
+            "files passed over, which systems and programs leave behind": self.passed_over,
+            "files not read, which the source knows no use for": self.not_read,
+            "not used, or perhaps not as it is meant": +self.unused,
+            "columns that nothing names, only kept in meta.extra": dict.fromkeys(self.extra_columns, 1),
+            "keys that stand twice in one object of JSON": self.doubled_keys,
+            "rows of columns.label_map that match no label": Counter(self.map_rows_unused),
+        }
+
+    def count_placeholders(self, labels: pa.Array, separator: str | None = None) -> None:
+        """Note those of a column of label cells as they were read; blank ones are none."""
+        for cell in pc.value_counts(labels.drop_null()).to_pylist():
+            for part in parts_of(cell["values"], separator):
+                if (plain := part.strip().lower()) and is_placeholder(plain):
+                    self.placeholders[plain] += cell["counts"]
+
+
 @dataclass(frozen=True)
 class SourceRequest:
-    """What a reader is asked for. `tables` is filled while it reads: what it has read as a whole, by URI."""
+    """What a reader is asked for.
+
+    Filled while it reads: `tables`, what it has read as a whole, by URI, `findings`, and `rows_met`, the rows that each
+    file holds, counted where they are met: `sources.read` holds them against what the reader returns.
+    """
 
     input: str
     table: str | None = None
     columns: Columns = DEFAULT_COLUMNS
     limit: int | None = None
     tables: dict[str, RawTable] = field(default_factory=dict, compare=False)
+    findings: Findings = field(default_factory=Findings, compare=False)
+    rows_met: Counter[str] = field(default_factory=Counter, compare=False)
+
+    def note_map_unused(self) -> None:
+        """Have it told that samples of an exported corpus keep their labels, whatever the map says."""
+        if self.columns.label_map:
+            self.findings.unused["columns.label_map, since the samples are an exported corpus's"] += 1
 
     def beside(self, table: str) -> SourceRequest:
-        """The same for another table of the source, the whole of it."""
-        return replace(self, table=table, limit=None)
-
-
-@dataclass(frozen=True)
-class DroppedRow:
-    """A row that is not in the prepared corpus, and why. `reason` is a short stable word."""
-
-    row: int
-    source_id: str
-    image: str
-    reason: str
-    detail: str
+        """The same for another table of the source, the whole of it, whose rows become no samples."""
+        return replace(self, table=table, limit=None, rows_met=Counter())
 
 
 @dataclass(frozen=True)
@@ -128,12 +180,14 @@ class RawRows:
     """What a reader returns: rows of schema RAW, rows it could not read, and the disease tree if there is one.
 
     `captions_from` says for each caption aspect that the source brings where it is from, in words, for the provenance.
+    `not_understood` counts by field the texts that say something of a patient and that no reading fits.
     """
 
     table: pa.Table
     dropped: tuple[DroppedRow, ...] = ()
     ontology: Ontology | None = None
     captions_from: Mapping[CaptionAspect, str] = field(default_factory=dict)
+    not_understood: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
@@ -188,7 +242,7 @@ def text(column: pa.Array, *, lower: bool = False) -> pa.Array:
 
     def clean(cell: str) -> str | None:
         collapsed = " ".join(cell.split())
-        if PLACEHOLDER.fullmatch(collapsed):
+        if is_placeholder(collapsed):
             return None
         return collapsed.lower() if lower else collapsed
 
@@ -201,14 +255,25 @@ def path(column: pa.Array) -> pa.Array:
 
 
 def listed(column: pa.Array, separator: str | None = ",") -> pa.Array:
-    """Cells split at a separator, parts stripped, each once; null becomes the empty list."""
+    """Cells split at a separator, parts stripped, each once, without placeholders; null becomes the empty list.
+
+    A cell that is a list of texts as Python or JSON writes it (`['Eczema', 'Psoriasis']`) is that list.
+    """
 
     def split(cell: str) -> list[str]:
-        parts = cell.split(separator) if separator else [cell]
-        return list(dict.fromkeys(part.strip() for part in parts if part.strip()))
+        parts = parts_of(cell, separator)
+        return list(dict.fromkeys(part.strip() for part in parts if not is_placeholder(part)))
 
     split_column = map_values(column, split, pa.list_(pa.string()))
     return pc.fill_null(split_column, pa.scalar([], pa.list_(pa.string()))) if split_column.null_count else split_column
+
+
+def parts_of(cell: str, separator: str | None) -> list[str]:
+    """A cell as Python or JSON writes a list, else split at a separator, else whole."""
+    parts = written_list(cell)
+    if parts is None:
+        parts = cell.split(separator) if separator else [cell]
+    return parts
 
 
 def joined_lists(columns: Sequence[pa.Array]) -> pa.Array:
@@ -220,12 +285,23 @@ def joined_lists(columns: Sequence[pa.Array]) -> pa.Array:
 
 
 def raw_captions(column: pa.Array) -> pa.Array:
-    """A caption column as `captions`: one of aspect `raw` a row, none where it is null."""
+    """A caption column as `captions`: of aspect `raw`, one a row, several where a cell lists them, none where null."""
+    if (lists := _written_lists(column)) is not None:
+        return lists
     present = pc.cast(pc.is_valid(column), pa.int32())
     offsets = pa.concat_arrays([pa.array([0], pa.int32()), pc.cumulative_sum(present)])
     texts = column.drop_null()
     aspects = pa.repeat(pa.scalar("raw"), len(texts))
     return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays([aspects, texts], fields=list(CAPTION)))
+
+
+def _written_lists(column: pa.Array) -> pa.Array | None:
+    """`raw_captions` of a column of which cells are lists as Python or JSON writes them; None where none is."""
+    if not pc.any(pc.starts_with(column, "[")).as_py():
+        return None
+    rows = ([] if cell is None else captions_in(cell) for cell in column.to_pylist())
+    captions = ([{"aspect": "raw", "text": text} for text in row] for row in rows)
+    return pa.array(list(captions), pa.list_(CAPTION))
 
 
 def diagnosis_sentences(labels: pa.Array) -> pa.Array:
@@ -261,14 +337,54 @@ def tree_columns(levels: Sequence[pa.Array]) -> tuple[pa.Array, pa.Array, Ontolo
     return labels, hierarchy, Ontology.from_paths(dict.fromkeys(map(tuple, paths)))
 
 
-def years(column: pa.Array) -> pa.Array:
-    """Ages in years ("45", "45.0", "45 years") as float32; others are null."""
-    return map_values(column, patients.age_years, pa.float32())
+@dataclass(frozen=True)
+class OfPatients:
+    """What a table says of its patients, read by `dermray.corpus.patients`.
+
+    Attributes:
+        age: in years, float32 `[N]`.
+        sex: `female`, `male`, `other`, string `[N]`.
+        skin_type: Fitzpatrick type 1-6, int8 `[N]`.
+        as_written: by field, the cells that the reading does not hold whole (not understood, or a range): for `extra`.
+        not_understood: by field, how often each text stands that no reading fits.
+    """
+
+    age: pa.Array
+    sex: pa.Array
+    skin_type: pa.Array
+    as_written: dict[str, pa.Array]
+    not_understood: dict[str, dict[str, int]]
 
 
-def skin_types(column: pa.Array) -> pa.Array:
-    """Fitzpatrick types ("2", "2.0", "II") as int8 1-6; others are null."""
-    return map_values(column, patients.skin_type, pa.int8())
+def of_patients(
+    num_rows: int, *, age: pa.Array | None = None, sex: pa.Array | None = None, skin_type: pa.Array | None = None
+) -> OfPatients:
+    """Read columns of raw cells; placeholders ("unknown", "nan", -1, …) are null and no misunderstanding."""
+    written = {"age": age, "sex": sex, "skin_type": skin_type}
+    read: dict[str, pa.Array] = {}
+    kept: dict[str, pa.Array] = {}
+    not_understood: dict[str, dict[str, int]] = {}
+    for name, (function, result_type) in PATIENT_FIELDS.items():
+        cells = text(column) if (column := written[name]) is not None else pa.nulls(num_rows, pa.string())
+        read[name] = map_values(cells, function, result_type)
+        unread = pc.if_else(pc.is_null(read[name]), cells, pa.scalar(None, pa.string()))
+        counted = pc.value_counts(unread.drop_null()).to_pylist()
+        if counted:
+            not_understood[name] = {each["values"]: each["counts"] for each in counted}
+        ranges = map_values(cells, lambda cell: cell if patients.is_age_range(cell) else None, pa.string())
+        whole = pc.coalesce(unread, ranges) if name == "age" else unread
+        if whole.null_count < num_rows:
+            kept[name] = whole
+    return OfPatients(**read, as_written=kept, not_understood=not_understood)
+
+
+def merged_counts(counts: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    """Counts by field and text, summed."""
+    merged: dict[str, Counter[str]] = defaultdict(Counter)
+    for fields in counts:
+        for name, values in fields.items():
+            merged[name].update(values)
+    return {name: dict(values) for name, values in merged.items()}
 
 
 def first_of(*columns: pa.Array | None) -> pa.Array | None:
@@ -282,12 +398,13 @@ def extras(columns: Mapping[str, pa.Array]) -> pa.Array | None:
     if not columns:
         return None
     names = list(columns)
-    rows = zip(*(columns[name].to_pylist() for name in names), strict=True)
-    texts = []
+    rows = list(zip(*(columns[name].to_pylist() for name in names), strict=True))
+    texts: dict[tuple[Any, ...], str | None] = {}
     for values in rows:
-        kept = {name: value for name, value in zip(names, values, strict=True) if value is not None}
-        texts.append(json.dumps(kept, ensure_ascii=False) if kept else None)
-    return pa.array(texts, pa.string())
+        if values not in texts:
+            kept = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+            texts[values] = json.dumps(kept, ensure_ascii=False) if kept else None
+    return pa.array([texts[values] for values in rows], pa.string())
 
 
 def map_values(column: pa.Array, function: Callable[[str], Any], result_type: pa.DataType) -> pa.Array:

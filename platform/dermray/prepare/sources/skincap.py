@@ -19,8 +19,8 @@ from dermray.prepare.sources.rows import (
     leftover,
     listed,
     meta,
+    of_patients,
     raw_captions,
-    skin_types,
     text,
 )
 from dermray.prepare.sources.skincon import REJECTED, concept_columns, marked, without_rejected
@@ -42,25 +42,28 @@ def read(request: SourceRequest) -> RawRows:
     cells = read_table(request, TABLE_NAME)
     caption = next((name for name in CAPTIONS if name in cells), CAPTIONS[0])
     cells.require(IMAGE, caption)
-    cells, rejected = without_rejected(cells, IMAGE)
+    cells, rejected = without_rejected(cells, IMAGE, request.findings)
+    if "disease" in cells:
+        request.findings.count_placeholders(cells["disease"])
     concepts = concept_columns(cells)
     images = text(cells[IMAGE])
-    used = {"", IMAGE, caption, "id", "disease", SKIN_TYPE, REJECTED, *concepts.values()}
+    used = {"column 1", IMAGE, caption, "id", "disease", SKIN_TYPE, REJECTED, *concepts.values()}
+    said = of_patients(len(cells.rows), skin_type=cells.get(SKIN_TYPE))
     table = assemble(
         row=cells.rows,
         source="skincap",
         source_id=cells["id"] if "id" in cells else cells[IMAGE],
-        image=locate(request.input, images, lambda name: f"skincap/{name}"),
+        image=locate(request, images, lambda name: f"skincap/{name}", folders=("skincap",)),
         captions=raw_captions(text(cells[caption])),
         labels=listed(text(cells["disease"], lower=True), separator=None) if "disease" in cells else None,
-        concepts=marked(cells, concepts),
-        skin_type=skin_types(cells[SKIN_TYPE]) if SKIN_TYPE in cells else None,
+        concepts=marked(cells, concepts, request.findings),
+        skin_type=said.skin_type,
         meta=meta(
             len(cells.rows),
-            extra=extras(leftover(cells.table, used)),
+            extra=extras({**leftover(cells.table, used), **said.as_written}),
         ),
     )
-    return RawRows(table, (*cells.dropped, *rejected), None, {"raw": f"column {caption}"})
+    return RawRows(table, (*cells.dropped, *rejected), None, {"raw": f"column {caption}"}, said.not_understood)
 
 
 def _refuse_spreadsheet(request: SourceRequest) -> None:

@@ -18,21 +18,25 @@ from dermray import storage
 from dermray.corpus.captions import concept_caption
 from dermray.corpus.ontology import Ontology
 from dermray.errors import CorpusError
+from dermray.prepare.sources import marks
 from dermray.prepare.sources.places import locate
 from dermray.prepare.sources.rows import (
     EXCLUDED,
     DroppedRow,
+    Findings,
     RawRows,
     SourceRequest,
     assemble,
+    extras,
+    leftover,
     listed,
     meta,
+    of_patients,
     raw_captions,
-    skin_types,
     text,
     tree_columns,
 )
-from dermray.prepare.sources.tables import StringTable, read_table
+from dermray.prepare.sources.tables import StringTable, read_beside, read_table
 
 TABLE_NAMES = ("annotations_fitzpatrick17k.csv", "annotations_ddi.csv")
 REJECTED = "Do not consider this image"
@@ -68,25 +72,29 @@ def read(request: SourceRequest) -> RawRows:
     if not names:
         known = ", ".join(cells.table.column_names)
         raise CorpusError(f"{cells.uri} has no column 'Papule' or another of the concepts; its columns are: {known}")
-    cells, rejected = without_rejected(cells, "ImageID")
-    concepts = marked(cells, names)
+    cells, rejected = without_rejected(cells, "ImageID", request.findings)
+    concepts = marked(cells, names, request.findings)
     sentences = pa.array([concept_caption(row) for row in concepts.to_pylist()], pa.string())
     images = text(cells["ImageID"])
-    labels, hierarchy, skin, ontology = _diagnoses(request, images)
+    nameless = {name for name in cells.table.column_names if name.startswith("column ")}
+    others = leftover(cells.table, {*nameless, "ImageID", REJECTED, *names.values()})
+    request.findings.extra_columns.extend(others)
+    labels, hierarchy, types, ontology = _diagnoses(request, images)
+    said = of_patients(len(cells.rows), skin_type=types)
     table = assemble(
         row=cells.rows,
         source="skincon",
         source_id=cells["ImageID"],
-        image=locate(request.input, images, lambda name: name),
+        image=locate(request, images, lambda name: name),
         captions=raw_captions(sentences),
         labels=listed(labels, separator=None),
         hierarchy=hierarchy,
         concepts=concepts,
-        skin_type=skin,
-        meta=meta(len(cells.rows)),
+        skin_type=said.skin_type,
+        meta=meta(len(cells.rows), extra=extras({**others, **said.as_written})),
     )
     dropped = (*cells.dropped, *rejected)
-    return RawRows(table, dropped, ontology, {"raw": "the published sentence over the concepts"})
+    return RawRows(table, dropped, ontology, {"raw": "the published sentence over the concepts"}, said.not_understood)
 
 
 def concept_columns(cells: StringTable) -> dict[str, str]:
@@ -95,26 +103,24 @@ def concept_columns(cells: StringTable) -> dict[str, str]:
     return {concept.lower(): columns[concept.lower()] for concept in CONCEPTS if concept.lower() in columns}
 
 
-def marked(cells: StringTable, names: dict[str, str]) -> pa.Array:
-    """The concepts marked in each row ("1", "1.0", "True"), as a list column."""
+def marked(cells: StringTable, names: dict[str, str], findings: Findings) -> pa.Array:
+    """The concepts marked in each row ("1", "1.0", "True", "yes"), as a list column; other texts are counted."""
     found: list[list[str]] = [[] for _ in range(len(cells.rows))]
     for concept, name in names.items():
-        for row in is_marked(cells[name]):
+        yes, unread = marks.read(cells[name])
+        marks.note(findings.unused, f"column {name}", unread)
+        for row in yes:
             found[row].append(concept)
     return pa.array(found, pa.list_(pa.string()))
 
 
-def is_marked(column: pa.Array) -> list[int]:
-    """Numbers of the rows that say yes."""
-    yes = pc.is_in(pc.utf8_lower(pc.utf8_trim_whitespace(column)), value_set=pa.array(["1", "1.0", "true"]))
-    return pc.indices_nonzero(yes).to_pylist()
-
-
-def without_rejected(cells: StringTable, image: str) -> tuple[StringTable, list[DroppedRow]]:
+def without_rejected(cells: StringTable, image: str, findings: Findings) -> tuple[StringTable, list[DroppedRow]]:
     """The table without the rows that say not to consider the image, and those rows."""
     if REJECTED not in cells:
         return cells, []
-    rejected = pa.array(is_marked(cells[REJECTED]), pa.int64())
+    yes, unread = marks.read(cells[REJECTED])
+    marks.note(findings.unused, f"column {REJECTED}", unread)
+    rejected = pa.array(yes, pa.int64())
     numbers, ids = cells.rows.take(rejected).to_pylist(), cells[image].take(rejected).to_pylist()
     detail = f"the table says: {REJECTED}"
     dropped = [DroppedRow(row, name, name, EXCLUDED, detail) for row, name in zip(numbers, ids, strict=True)]
@@ -123,19 +129,24 @@ def without_rejected(cells: StringTable, image: str) -> tuple[StringTable, list[
 
 
 def _diagnoses(request: SourceRequest, images: pa.Array) -> tuple[pa.Array, pa.Array, pa.Array, Ontology | None]:
-    """`(label, path, skin type, tree)` of each image from the table of diagnoses beside the annotations; or nulls."""
+    """`(label, path, skin type as written, tree)` of each image from the table of diagnoses; or nulls."""
     nothing = pa.nulls(len(images), pa.string())
     stems = pa.array([posixpath.splitext(name)[0] if name else None for name in images.to_pylist()], pa.string())
     for name, key, levels, skin in DIAGNOSES:
         if not storage.exists(storage.join(request.input, name)):
             continue
-        cells = read_table(request.beside(name))
+        cells = read_beside(request, name)
         cells.require(key, *levels)
-        keys = [posixpath.splitext(cell)[0] for cell in cells[key].to_pylist()]
+        keys = [posixpath.splitext(cell.strip())[0] for cell in cells[key].to_pylist()]
         places = pc.index_in(stems, value_set=pa.array(keys, pa.string()))
+        unused = request.findings.unused
         if places.null_count == len(places):
+            unused[f"{name}, which names none of the images"] += 1
             continue
+        unused[f"rows of {name} for an image that one above names"] += len(keys) - len(set(keys))
+        unused[f"images that {name} says nothing of"] += places.null_count
+        request.findings.count_placeholders(cells[levels[-1]].take(places))
         labels, hierarchy, ontology = tree_columns([cells[level].take(places) for level in levels])
         types = cells[skin].take(places) if skin and skin in cells else nothing
-        return labels, hierarchy, skin_types(types), ontology
-    return nothing, nothing, skin_types(nothing), None
+        return labels, hierarchy, types, ontology
+    return nothing, nothing, nothing, None

@@ -1,0 +1,1 @@
+"""Predictors, a folder each: what turns samples into predictions, which tasks then score."""

@@ -1,0 +1,188 @@
+"""The contract of a predictor: which texts it needs encoded, what it is made ready by, and what it says of samples.
+
+A predictor is a folder beside this file, or lives in a package of one's own (`dermray.evaluate.predictors.kinds`): a
+`PredictorKind` that says what comes out, and a module with a `PREDICTOR`, which is a `Predictor`. It is told nothing of
+what is scored but the images, their vectors, and what a physician knows beforehand (age, sex, site): the truth is the
+task's, which asks it (`dermray.evaluate.tasks.contract`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Protocol, cast
+
+import numpy as np
+
+from dermray import extensions
+from dermray.encoder_info import EncoderInfo
+from dermray.errors import EvaluationError
+from dermray.evaluate.classes import Classes
+from dermray.evaluate.predictors import kinds
+from dermray.evaluate.samples import Samples
+from dermray.evaluate.settings import EvaluateConfig
+
+if TYPE_CHECKING:
+    from dermray.evaluate.features import Features
+
+UNREADABLE = "image not readable"
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """Samples that a predictor looks at.
+
+    Attributes:
+        samples: all of their split; without labels, concepts and captions where they are to be predicted.
+        features: their vectors; of no width where the run encodes no images.
+        rows: int64 `[N]`, the samples that are asked for.
+    """
+
+    samples: Samples
+    features: Features
+    rows: np.ndarray
+
+    @classmethod
+    def of(cls, samples: Samples, features: Features, rows: np.ndarray) -> Seen:
+        """Some samples without what is to be predicted."""
+        nothing: list[list[str]] = [[] for _ in samples.ids]
+        return cls(replace(samples, labels=nothing, concepts=nothing, captions=[None] * len(samples)), features, rows)
+
+    def vectors(self) -> np.ndarray:
+        """The vectors in the length that the tower gives them, float32 `[N, D]`."""
+        return self.features.images[self.rows] * self.features.lengths[self.rows, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What a predictor is made ready by.
+
+    Attributes:
+        config: of the run; `config.model` may be a name, `model_uri` is where the model lies.
+        texts: vectors of texts that it asked for, float32 `[len(texts), D]`.
+        classes: those to tell apart, of tasks that take classes; without the class of any sample.
+        learnt: samples to learn from, all that is known of them included.
+        labels: int64 `[M]`, their classes.
+    """
+
+    config: EvaluateConfig
+    model_uri: str
+    texts: Callable[[Sequence[str]], np.ndarray]
+    classes: Classes | None = None
+    learnt: Seen | None = None
+    labels: np.ndarray | None = None
+
+    def told_apart(self) -> Classes:
+        """The classes.
+
+        Raises:
+            EvaluationError: the task names none.
+        """
+        if self.classes is None:
+            raise EvaluationError("a predictor of classes is asked by a task that names none")
+        return self.classes
+
+    def examples(self) -> tuple[np.ndarray, np.ndarray]:
+        """Vectors and classes to learn from, float32 `[M, D]` and int64 `[M]`.
+
+        Raises:
+            EvaluationError: the task hands none over.
+        """
+        if self.learnt is None or self.labels is None:
+            raise EvaluationError("a predictor that learns is asked by a task that hands over nothing to learn from")
+        return self.learnt.vectors(), self.labels
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """What was said of N samples.
+
+    Attributes:
+        values: `[N, …]`, one row a sample: probabilities `[N, C]`, risks `[N]`, masks `[N, H, W]`; zeros where there is
+            a reason.
+        reasons: object `[N]`, why nothing was said of a sample; empty where something was.
+    """
+
+    values: np.ndarray
+    reasons: np.ndarray
+
+    @property
+    def answered(self) -> np.ndarray:
+        """Of which samples something was said, bool `[N]`."""
+        return self.reasons == ""
+
+    def left_out(self) -> dict[str, int]:
+        """Samples of which nothing was said, by reason."""
+        return {UNREADABLE: 0} | dict(sorted(Counter(filter(None, self.reasons)).items()))
+
+    def whole(self) -> np.ndarray:
+        """The values.
+
+        Raises:
+            EvaluationError: nothing was said of some samples.
+        """
+        if not self.answered.all():
+            raise EvaluationError(f"its predictor says nothing of some samples that have vectors: {self.left_out()}")
+        return self.values
+
+
+# What a predictor that is ready says of samples.
+Predict = Callable[[Seen], Predicted]
+
+
+class Predictor(Protocol):
+    """Turns samples into predictions."""
+
+    def texts(self, classes: Classes | None, config: EvaluateConfig) -> list[str]:
+        """Texts whose vectors `ready` will ask for; `classes` are those to tell apart, if any."""
+
+    def ready(self, lesson: Lesson) -> Predict:
+        """Learn, or load what is needed.
+
+        Raises:
+            EvaluationError: the lesson does not allow it; the message says why.
+            ModelError: the model cannot be loaded.
+        """
+
+
+class ImagePredictor(Predictor, Protocol):
+    """One that looks at the images themselves (`PredictorKind.vectors` is False)."""
+
+    def info(self, model_uri: str) -> EncoderInfo:
+        """What the model at a URI is called, its digests and size, for the report; widths that it lacks are 0.
+
+        Raises:
+            ModelError: there is no such model.
+        """
+
+
+@cache
+def load(name: str) -> Predictor:
+    """A predictor, imported.
+
+    Raises:
+        EvaluationError: its module cannot be imported or has no `PREDICTOR`.
+    """
+    module = kinds.find(name).module
+    try:
+        return cast(Predictor, importlib.import_module(module).PREDICTOR)
+    except Exception as error:  # what code raises while it is imported has no common base
+        raise EvaluationError(f"the predictor {name!r} cannot be imported: {extensions.reason(error)}") from error
+
+
+def by_vectors(seen: Seen, say: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Predicted:
+    """Predictions from vectors.
+
+    Args:
+        seen: the samples; of those without a vector nothing is said.
+        say: from unit vectors and their lengths, float32 `[n, D]` and `[n]`, to values `[n, …]`.
+    """
+    usable = seen.features.usable[seen.rows]
+    rows = seen.rows[usable]
+    found = say(seen.features.images[rows], seen.features.lengths[rows])
+    values = np.zeros((len(usable), *found.shape[1:]), found.dtype)
+    values[usable] = found
+    return Predicted(values, np.where(usable, "", UNREADABLE).astype(object))

@@ -1,0 +1,53 @@
+"""Which predictors there are; what they compute with is imported only where they predict.
+
+A run names one a task by `predictor.TASK=NAME`: a folder beside this file, an entry point of the group
+`dermray.predictors` of an installed package, or `package.module:NAME`. All three lead to a `PredictorKind`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from dermray import extensions
+
+ENTRY_POINTS = "dermray.predictors"
+# What a folder beside this file calls its `PredictorKind`.
+ATTRIBUTE = "KIND"
+# What classifiers give: probabilities of classes, float `[N, C]`.
+CLASSES = "classes"
+
+
+@dataclass(frozen=True)
+class PredictorKind:
+    """One way to turn samples into predictions.
+
+    Attributes:
+        module: name of the module with its `PREDICTOR` (`dermray.evaluate.predictors.contract.Predictor`), imported
+            where it predicts.
+        gives: what comes out, in a word that tasks ask for it by (`TaskKind.takes`): "classes", "risk", "mask".
+        vectors: it looks at the vectors that the run's model gives; else at the images themselves, and `model` is
+            whatever it loads.
+    """
+
+    module: str
+    gives: str
+    vectors: bool = True
+
+
+@cache
+def find(name: str) -> PredictorKind:
+    """The predictor of a name or import path.
+
+    Raises:
+        ValueError: there is none, and says which there are.
+    """
+    found = extensions.find(name, package=__package__, group=ENTRY_POINTS, attribute=ATTRIBUTE, what="predictor")
+    if not isinstance(found, PredictorKind):
+        raise ValueError(f"the predictor {name!r} is a {type(found).__name__}, and must be a PredictorKind")
+    return found
+
+
+def ours() -> tuple[str, ...]:
+    """The predictors that come with DermRay, by the alphabet."""
+    return extensions.folders(__package__)

@@ -1,0 +1,5 @@
+"""Concept annotation: which of the published concepts are in an image."""
+
+from dermray.evaluate.tasks.kinds import TaskKind
+
+TASK = TaskKind("Concepts", f"{__name__}.module")

@@ -1,0 +1,200 @@
+"""Which evaluation tasks there are, and the keys of each; what they compute with is imported only where they score.
+
+A run names them by `tasks=[…]`: a folder beside this file, an entry point of the group `dermray.tasks` of an installed
+package, or `package.module:NAME`. All three lead to a `TaskKind`. In reports, metrics and keys a task is called by its
+name; one that is given by an import path by what stands behind the colon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ValidationError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+from pydantic_core.core_schema import ErrorType
+
+from dermray import extensions
+from dermray.config import Config
+from dermray.evaluate.predictors import kinds as predictors
+from dermray.keys import Reader
+
+ENTRY_POINTS = "dermray.tasks"
+# What a folder beside this file calls its `TaskKind`.
+ATTRIBUTE = "TASK"
+# What a task may be called: files and keys have its name.
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+
+
+class TaskConfig(Config):
+    """Keys of a task, below `task.NAME`; the base has none."""
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """One way to score a model.
+
+    Attributes:
+        title: what the page calls it.
+        module: name of the module with its `SCORER` (`dermray.evaluate.tasks.contract.Task`), imported where it scores.
+        settings: its keys.
+        uses: keys of the run that not every task looks at; one that no task of a run looks at is told.
+        learns: it needs a split to learn from.
+        calibrated: its probabilities are calibrated on the validation split, where there is one.
+        takes: what it scores, in the word by which predictors say what they give (`PredictorKind.gives`): "classes",
+            "risk". Empty: it asks no predictor and works on vectors.
+        predictor: who predicts where the run names none by `predictor.TASK`; empty: the run must name one.
+        vectors: it looks at the images' vectors itself, whoever predicts.
+    """
+
+    title: str
+    module: str
+    settings: type[TaskConfig] = TaskConfig
+    uses: tuple[str, ...] = ()
+    learns: bool = False
+    calibrated: bool = False
+    takes: str = ""
+    predictor: str = ""
+    vectors: bool = True
+
+
+@cache
+def find(name: str) -> TaskKind:
+    """The task of a name or import path.
+
+    Raises:
+        ValueError: there is none, and says which there are; or it would be called as one of ours, or by what no file
+            and key should be.
+    """
+    if not _NAME.fullmatch(short(name)):
+        raise ValueError(f"a task cannot be called {short(name)!r}: letters, digits, _ and - are")
+    if short(name) != name and short(name) in ours():
+        raise ValueError(
+            f"the task {name!r} would be called {short(name)!r}, as DermRay's own is; give it another name"
+        )
+    found = extensions.find(name, package=__package__, group=ENTRY_POINTS, attribute=ATTRIBUTE, what="task")
+    if not isinstance(found, TaskKind):
+        raise ValueError(f"the task {name!r} is a {type(found).__name__}, and must be a TaskKind")
+    return found
+
+
+def short(name: str) -> str:
+    """What a task is called in reports and keys: `lab.tasks:brightness` → `brightness`."""
+    return name.rpartition(":")[2]
+
+
+def named(names: Iterable[str]) -> tuple[str, ...]:
+    """The names, each once.
+
+    Raises:
+        ValueError: two tasks would be called the same.
+    """
+    once = tuple(dict.fromkeys(names))
+    for name in once:
+        others = [other for other in once if short(other) == short(name)]
+        if len(others) > 1:
+            raise ValueError(f"the tasks {' and '.join(others)} would both be called {short(name)!r}")
+    return once
+
+
+def require_predictors(tasks: Iterable[str], named: Mapping[str, str]) -> None:
+    """Refuse tasks that nobody predicts for, or somebody who gives something else than they score.
+
+    Args:
+        tasks: of a run.
+        named: its keys `predictor.TASK`.
+
+    Raises:
+        ValueError: a task is not of the run or asks nobody, has no predictor, or one that gives something else.
+    """
+    by_name = {short(name): find(name) for name in tasks}
+    for name in named:
+        if name not in by_name:
+            raise ValueError(f"predictor.{name}: {name} is not among tasks ({', '.join(by_name)})")
+        if not by_name[name].takes:
+            raise ValueError(f"predictor.{name} has no effect: {name} works on vectors and asks no predictor")
+    for name, takes in ((name, kind.takes) for name, kind in by_name.items() if kind.takes):
+        predictor = named.get(name, by_name[name].predictor)
+        if not predictor:
+            raise ValueError(f"the task {name} needs a predictor that gives {takes}: predictor.{name}=NAME")
+        if (gives := predictors.find(predictor).gives) != takes:
+            raise ValueError(f"predictor.{name}: {predictor} gives {gives}, and {name} scores {takes}")
+
+
+def settings_of(tasks: Iterable[str], sections: Any) -> dict[str, TaskConfig]:
+    """The section `task` of a run by the keys of its tasks: all of them, with the defaults of what is not given.
+
+    Raises:
+        ValueError: a section is of no task of the run; of pydantic: its keys do not fit.
+    """
+    if not isinstance(sections, Mapping):
+        raise ValueError(f"needs keys of tasks, task.NAME.key=value, got {sections!r}")
+    by_name = {short(name): find(name) for name in tasks}
+    unknown = next((name for name in sections if name not in by_name), None)
+    if unknown is not None:
+        raise ValueError(f"task.{unknown}: {unknown} is not among tasks ({', '.join(by_name) or 'none given'})")
+    return {
+        name: _validated(name, kind.settings, sections.get(name, {}))
+        for name, kind in by_name.items()
+        if kind.settings is not TaskConfig or name in sections
+    }
+
+
+def _validated(name: str, settings: type[TaskConfig], section: Any) -> TaskConfig:
+    """A task's section; what is wrong with it is said of `task.NAME.key`."""
+    try:
+        return settings.model_validate(section)
+    except ValidationError as error:
+        details = [
+            InitErrorDetails(type=_type_of(one), loc=(name, *one["loc"]), input=one["input"], ctx=one.get("ctx", {}))
+            for one in error.errors()
+        ]
+        raise ValidationError.from_exception_data(settings.__name__, details) from None
+
+
+def _type_of(one: ErrorDetails) -> str | PydanticCustomError:
+    """The type of an error of pydantic's; one of a task's own making is told by what it says."""
+    if one["type"] in typing.get_args(ErrorType):
+        return one["type"]
+    return PydanticCustomError(one["type"], one["msg"])
+
+
+def read_sections(tree: Mapping[str, Any], reader: Reader) -> Mapping[str, Any]:
+    """The tree of a run with `task.NAME.key` read by the types of each task's keys; what is unknown stays as it is."""
+    names, sections = tree.get("tasks"), tree.get("task")
+    if not isinstance(sections, Mapping):
+        return tree
+    given = reader.read(tuple[str, ...], names, "tasks") or ()
+    by_name = {short(str(name)): str(name) for name in given if isinstance(name, str)}
+    read = dict(sections)
+    for name, section in sections.items():
+        with contextlib.suppress(ValueError, KeyError):
+            read[name] = reader.read(find(by_name[name]).settings, section, f"task.{name}")
+    return {**tree, "task": read}
+
+
+def ours() -> tuple[str, ...]:
+    """The tasks that come with DermRay, by the alphabet."""
+    return extensions.folders(__package__)
+
+
+def users() -> dict[str, list[str]]:
+    """Keys of a run that only some of our tasks look at → those tasks."""
+    found: dict[str, list[str]] = {}
+    for name in ours():
+        for key in find(name).uses:
+            found.setdefault(key, []).append(name)
+    return found
+
+
+def _known(name: str) -> str:
+    find(name)
+    return name
+
+
+TaskName = Annotated[str, AfterValidator(_known)]

@@ -1,0 +1,49 @@
+"""What the terminal says of a source's rows: what is not understood, not read or not used, and which they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from dermray.prepare.sources.rows import Findings, RawRows
+from dermray.raw import litter
+from dermray.raw.telling import MAX_SHOWN_CHARS, NUM_TOLD, most_frequent, not_understood
+
+NUM_COLUMNS = 12
+# Rows that a message names of each fault.
+NUM_SHOWN_ROWS = 3
+
+
+def told_of(raw: RawRows, findings: Findings) -> Iterator[str]:
+    """What the source holds and no sample tells of, a line each."""
+    if findings.passed_over:
+        yield litter.told(findings.passed_over)
+    if findings.not_read:
+        shown = ", ".join(f"{name} ({count:,})" for name, count in findings.not_read.most_common())
+        yield f"{findings.not_read.total():,} files are not read, since this source knows no use for them: {shown}"
+    if columns := [repr(name[:MAX_SHOWN_CHARS]) for name in findings.extra_columns]:
+        more = f" and {len(columns) - NUM_COLUMNS:,} more" if len(columns) > NUM_COLUMNS else ""
+        yield f"columns that nothing names are only kept, in meta.extra: {', '.join(columns[:NUM_COLUMNS])}{more}"
+    if unused := +findings.unused:
+        shown = ", ".join(f"{name} ({count:,})" for name, count in unused.most_common())
+        yield f"not used, or perhaps not as it is meant: {shown}"
+    if findings.doubled_keys:
+        shown = most_frequent(findings.doubled_keys, "keys")
+        yield f"keys stand twice in one object of JSON, and the last one counts: {shown}"
+    if findings.placeholders:
+        shown = ", ".join(f"{text!r} ({count:,})" for text, count in findings.placeholders.most_common())
+        yield f"{findings.placeholders.total():,} labels only stand for nothing and count as none: {shown}"
+    if rows := findings.map_rows_unused:
+        shown = ", ".join(repr(text[:MAX_SHOWN_CHARS]) for text in rows[:NUM_TOLD])
+        more = f" and {len(rows) - NUM_TOLD:,} more" if len(rows) > NUM_TOLD else ""
+        yield f"{len(rows):,} rows of columns.label_map match no label of the table: {shown}{more}"
+    for name, texts in raw.not_understood.items():
+        yield not_understood(name, texts, "it is kept as written")
+
+
+def in_words(rows: Iterable[int], names: Mapping[int, str] | None = None) -> str:
+    """The first of some row numbers: `rows 3, 8, 9, …`; or, where a source's rows have `names`, these instead."""
+    ranked = sorted(set(rows))
+    first, more = ranked[:NUM_SHOWN_ROWS], ", …" if len(ranked) > NUM_SHOWN_ROWS else ""
+    if names:
+        return ", ".join(names.get(row, f"row {row}") for row in first) + more
+    return f"{'row' if len(ranked) == 1 else 'rows'} {', '.join(map(str, first))}{more}"

@@ -1,0 +1,261 @@
+"""Which split an image is in: drawn inside each condition in the order of a hash, prescribed, or that of its group.
+
+A driver holds some bytes a row for it (`Narrow`) and no text: images and groups are told apart by 64 bits.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dermray.errors import CorpusError
+from dermray.prepare.digests import group_digest, hashes
+from dermray.prepare.settings import SPLIT_NAME, TRAIN
+from dermray.raw.spill import blocks
+from dermray.raw.splits import split_name
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What a committed corpus holds already, as far as a plan must know.
+
+    Attributes:
+        images: digests of the images' rows (`image_digests`), which are left alone.
+        splits: the split of each group, by `group_digest`.
+        num_shards: numbers that each split's shards have used up.
+    """
+
+    images: frozenset[int] = frozenset()
+    splits: Mapping[int, str] = field(default_factory=dict)
+    num_shards: Mapping[str, int] = field(default_factory=dict)
+
+
+NOTHING = Holdings()
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """What a split hangs on, row by row.
+
+    Attributes:
+        image: number of the row's image, int32 `[N]`; images are numbered in the order of a seeded hash of their paths.
+        drawn: what the row's group is drawn by, or its image where it has no group, uint64 `[N]`.
+        grouped: whether it has a group, bool `[N]`.
+        label: number of its first label by the alphabet, that of no label being the last, int32 `[N]`.
+        prescribed: number of the split that the source prescribes in `splits`, -1 for none, int32 `[N]`.
+        splits: the texts of these.
+        num_images: how many there are.
+        num_labels: how many different ones there are.
+    """
+
+    image: np.ndarray
+    drawn: np.ndarray
+    grouped: np.ndarray
+    label: np.ndarray
+    prescribed: np.ndarray
+    splits: Sequence[str]
+    num_images: int
+    num_labels: int
+
+
+def narrow_rows(table: pa.Table, seed: int) -> Narrow:
+    """What splits hang on, from usable rows of schema RAW."""
+    num_rows = table.num_rows
+    image, drawn = np.empty(num_rows, np.uint64), np.empty(num_rows, np.uint64)
+    grouped, label, prescribed = np.empty(num_rows, bool), np.empty(num_rows, np.int32), np.empty(num_rows, np.int32)
+    labels: dict[str, int] = {}
+    splits: dict[str, int] = {}
+    end = 0
+    for block in blocks(table):
+        rows = slice(end, end := end + block.num_rows)
+        images, groups = block["image"].combine_chunks(), block["group"].combine_chunks()
+        image[rows] = _hashed(images, partial(hashes, seed=seed, purpose="order"))
+        grouped[rows] = groups.is_valid().to_numpy(zero_copy_only=False)
+        keys = pc.coalesce(
+            pc.binary_join_element_wise("group:", groups, ""), pc.binary_join_element_wise("image:", images, "")
+        )
+        drawn[rows] = _hashed(keys, partial(hashes, seed=seed, purpose="split"))
+        label[rows] = _first_labels(block["labels"].combine_chunks(), labels)
+        prescribed[rows] = _numbered(block["split"].combine_chunks(), splits)
+    codes, distinct = _codes(image)
+    ranks = np.empty(len(labels) + 1, np.int32)
+    ranks[np.argsort(np.array([*labels, ""], dtype=object)[:-1])] = np.arange(len(labels))
+    ranks[-1] = len(labels)
+    return Narrow(codes, drawn, grouped, ranks[label], prescribed, list(splits), len(distinct), len(labels))
+
+
+def _hashed(texts: pa.Array, function: partial[np.ndarray]) -> np.ndarray:
+    """A number of each text, made once for each different one."""
+    encoded = texts.dictionary_encode()
+    return function(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]
+
+
+def _codes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`(place of each value among the different ones in order, int32; these)`, with less memory than `np.unique`."""
+    order = np.argsort(values)
+    ordered = values[order]
+    is_new = np.ones(len(values), bool)
+    is_new[1:] = ordered[1:] != ordered[:-1]
+    codes = np.empty(len(values), np.int32)
+    codes[order] = np.cumsum(is_new, dtype=np.int32) - 1
+    return codes, ordered[is_new]
+
+
+def _numbered(texts: pa.Array, known: dict[str, int]) -> np.ndarray:
+    """Number of each text in `known`, which grows with those that are new; -1 for null."""
+    encoded = texts.dictionary_encode()
+    numbers = np.array([known.setdefault(text, len(known)) for text in encoded.dictionary.to_pylist()] + [-1], np.int32)
+    return numbers[pc.fill_null(encoded.indices, len(numbers) - 1).to_numpy()]
+
+
+def _first_labels(labels: pa.Array, known: dict[str, int]) -> np.ndarray:
+    """Number in `known` of each row's first label by the alphabet; -1 for a row without one."""
+    encoded = labels.flatten().dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    by_alphabet = sorted(range(len(names)), key=names.__getitem__)
+    rank = np.empty(len(names), np.int32)
+    rank[by_alphabet] = np.arange(len(names))
+    first = np.full(len(labels), len(names), np.int32)
+    of_row = pc.list_parent_indices(labels).to_numpy()
+    np.minimum.at(first, of_row, rank[encoded.indices.to_numpy(zero_copy_only=False)])
+    numbers = np.array([*(known.setdefault(names[place], len(known)) for place in by_alphabet), -1], np.int32)
+    return numbers[first]
+
+
+def split_images(
+    table: pa.Table, narrow: Narrow, split: str | Mapping[str, float], seed: int, held: Holdings
+) -> tuple[list[str], np.ndarray]:
+    """`(names of splits, number of each image's split among them, int32 [num_images])`.
+
+    Raises:
+        CorpusError: the source prescribes a split whose name cannot be one.
+    """
+    if isinstance(split, str):
+        return [split], np.zeros(narrow.num_images, np.int32)
+    wanted = _wanted(narrow.splits, {*split, *held.num_shards})
+    names = sorted({TRAIN, *split, *held.splits.values(), *wanted})
+    number = {name: place for place, name in enumerate(names)}
+    component, drawn = _components(table, narrow, seed)
+    strata = np.full(len(drawn), narrow.num_labels, np.int32)
+    np.minimum.at(strata, component[narrow.image], narrow.label)
+    assigned = _draw(drawn, strata, {number[name]: fraction for name, fraction in sorted(split.items())}, number[TRAIN])
+    if held.splits:
+        for row, digest in _group_digests(table):
+            if digest in held.splits:
+                assigned[component[narrow.image[row]]] = number[held.splits[digest]]
+    rows = np.flatnonzero(narrow.prescribed >= 0)
+    # Later writes win, so going backwards leaves the first row's word: for its image, and for the images of its group
+    # that have none.
+    said = np.array([number[name] for name in wanted], np.int32)[narrow.prescribed[rows[::-1]]]
+    assigned[component[narrow.image[rows[::-1]]]] = said
+    splits = assigned[component]
+    splits[narrow.image[rows[::-1]]] = said
+    return names, splits
+
+
+def _wanted(written: Sequence[str], known: set[str]) -> list[str]:
+    """The split that each prescribed text means.
+
+    Splits that the user has named, or that a corpus has, are `known`: where it calls one `validation`, `Val` is that.
+    """
+    as_known = {split_name(name): name for name in sorted(known)} | {name: name for name in known}
+    plain = [name.strip().lower() for name in written]
+    said = [name if name in known else split_name(name) for name in plain]
+    wanted = [as_known.get(name, name) for name in said]
+    for name in sorted(set(wanted)):
+        if not SPLIT_NAME.fullmatch(name):
+            raise CorpusError(f"the table prescribes the split {name!r}: a name has letters, digits and _ only")
+    return wanted
+
+
+def _draw(drawn: np.ndarray, strata: np.ndarray, split: Mapping[int, float], otherwise: int) -> np.ndarray:
+    """Number of each component's split, int32 [num_components]: of every stratum each split gets its fraction.
+
+    Inside a stratum the components with the smallest hashes come first. What a fraction leaves of a whole component is
+    rounded up or down by a draw of the stratum's own, so that strata of a few components are right on average.
+    """
+    order = np.lexsort((drawn, strata))
+    edges = np.flatnonzero(np.diff(strata[order], prepend=-1, append=-1))
+    assigned = np.full(len(drawn), otherwise, np.int32)
+    for first, last in itertools.pairwise(edges):
+        members = order[first:last]
+        luck = int(drawn[members].min()) * 0x9E3779B97F4A7C15 % 2**64 / 2.0**64
+        share, begin = 0.0, 0
+        for name, fraction in split.items():
+            share += fraction
+            end = min(len(members), int(share * len(members) + luck))
+            assigned[members[begin:end]] = name
+            begin = end
+    return assigned
+
+
+def _group_digests(table: pa.Table) -> Iterator[tuple[int, int]]:
+    """`(row, group digest)` of every row that has a group."""
+    first = 0
+    for block in blocks(table):
+        rows = zip(block["source"].to_pylist(), block["group"].to_pylist(), strict=True)
+        for row, (source, group) in enumerate(rows, first):
+            if group is not None:
+                yield row, group_digest(source, group)
+        first += block.num_rows
+
+
+def _components(table: pa.Table, narrow: Narrow, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """What must stay together: `(component of each image [num_images], what each is drawn by [num_components])`.
+
+    Images are linked through their groups. A component is drawn by its smallest group name, or by the image's path
+    where it has no group, so it does not depend on the order of the table.
+    """
+    group, distinct = _codes(narrow.drawn[narrow.grouped])
+    image = narrow.image[narrow.grouped]
+    # One group of each image; where it has others, they are linked to that one.
+    group_of = np.full(narrow.num_images, -1, np.int32)
+    group_of[image] = group
+    num_grouped, of_group = _linked(group, group_of[image], len(distinct))
+    alone = group_of < 0
+    component = np.empty(narrow.num_images, np.int32)
+    component[~alone] = of_group[group_of[~alone]]
+    component[alone] = np.arange(num_grouped, num_grouped + np.count_nonzero(alone))
+    drawn = np.empty(num_grouped + np.count_nonzero(alone), np.uint64)
+    # A row's image that has no group is drawn by itself; one that has gets its group's word.
+    drawn[component[narrow.image]] = narrow.drawn
+    drawn[of_group] = distinct
+    sizes = np.bincount(of_group, minlength=num_grouped)
+    several = np.flatnonzero(sizes[of_group] > 1)
+    if len(several):
+        names = _group_names(table, set(distinct[several].tolist()), seed)
+        smallest: dict[int, str] = {}
+        for place in several.tolist():
+            name = names[int(distinct[place])]
+            smallest[of_group[place]] = min(name, smallest.get(of_group[place], name))
+        drawn[list(smallest)] = hashes((f"group:{name}" for name in smallest.values()), seed, "split")
+    return component, drawn
+
+
+def _linked(left: np.ndarray, right: np.ndarray, num_groups: int) -> tuple[int, np.ndarray]:
+    """`(number of components, component of each group)` of groups that are linked pair by pair."""
+    differ = np.flatnonzero(left != right)
+    if not len(differ):
+        return num_groups, np.arange(num_groups, dtype=np.int32)
+    # Not at the top: each process that makes shards would load it, and has no use for it.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    links = (np.ones(len(differ), np.int8), (left[differ], right[differ]))
+    return connected_components(coo_array(links, shape=(num_groups, num_groups)), directed=False)
+
+
+def _group_names(table: pa.Table, wanted: set[int], seed: int) -> dict[int, str]:
+    """The names of some groups, by what they are drawn by."""
+    names: dict[int, str] = {}
+    for block in blocks(table):
+        found = block["group"].combine_chunks().drop_null().unique().to_pylist()
+        drawn = hashes((f"group:{name}" for name in found), seed, "split").tolist()
+        names.update((hashed, name) for hashed, name in zip(drawn, found, strict=True) if hashed in wanted)
+    return names

@@ -1,0 +1,1 @@
+"""Reading raw inputs where they lie, for every job that takes them."""

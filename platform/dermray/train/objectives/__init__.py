@@ -1,0 +1,1 @@
+"""What a run learns: one folder each, found by its name."""

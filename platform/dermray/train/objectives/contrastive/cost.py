@@ -1,0 +1,57 @@
+"""What a step costs, by counting: three forward passes (one forward, two backward; Kaplan et al., 2020).
+
+A forward pass is what `torch.utils.flop_counter` counts for one image and one text of full length (a multiply-add is
+two). Texts count in proportion to the positions that are encoded: trimmed, and equal ones once. Recomputed activations
+and the loss count nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+PASSES_PER_STEP = 3
+
+
+@dataclass(frozen=True)
+class FlopModel:
+    """Forward FLOPs of one sample.
+
+    Attributes:
+        image: of the vision tower for one image.
+        text: of the text tower for one text of `context_length` tokens.
+    """
+
+    image: float
+    text: float
+    context_length: int
+
+    def of_step(self, num_samples: float, num_tokens: float) -> float:
+        """FLOPs of a training step on `num_samples` pairs with `num_tokens` text positions encoded for each."""
+        return PASSES_PER_STEP * num_samples * (self.image + self.text * num_tokens / self.context_length)
+
+
+def flop_model(model: nn.Module, *, image_size: int, context_length: int) -> FlopModel:
+    """Count the towers of a model of open_clip's interface, without computing anything.
+
+    Args:
+        image_size: side of an image in pixels.
+        context_length: tokens of a full text.
+    """
+    shape_only = copy.deepcopy(model).to("meta").train()
+    counts = []
+    # Transformers looks into a mask for padding unless its tensors are fake ones.
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        # A batch norm refuses a single sample.
+        pixels = torch.empty(2, 3, image_size, image_size, device="meta")
+        tokens = torch.ones(2, context_length, dtype=torch.int64, device="meta")
+        for encode, value in ((shape_only.encode_image, pixels), (shape_only.encode_text, tokens)):
+            with FlopCounterMode(display=False) as counter:
+                encode(value)  # type: ignore[operator]
+            counts.append(counter.get_total_flops() / 2)
+    return FlopModel(counts[0], counts[1], context_length)

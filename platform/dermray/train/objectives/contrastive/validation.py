@@ -1,0 +1,101 @@
+"""Zero-shot accuracy and retrieval on held-out samples while training goes on.
+
+At most `validation.max_samples` samples of the split go through the very `Encoder` and metrics that evaluation uses.
+Each rank encodes its own part of images, texts and classes; then all have all vectors, and score the same.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from dermray.encoder import Encoder
+from dermray.errors import CorpusError
+from dermray.evaluate import zero_shot
+from dermray.evaluate.retrieval import retrieval_metrics
+from dermray.evaluate.samples import Samples
+from dermray.losses.gather import gather_rows, world
+from dermray.models.factory import ImageTransform, Tokenizer
+from dermray.train.objectives.contrastive import RETRIEVAL_KS
+from dermray.train.settings import ValidationConfig
+
+
+class Validator:
+    """Held-out samples, of which this rank keeps the images of its part as they are encoded.
+
+    Made on every rank alike, inside the process group.
+    """
+
+    def __init__(
+        self, corpus: str, settings: ValidationConfig, image_transform: ImageTransform, tokenizer: Tokenizer
+    ) -> None:
+        self._image_transform = image_transform
+        self._tokenizer = tokenizer
+        self._samples = Samples.load(corpus, settings.split, max_samples=settings.max_samples)
+        self._class_names, self._labels = zero_shot.class_targets(self._samples)
+        self._encoded: list[bytes] | None = None
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Scores under the keys `validation_…`, the same on every rank; leaves the model in training mode.
+
+        Args:
+            model: the plain module that is being trained.
+
+        Raises:
+            CorpusError: an image of this rank's part is damaged.
+        """
+        device = next(model.parameters()).device
+        encoder = Encoder(
+            model, self._image_transform, self._tokenizer, name="validation", model_digest="", device=str(device)
+        )
+        try:
+            return {f"validation_{key}": value for key, value in self._score(encoder, device).items()}
+        finally:
+            model.train()
+
+    def _score(self, encoder: Encoder, device: torch.device) -> dict[str, float]:
+        image_features = _of_all_ranks(self._image_features(encoder), len(self._samples), device)
+        scores: dict[str, float] = {}
+        labelled = np.flatnonzero(self._labels >= 0)
+        if len(labelled):
+            names = self._class_names[_part(len(self._class_names))]
+            own = zero_shot.build_classifier(encoder, names) if names else np.zeros_like(image_features[:0])
+            classifier = torch.from_numpy(_of_all_ranks(own, len(self._class_names), device))
+            predicted = zero_shot.probabilities(torch.from_numpy(image_features[labelled]), classifier).argmax(1)
+            scores["zero_shot_accuracy"] = float((predicted.numpy() == self._labels[labelled]).mean())
+        captions = {index: text for index, text in enumerate(self._samples.captions) if text is not None}
+        # Equal texts are one: two ranks might not give them the same last bit, and ties are scored as such.
+        texts = {text: place for place, text in enumerate(dict.fromkeys(captions.values()))}
+        vectors = _of_all_ranks(encoder.encode_texts(list(texts)[_part(len(texts))]), len(texts), device)
+        of_captions = vectors[[texts[text] for text in captions.values()]]
+        retrieval = retrieval_metrics(image_features[list(captions)], of_captions, ks=RETRIEVAL_KS)
+        return scores | {key.replace("@", "_at_"): value for key, value in retrieval.items() if "R@" in key}
+
+    def _image_features(self, encoder: Encoder) -> np.ndarray:
+        """Of this rank's part, float32 `[n, D]`."""
+        own = range(len(self._samples))[_part(len(self._samples))]
+        if self._encoded is None:
+            by_index = self._samples.read_images(list(own))
+            self._encoded = [by_index[index] for index in own]
+        features, reasons = encoder.encode_readable(self._encoded, normalise=True)
+        for place in np.flatnonzero(reasons):
+            raise CorpusError(
+                f"{self._samples.uri}: the image of sample {self._samples.ids[own[place]]} is damaged "
+                f"({reasons[place]}); prepare the corpus again"
+            )
+        return features
+
+
+def _part(count: int) -> slice:
+    """This rank's share of `count` things in a row: of 10 over 4 ranks 0 to 2, 3 to 5, 6 to 8, and 9 alone."""
+    rank, world_size = world()
+    size = -(-count // world_size)
+    return slice(rank * size, (rank + 1) * size)
+
+
+def _of_all_ranks(own: np.ndarray, count: int, device: torch.device) -> np.ndarray:
+    """The rows of every rank's `_part` in their order: float32 `[n, D]` → `[count, D]`. Shorter parts are filled up."""
+    rows = torch.zeros(-(-count // world()[1]), own.shape[1], device=device)
+    rows[: len(own)] = torch.from_numpy(own)
+    return gather_rows(rows).cpu().numpy()[:count]

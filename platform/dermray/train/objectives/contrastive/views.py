@@ -1,0 +1,68 @@
+"""A sample as contrastive learning sees it: one crop of its image and one of its captions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from dermray import images
+from dermray.errors import ImageError
+from dermray.ingest import augment
+from dermray.ingest.settings import DataConfig
+from dermray.ingest.tokens import TextEncoder
+from dermray.ingest.views import Arrays, ArraySpec, Item
+
+PIXELS, TOKENS = "pixels", "tokens"
+
+
+@dataclass(frozen=True)
+class ImageAndCaption:
+    """`pixels` uint8 `[n, S, S, 3]`, RGB, cropped and mirrored; `tokens` int32 `[n, L]` of a caption.
+
+    Attributes:
+        settings: crops and captions.
+        image_size: side S of the square images, in pixels.
+        encode_texts: makes tokens of captions.
+    """
+
+    settings: DataConfig
+    image_size: int
+    encode_texts: TextEncoder
+    columns = ("image", "captions")
+
+    @cached_property
+    def _specs(self) -> dict[str, ArraySpec]:
+        context_length = self.encode_texts([""]).shape[1]
+        return {
+            PIXELS: ArraySpec("uint8", (self.image_size, self.image_size, 3)),
+            TOKENS: ArraySpec("int32", (context_length,)),
+        }
+
+    def specs(self, step: int) -> Mapping[str, ArraySpec]:
+        """The same at every step."""
+        return self._specs
+
+    def make(self, items: Sequence[Item], out: Arrays) -> None:
+        """Decode, crop, choose captions, tokenise.
+
+        Raises:
+            CorpusError: an image is damaged.
+        """
+        images.use_one_core()
+        pixels, texts = out[PIXELS], []
+        for place, item in enumerate(items):
+            (row,) = item.rows
+            try:
+                augment.crop_and_resize(
+                    images.decode(row["image"]),
+                    item.random,
+                    size=self.image_size,
+                    scale=self.settings.crop_scale,
+                    horizontal_flip=self.settings.horizontal_flip,
+                    out=pixels[place],
+                )
+            except ImageError as error:
+                raise row.damaged(error) from error
+            texts.append(augment.choose_caption(row["captions"], self.settings.captions, item.random))
+        out[TOKENS][:] = self.encode_texts(texts)

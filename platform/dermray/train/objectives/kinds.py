@@ -1,0 +1,100 @@
+"""Which objectives there are, and the keys of each; what they compute with is imported only where they train.
+
+A run names one by `objective.kind`: a folder beside this file, an entry point of the group `dermray.objectives` of an
+installed package, or `package.module:ATTRIBUTE`. All three lead to an `ObjectiveKind`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from pydantic import Field
+
+from dermray import extensions
+from dermray.config import Config, DecidesWeights
+from dermray.corpus.manifest import Manifest
+from dermray.ingest.plan import Counts
+from dermray.keys import Reader
+from dermray.scales import Best
+from dermray.train.trajectory import undeclared
+
+DEFAULT = "contrastive"
+ENTRY_POINTS = "dermray.objectives"
+# What a folder beside this file calls its `ObjectiveKind`.
+ATTRIBUTE = "OBJECTIVE"
+
+
+class ObjectiveConfig(Config):
+    """Keys of the objective; each kind has its own beside `kind`."""
+
+    kind: DecidesWeights[str] = Field(
+        DEFAULT,
+        description="what is learned: contrastive, the name of an installed package's objective, or "
+        "package.module:ATTRIBUTE",
+    )
+
+    @classmethod
+    def prepared(cls, tree: Mapping[str, Any], reader: Reader) -> Mapping[str, Any]:
+        """The keys by the types of the kind that is named; an unknown kind is told when it is validated."""
+        named = tree.get("kind", DEFAULT)
+        try:
+            settings = find(str(getattr(named, "text", named))).settings
+        except ValueError:
+            return tree
+        return reader.section(settings, tree, "objective.") if settings is not cls else tree
+
+
+@dataclass(frozen=True)
+class ObjectiveKind:
+    """One thing that can be learned.
+
+    Attributes:
+        settings: its keys, each of which says whether it decides the weights.
+        module: name of the module with its `check` and `build` (`dermray.train.objectives.contract`), imported by
+            drivers and workers of a run that names it.
+        scores: of its validation, and whether the highest or the lowest is best (`dermray.scales.best` says it by
+            their names).
+        counts: `(PretrainConfig, Manifest)` → how often each sample of the split is drawn in an epoch; a pure function
+            of both, the epoch and the corpus, with the same sum each epoch. A sample that the objective cannot use is
+            drawn 0 times, one of a rare class perhaps twice. None: once each.
+    """
+
+    settings: type[ObjectiveConfig]
+    module: str
+    scores: Mapping[str, Best] = field(default_factory=dict)
+    counts: Callable[[Any, Manifest], Counts] | None = None
+
+    def __post_init__(self) -> None:
+        unsaid = undeclared(self.settings)
+        if unsaid:
+            raise ValueError(
+                f"{self.settings.__name__}: {', '.join(unsaid)} must say DecidesWeights or LeavesWeights beside the key"
+            )
+
+
+@cache
+def find(kind: str) -> ObjectiveKind:
+    """The objective of a name or import path.
+
+    Raises:
+        ValueError: there is none; says which there are.
+    """
+    found = extensions.find(kind, package=__package__, group=ENTRY_POINTS, attribute=ATTRIBUTE, what="objective")
+    if not isinstance(found, ObjectiveKind):
+        raise ValueError(f"the objective {kind!r} is a {type(found).__name__}, and must be an ObjectiveKind")
+    return found
+
+
+def settings_of(value: Any) -> ObjectiveConfig:
+    """The section `objective` of a run, by the keys of the kind that it names.
+
+    Raises:
+        ValueError: there is no such kind; of pydantic: its keys do not fit.
+    """
+    if isinstance(value, ObjectiveConfig):
+        return value
+    tree = dict(value or {})
+    return find(str(tree.get("kind", DEFAULT))).settings.model_validate(tree)

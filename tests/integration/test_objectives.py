@@ -1,0 +1,43 @@
+"""An objective that lives in the tests alone trains on real workers as CLIP does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from dermray.errors import StoppedError
+from dermray.train.pretrain import pretrain
+from dermray.train.progress import StepRecord
+from tests import pretraining
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.mark.long
+def test_an_objective_of_ones_own_trains_stops_and_resumes_with_two_workers(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.getbasetemp()
+
+    def run(output: Path, until_step: int | None = None) -> list[StepRecord]:
+        keys = ["num_workers=2", "train.max_steps=6", "objective.kind=tests.choosy:OBJECTIVE", "objective.side=20"]
+        records: list[StepRecord] = []
+        config = pretraining.configured(root, output, *keys)
+        pretrain(config, on_record=records.append, until_step=until_step)
+        return records
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        run(tmp_path / "parts", until_step=3)
+    rest = run(tmp_path / "parts")
+    assert [record.step for record in rest] == [4, 5, 6]
+    assert [record.metrics["loss"] for record in rest] == [record.metrics["loss"] for record in whole[3:]]
+    assert whole[-1].metrics["num_right"] == pytest.approx(16 * whole[-1].metrics["accuracy"])
+    one, other = (
+        safetensors.torch.load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "parts")
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
