@@ -20,8 +20,6 @@ from dermray.evaluate.metrics import classification
 from dermray.evaluate.retrieval import retrieval_metrics
 from tests.corpora import MODEL_CFG, jpeg, write_model
 
-pytest.importorskip("clip_benchmark", reason="needs the package clip-benchmark (extra dev)")
-
 CLASSES = ["eczema", "psoriasis", "melanoma", "nevus", "acne", "vitiligo", "rosacea"]
 TEMPLATES = ["This is a skin image of {}", "{}, a skin disorder, is shown in this image."]
 NUM_IMAGES = 42

@@ -241,7 +241,8 @@ def test_tars_are_named_as_img2dataset_names_them(corpus: Path, tmp_path: Path) 
 
 
 def test_webdataset_reads_the_tars(corpus: Path, tmp_path: Path) -> None:
-    webdataset = pytest.importorskip("webdataset")
+    import webdataset
+
     export(corpus, tmp_path / "out", format="webdataset", samples_per_file=10)
     tars = str(tmp_path / "out" / "train" / "{00000..00002}.tar")
     found = list(webdataset.WebDataset(tars, shardshuffle=False))
@@ -321,7 +322,8 @@ def test_titles_are_one_line_and_quoted_where_they_must_be(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("whole", [False, True], ids=["files", "folder"])
 def test_datasets_shows_images(corpus: Path, tmp_path: Path, whole: bool) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     export(corpus, tmp_path / "out", format="parquet", samples_per_file=10)
     cache = str(tmp_path / "cache")
     if whole:

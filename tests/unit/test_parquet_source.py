@@ -243,7 +243,8 @@ def test_damaged_pages_end_in_one_clear_error_or_in_other_bytes(
 
 
 def test_what_datasets_writes_is_read_in_place(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     pictures = [photograph(number) for number in range(5)]
     data = datasets.Dataset.from_dict(
         {"image": [{"bytes": picture, "path": None} for picture in pictures], "label": [0, 1, 0, 1, 0]},

@@ -105,7 +105,8 @@ def test_datasets_reads_a_corpus_and_not_its_records(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     config = settings(raw, tmp_path / "corpus", split="{val: 0.4}")
     records, _ = make(config)
     timing: dict[str, Any] = {"stages": {}, "tasks": {}, "ray_data": []}

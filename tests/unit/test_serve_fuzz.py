@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
+import schemathesis
 from hypothesis import HealthCheck, settings
+from schemathesis.checks import CHECKS
 
 from serve.auth import Access
 from serve.catalogue import Catalogue
@@ -11,9 +12,6 @@ from serve.origins import Origins
 from serve.routes import create_app
 from serve.settings import LimitsConfig
 from tests.serving import DummyBackend
-
-schemathesis = pytest.importorskip("schemathesis")
-from schemathesis.checks import CHECKS  # noqa: E402
 
 access = Access(origins=Origins(allowed_hosts=("testserver",)))
 app = create_app(Catalogue.of(DummyBackend()), LimitsConfig(), access=access)
