@@ -432,9 +432,15 @@ def test_what_a_killed_write_leaves_is_no_segment(server: LlmServer, tmp_path: P
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Python's own answer to SIGINT: a sweep that ran in this process before leaves Ray Tune's behind."""
+    """Python's own answer to SIGINT: a sweep that ran in this process before leaves Ray Tune's behind.
+
+    Hypothesis times Python's garbage collection by a callback, and an exception in one is printed and lost.
+    """
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    callbacks = gc.callbacks[:]
+    gc.callbacks.clear()
     yield
+    gc.callbacks[:] = callbacks
     signal.signal(signal.SIGINT, before)
 
 
