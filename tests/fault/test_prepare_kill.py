@@ -65,11 +65,11 @@ class Moment(NamedTuple):
 def moments() -> list[Moment]:
     """Before the first shard, between shards, while some are written again, and around each step of the commit."""
     draw = random.Random(SEED)
-    parts = 4
+    parts = 2
     return [
         Moment("announced", 1, draw.uniform(0, 1)),
         *(Moment("made", (part + draw.random()) / parts, draw.uniform(0, 0.03)) for part in range(parts)),
-        *(Moment("amended", draw.uniform(0, 0.9), draw.uniform(0, 0.02)) for _ in range(2)),
+        Moment("amended", draw.uniform(0, 0.9), draw.uniform(0, 0.02)),
         Moment("generation", 1, draw.uniform(0, 0.005)),
         Moment("report", 1, draw.uniform(0, 0.1)),
         Moment("part of manifest", 1, 0),
