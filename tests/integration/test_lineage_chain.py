@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import httpx
+import mlflow
 import pytest
 import yaml
 
@@ -82,6 +83,10 @@ def make_and_ask(
     assert sweep.main([*searched, "search=grid", "num_validations=1", "objective=validation_image_to_text_R_at_5"]) == 0
     assert {key: one for key, one in failed_tasks().items() if key not in failed_before} == {}
     assert pretrain.main(["--config", best, f"corpus={corpus}", f"output={out}"]) == 0
+    (run,) = mlflow.search_runs(
+        search_all_experiments=True, filter_string="tags.`dermray.kind` = 'pretrain'", output_format="list"
+    )
+    assert run.data.tags["samples_of_an_epoch"].startswith("an epoch of the split train: ")
     assert alarming(capfd) == []
     trained, report = f"{out}/model", str(folder / "report")
     scored = [f"model={trained}", f"corpus={corpus}", f"output={report}", "tasks=[retrieval]", "bootstrap=20"]

@@ -200,7 +200,7 @@ def counted(draw):
 def test_samples_are_drawn_as_often_as_asked_for_and_unneeded_row_groups_are_not_read(drawn, seed, epoch, batch_size):
     manifest, counts = drawn
     if counts.sum() < batch_size:
-        with pytest.raises(PlanError, match=f"the objective draws {counts.sum()} samples, fewer than one global batch"):
+        with pytest.raises(PlanError, match=f"an epoch draws {counts.sum()} samples, fewer than one global batch"):
             EpochPlan(manifest, seed=seed, epoch=epoch, global_batch_size=batch_size, counts=counts)
         return
     plan = EpochPlan(manifest, seed=seed, epoch=epoch, global_batch_size=batch_size, counts=counts)

@@ -38,10 +38,12 @@ def _run(config: PretrainConfig) -> int:
     from dermray.train.progress import ProgressPrinter, StepRecord
 
     config = toy.shrunk(config)
+    told: dict[str, str] = {}
     if check(config) is None:
         entry.warn(without_effect(config))
         entry.warn(branches.told_of_old(config.corpus))
-        print(samples_of_an_epoch(config), flush=True)
+        told["samples_of_an_epoch"] = samples_of_an_epoch(config)
+        print(told["samples_of_an_epoch"], flush=True)
         cluster.connect(config.cluster)
         require_room(config)
     manifest = Manifest.load(config.corpus)
@@ -55,6 +57,7 @@ def _run(config: PretrainConfig) -> int:
         state_uri=storage.join(config.output, "mlflow.json"),
     ) as current:
         current.log_corpus(config.corpus, manifest, context="training")
+        current.set_tags(told)
 
         def on_record(record: StepRecord) -> None:
             printer(record)

@@ -29,7 +29,7 @@ FOLDER = "checkpoints"
 STATE_NAME = "state.pt"
 MANIFEST_NAME = "manifest.json"
 # Keys that earlier versions did not have, with what their runs did.
-BEFORE_THERE_WERE = {"objective.kind": "contrastive"}
+BEFORE_THERE_WERE = {"objective.kind": "contrastive", "data.fraction": 1.0}
 _STEP_FOLDER = re.compile(r"step-([0-9]{8,18})")
 
 logger = logging.getLogger(__name__)
