@@ -15,7 +15,7 @@ import yaml
 
 from dermray.commands import evaluate, lineage, prepare, pretrain, promote, register, sweep
 from tests import raw_corpus
-from tests.corpora import write_model
+from tests.corpora import write_model, write_prepared_corpus
 from tests.printed import alarming
 from tests.ray_tasks import failed_tasks
 from tests.serving import data_uri, photograph, running
@@ -82,10 +82,12 @@ def make_and_ask(
     failed_before = failed_tasks()
     assert sweep.main([*searched, "search=grid", "num_validations=1", "objective=validation_image_to_text_R_at_5"]) == 0
     assert {key: one for key, one in failed_tasks().items() if key not in failed_before} == {}
-    assert pretrain.main(["--config", best, f"corpus={corpus}", f"output={out}"]) == 0
+    write_prepared_corpus(folder / "other", {"train": 16})
+    assert pretrain.main(["--config", best, f"corpus=[{corpus}, {folder / 'other'}]", f"output={out}"]) == 0
     (run,) = mlflow.search_runs(
         search_all_experiments=True, filter_string="tags.`dermray.kind` = 'pretrain'", output_format="list"
     )
+    assert {one.dataset.name for one in run.inputs.dataset_inputs} == {"corpus", "other"}
     assert run.data.tags["samples_of_an_epoch"].startswith("an epoch of the split train: ")
     assert alarming(capfd) == []
     trained, report = f"{out}/model", str(folder / "report")

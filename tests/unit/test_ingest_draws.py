@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dermray.config import parse
 from dermray.errors import PlanError
 from dermray.ingest import draws
+from dermray.ingest.corpora import Corpora
 from dermray.train import epochs
 from dermray.train.pretrain import samples_of_an_epoch
 from dermray.train.settings import PretrainConfig
@@ -72,26 +73,27 @@ def configured(corpus: Path, *keys: str) -> PretrainConfig:
 
 
 def test_a_fraction_trains_on_the_same_samples_each_epoch_and_tells_the_others(tmp_path):
-    manifest = write_prepared_corpus(tmp_path / "corpus", {"train": 20}, row_group_size=4)
+    corpora = Corpora.of("c", write_prepared_corpus(tmp_path / "corpus", {"train": 20}, row_group_size=4))
     config = configured(tmp_path / "corpus", "data.fraction=0.45")
     assert samples_of_an_epoch(config) == (
         f"an epoch of the split train draws 9 of 20 samples; left out: {epochs.NOT_KEPT} 11; "
         f"of its draws: 8 of 9 draws; left out: {epochs.LEFT_OVER} 1"
     )
-    counts = epochs.counts(config, manifest)
+    counts = epochs.counts(config, corpora)
     np.testing.assert_array_equal(counts(0), counts(7))
-    assert len(epochs.first(config, manifest).rank_row_groups(0, 1)) == 3
-    other = epochs.counts(configured(tmp_path / "corpus", "data.fraction=0.45", "seed=1"), manifest)
+    assert len(epochs.first(config, corpora).rank_row_groups(0, 1)) == 3
+    other = epochs.counts(configured(tmp_path / "corpus", "data.fraction=0.45", "seed=1"), corpora)
     assert counts(0).tolist() != other(0).tolist()
     with pytest.raises(PlanError, match="an epoch draws 2 samples, fewer than one global batch of 4"):
-        epochs.first(configured(tmp_path / "corpus", "data.fraction=0.1"), manifest)
+        epochs.first(configured(tmp_path / "corpus", "data.fraction=0.1"), corpora)
 
 
 def test_an_objective_that_draws_other_samples_each_epoch_draws_as_many_of_a_fraction(tmp_path, monkeypatch):
     manifest = write_prepared_corpus(tmp_path / "corpus", {"train": 30}, row_group_size=4)
+    corpora = Corpora.of("c", manifest)
     config = configured(tmp_path / "corpus", "data.fraction=0.5", "objective.kind=tests.choosy:OBJECTIVE")
     kept = draws.share(manifest.row_group_sizes(), seed=0, fraction=0.5)
-    counts, wanted = epochs.counts(config, manifest), choosy.twice_and_never(config, manifest)
+    counts, wanted = epochs.counts(config, corpora), choosy.twice_and_never(config, manifest)
     np.testing.assert_array_equal(counts(0), wanted(0) * kept)
     drawn = [counts(epoch) for epoch in range(6)]
     assert len({each.sum() for each in drawn}) == 1
@@ -105,5 +107,5 @@ def test_an_objective_that_draws_other_samples_each_epoch_draws_as_many_of_a_fra
 
     monkeypatch.setattr(choosy, "FADING", replace(choosy.OBJECTIVE, counts=fading), raising=False)
     config = configured(tmp_path / "corpus", "data.fraction=0.5", "objective.kind=tests.choosy:FADING")
-    with pytest.raises(PlanError, match=r"uses none of the samples that data\.fraction keeps in epoch 1"):
-        epochs.first(config, manifest)
+    with pytest.raises(PlanError, match=r"uses none of the samples that data\.fraction keeps of c in epoch 1"):
+        epochs.first(config, corpora)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dermray.config import parse
 from dermray.corpus.manifest import Manifest, Shard
 from dermray.errors import PlanError
+from dermray.ingest.corpora import Corpora
 from dermray.ingest.plan import MAX_STREAMS, EpochPlan
 from dermray.train import epochs
 from dermray.train.settings import PretrainConfig
@@ -263,7 +264,7 @@ def test_an_objective_that_draws_another_number_each_epoch_is_refused_before_the
     monkeypatch.setattr(choosy, "UNEVEN", kind, raising=False)
     keys = [f"corpus={tmp_path}", "output=o", "train.global_batch_size=4", "objective.kind=tests.choosy:UNEVEN"]
     with pytest.raises(PlanError, match="draws 10 samples in epoch 0 and 20 in epoch 1"):
-        epochs.first(parse(PretrainConfig, keys), manifest)
+        epochs.first(parse(PretrainConfig, keys), Corpora.of(str(tmp_path), manifest))
 
 
 def test_a_row_group_that_all_streams_share_is_put_in_order_once():

@@ -8,6 +8,10 @@ beyond the stretch are not read.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
 import numpy as np
 import numpy.typing as npt
 
@@ -58,3 +62,16 @@ def share(sizes: npt.NDArray[np.int64], *, seed: int, fraction: float) -> npt.ND
     num_samples = int(sizes.sum())
     kept = max(1, round(fraction * num_samples))
     return stretch(np.ones(num_samples, dtype=np.int64), sizes, seed=seed, begin=0, length=kept)
+
+
+def apportioned(total: int, weights: Sequence[float]) -> list[int]:
+    """Whole numbers in the proportion of positive weights that add up to a total: 10 by 1, 1, 1 are 4, 3, 3.
+
+    Each is its exact part rounded down, and those with the largest fractions get what is left, of equals the first.
+    """
+    exact = [total * Fraction(weight) / sum(map(Fraction, weights)) for weight in weights]
+    parts = [math.floor(part) for part in exact]
+    by_fraction = sorted(range(len(parts)), key=lambda place: parts[place] - exact[place])
+    for place in by_fraction[: total - sum(parts)]:
+        parts[place] += 1
+    return parts

@@ -19,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Protocol
 
 import numpy as np
 
-from dermray.corpus.manifest import Manifest
 from dermray.errors import PlanError
 
 # Epoch → how often each sample is drawn, integers `[num_samples]`.
@@ -31,6 +31,14 @@ MAX_STREAMS = 64
 WINDOW_ROW_GROUPS = 2
 # Of an epoch by counts: a rank holds 8 bytes for each of its draws.
 MAX_DRAWS = 1 << 32
+
+
+class RowGroups(Protocol):
+    """Samples in row groups: a `Manifest` of one corpus, or what several corpora are together."""
+
+    def row_group_sizes(self) -> np.ndarray:
+        """Samples of every row group in order, int64 `[num_row_groups]`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class EpochPlan:
     """
 
     def __init__(
-        self, manifest: Manifest, *, seed: int, epoch: int, global_batch_size: int, counts: np.ndarray | None = None
+        self, manifest: RowGroups, *, seed: int, epoch: int, global_batch_size: int, counts: np.ndarray | None = None
     ) -> None:
         if global_batch_size < 1 or epoch < 0:
             raise PlanError(f"global_batch_size {global_batch_size} must be positive and epoch {epoch} not negative")
