@@ -82,7 +82,9 @@ def make_and_ask(
     failed_before = failed_tasks()
     assert sweep.main([*searched, "search=grid", "num_validations=1", "objective=validation_image_to_text_R_at_5"]) == 0
     assert {key: one for key, one in failed_tasks().items() if key not in failed_before} == {}
-    write_prepared_corpus(folder / "other", {"train": 16})
+    other = write_prepared_corpus(folder / "other", {"train": 16})
+    # Without a licence of this one too the model would not be promoted.
+    other.model_copy(update={"provenance": {"licences": ["CC0-1.0"]}}).save(str(folder / "other"))
     assert pretrain.main(["--config", best, f"corpus=[{corpus}, {folder / 'other'}]", f"output={out}"]) == 0
     (run,) = mlflow.search_runs(
         search_all_experiments=True, filter_string="tags.`dermray.kind` = 'pretrain'", output_format="list"
