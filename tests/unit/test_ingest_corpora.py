@@ -57,7 +57,8 @@ def test_one_path_stays_one_path_and_shares_are_read_from_a_line_and_decide_the_
     [
         ("[]", "corpus: needs a URI, or several"),
         ("[{uri: a, weight: 2}, b]", "corpus: give every corpus a weight, or none"),
-        ("[{uri: a}, {uri: a}]", "corpus: a stands there twice; give it a greater weight instead"),
+        ("[{uri: /a}, {uri: /a/}]", "corpus: /a stands there twice; give it a greater weight instead"),
+        ("[{uri: a}, {uri: b, weight: .inf}]", "corpus: entry 2 of 2: weight: Input should be a finite number"),
         ("[{uri: a}, {uri: b, weight: 0}]", "corpus: entry 2 of 2: weight: Input should be greater than 0"),
         ("[{uri: a}, {url: b}]", "corpus: entry 2 of 2: uri: Field required"),
         ("[{uri: a}, {uri: b, wieght: 1}]", "corpus: entry 2 of 2: wieght: Extra inputs are not permitted"),
@@ -164,6 +165,17 @@ def test_validation_joins_the_splits_and_names_the_corpus_of_a_damaged_image(
     assert [len(joined._samples), *joined._ends.values()] == [9, 5, 9]
     with pytest.raises(CorpusError, match=rf"^{two[1]}: the image of sample \w+ is damaged"):
         joined(model)
+
+
+def test_validation_knows_the_classes_of_all_corpora_that_have_no_tree(tmp_path: Path) -> None:
+    uris = [str(tmp_path / name) for name in "ab"]
+    for uri, unlabelled in zip(uris, ((0, 1), (2, 3)), strict=True):
+        manifest = write_prepared_corpus(Path(uri), {"val": 4}, unlabelled=unlabelled)
+        manifest.model_copy(update={"ontology_sha256": None}).save(uri)
+    _, transform, tokenizer = models.create(str(write_model(tmp_path / "model")))
+    joined = Validator(uris[0], ValidationConfig(), transform, tokenizer, others=uris[1:])
+    assert joined._class_names == ["eczema", "melanoma", "nevus", "psoriasis"]
+    assert joined._labels.tolist() == [-1, -1, 1, 2, 0, 3, -1, -1]
 
 
 def test_a_resume_compares_the_digest_of_every_corpus(two: tuple[str, str]) -> None:

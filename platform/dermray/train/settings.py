@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
-from dermray import documents
+from dermray import documents, storage
 from dermray.config import ClusterConfig, Config, DecidesWeights, LeavesWeights, TrackingConfig
 from dermray.ingest.settings import DataConfig
 from dermray.ledger import WaitForOutput
@@ -120,6 +120,7 @@ class CorpusShare(Config):
     weight: DecidesWeights[float | None] = Field(
         None,
         gt=0,
+        allow_inf_nan=False,
         description="share of an epoch's draws, over the sum of all weights; empty for all: each sample once",
     )
 
@@ -202,12 +203,12 @@ class PretrainConfig(Config):
                 raise ValueError(f"entry {place} of {len(value)}: {documents.first_fault(error)}") from None
         if not shares:
             raise ValueError("needs a URI, or several")
-        uris = [share.uri for share in shares]
+        uris = [storage.normalise(share.uri) for share in shares]
         if len(set(uris)) < len(uris):
             raise ValueError(f"{max(uris, key=uris.count)} stands there twice; give it a greater weight instead")
         if len({share.weight is None for share in shares}) > 1:
             raise ValueError("give every corpus a weight, or none")
-        return uris[0] if len(shares) == 1 else tuple(shares)
+        return shares[0].uri if len(shares) == 1 else tuple(shares)
 
     @field_validator("objective", mode="before")
     @classmethod

@@ -112,7 +112,8 @@ def _joined(uris: Sequence[str], settings: ValidationConfig) -> tuple[Samples, d
     for part in parts[1:]:
         joined = joined.followed_by(part)
         ends[part.uri] = len(joined)
-    if not Corpora.load(uris).one_tree:
+    corpora = Corpora.load(uris)
+    if len(uris) > 1 and not (corpora.one_tree and corpora.manifests[0].ontology_sha256):
         joined = replace(joined, ontology=Ontology.flat(label for labels in joined.labels for label in labels))
     return joined, ends
 
