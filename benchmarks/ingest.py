@@ -42,6 +42,7 @@ from dermray.corpus.schema import SAMPLE
 from dermray.corpus.shards import ShardIndex
 from dermray.ingest import augment
 from dermray.ingest.color import ColorAugmentation
+from dermray.ingest.corpora import Corpora
 from dermray.ingest.loader import Loader
 from dermray.ingest.settings import DataConfig
 from dermray.ingest.tokens import portable
@@ -224,8 +225,7 @@ def bare_loop(folder: str, part: int, parts: int) -> int:
 
 def make_loader(folder: str, manifest: Manifest) -> Loader:
     return Loader(
-        corpus=folder,
-        manifest=manifest,
+        corpora=Corpora.of(folder, manifest),
         settings=RECIPE,
         views=ImageAndCaption(RECIPE, IMAGE_SIZE, portable(functools.partial(models.tokenizer, MODEL))),
         seed=0,

@@ -40,6 +40,7 @@ from dermray import cluster, entry, images, models
 from dermray.config import ClusterConfig, parse, validate
 from dermray.corpus.manifest import Manifest
 from dermray.ingest.color import ColorAugmentation
+from dermray.ingest.corpora import Corpora
 from dermray.ingest.loader import Batch, Loader
 from dermray.ingest.tokens import portable
 from dermray.models import towers
@@ -310,8 +311,7 @@ def with_data(folder: Path) -> Sides:
 
     def ours() -> float:
         loader = Loader(
-            corpus=str(corpus),
-            manifest=manifest,
+            corpora=Corpora.of(str(corpus), manifest),
             settings=trainer.config.data,
             views=ImageAndCaption(
                 trainer.config.data, preprocess.size, portable(functools.partial(models.tokenizer, name))

@@ -146,6 +146,12 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
     return _section(_kinds(annotation), {})
 
 
+def section_of_entries(annotation: Any) -> type[BaseModel] | None:
+    """The section that the entries of a list are, where a key of this type may be such a list."""
+    lists = [kind for kind in _kinds(annotation) if _is_sequence(kind)]
+    return next((section_of(typing.get_args(kind)[0]) for kind in lists if typing.get_args(kind)), None)
+
+
 def _text(value: Any) -> str | None:
     if isinstance(value, Scalar | Argument):
         return value.text

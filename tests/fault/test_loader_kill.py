@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dermray import models
-from dermray.corpus.manifest import Manifest
+from dermray.ingest.corpora import Corpora
 from dermray.ingest.loader import Batch, Loader
 from dermray.ingest.settings import DataConfig
 from dermray.ingest.tokens import AsGiven
@@ -43,8 +43,7 @@ def lethal_tokenizer(model: str, killed: Path, driver: int) -> Callable[[list[st
 def batches(root: Path, tokenizer: Callable[[], Callable[[list[str]], torch.Tensor]]) -> list[Batch]:
     corpus = str(pretraining.corpus(root))
     loader = Loader(
-        corpus=corpus,
-        manifest=Manifest.load(corpus).select("train"),
+        corpora=Corpora.load([corpus]).select("train"),
         settings=DataConfig(),
         views=ImageAndCaption(DataConfig(), 24, AsGiven(tokenizer)),
         seed=5,

@@ -9,12 +9,13 @@ import json
 from pathlib import Path
 
 import httpx
+import mlflow
 import pytest
 import yaml
 
 from dermray.commands import evaluate, lineage, prepare, pretrain, promote, register, sweep
 from tests import raw_corpus
-from tests.corpora import write_model
+from tests.corpora import write_model, write_prepared_corpus
 from tests.printed import alarming
 from tests.ray_tasks import failed_tasks
 from tests.serving import data_uri, photograph, running
@@ -81,7 +82,15 @@ def make_and_ask(
     failed_before = failed_tasks()
     assert sweep.main([*searched, "search=grid", "num_validations=1", "objective=validation_image_to_text_R_at_5"]) == 0
     assert {key: one for key, one in failed_tasks().items() if key not in failed_before} == {}
-    assert pretrain.main(["--config", best, f"corpus={corpus}", f"output={out}"]) == 0
+    other = write_prepared_corpus(folder / "other", {"train": 16})
+    # Without a licence of this one too the model would not be promoted.
+    other.model_copy(update={"provenance": {"licences": ["CC0-1.0"]}}).save(str(folder / "other"))
+    assert pretrain.main(["--config", best, f"corpus=[{corpus}, {folder / 'other'}]", f"output={out}"]) == 0
+    (run,) = mlflow.search_runs(
+        search_all_experiments=True, filter_string="tags.`dermray.kind` = 'pretrain'", output_format="list"
+    )
+    assert {one.dataset.name for one in run.inputs.dataset_inputs} == {"corpus", "other"}
+    assert run.data.tags["samples_of_an_epoch"].startswith("an epoch of the split train: ")
     assert alarming(capfd) == []
     trained, report = f"{out}/model", str(folder / "report")
     scored = [f"model={trained}", f"corpus={corpus}", f"output={report}", "tasks=[retrieval]", "bootstrap=20"]

@@ -23,6 +23,7 @@ from dermray import models, storage
 from dermray.corpus.manifest import Manifest
 from dermray.errors import CorpusError, PlanError
 from dermray.ingest import augment
+from dermray.ingest.corpora import Corpora
 from dermray.ingest.loader import Batch, Loader
 from dermray.ingest.plan import EpochPlan
 from dermray.ingest.settings import DataConfig
@@ -50,8 +51,7 @@ def make_loader(root: Path, rank: int, world_size: int, *, corpus: Path | None =
 def loader_of(shards: str, corpus: Path, model: Path, rank: int = 0, world_size: int = 1) -> Loader:
     """A loader that reads the shards of a corpus where they are said to be."""
     return Loader(
-        corpus=shards,
-        manifest=Manifest.load(str(corpus)).select("train"),
+        corpora=Corpora.of(shards, Manifest.load(str(corpus)).select("train")),
         settings=SETTINGS,
         views=ImageAndCaption(SETTINGS, 24, portable(functools.partial(models.tokenizer, str(model)))),
         seed=SEED,
@@ -211,6 +211,22 @@ def test_samples_are_drawn_by_counts_and_each_copy_is_treated_otherwise(root: Pa
     other.num_steps = 2 * other.steps_per_epoch
     with pytest.raises(PlanError, match=r"draws \d+ samples in epoch 1 and \d+ in epoch 0; all epochs"):
         list(other.batches())
+
+
+def test_several_corpora_are_dealt_as_one(root: Path, tmp_path: Path) -> None:
+    """Each row is read where its draw says, also where a window holds row groups of both corpora."""
+    write_prepared_corpus(tmp_path / "other", {"train": 32}, row_group_size=8)
+    uris = [str(pretraining.corpus(root)), str(tmp_path / "other")]
+    corpora = Corpora.load(uris).select("train")
+    both = replace(make_loader(root, 0, 1), corpora=corpora, views=OddArrays())
+    both.num_steps = both.steps_per_epoch
+    rows = [pq.ParquetDataset(f"{uri}/data").read(["skin_type", "split"]) for uri in uris]
+    dark = np.concatenate([of.filter(pc.field("split") == "train")["skin_type"].to_numpy() for of in rows]) > 3
+    seen = []
+    for batch in both.batches():
+        assert batch["is_dark"].tolist() == dark[batch.draws].tolist()
+        seen += batch.draws.tolist()
+    assert sorted(seen) == list(range(112))
 
 
 def digests(batches: list[Batch]) -> list[list[object]]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dermray.config import parse
 from dermray.corpus.manifest import Manifest, Shard
 from dermray.errors import PlanError
+from dermray.ingest.corpora import Corpora
 from dermray.ingest.plan import MAX_STREAMS, EpochPlan
 from dermray.train import epochs
 from dermray.train.settings import PretrainConfig
@@ -200,7 +201,7 @@ def counted(draw):
 def test_samples_are_drawn_as_often_as_asked_for_and_unneeded_row_groups_are_not_read(drawn, seed, epoch, batch_size):
     manifest, counts = drawn
     if counts.sum() < batch_size:
-        with pytest.raises(PlanError, match=f"the objective draws {counts.sum()} samples, fewer than one global batch"):
+        with pytest.raises(PlanError, match=f"an epoch draws {counts.sum()} samples, fewer than one global batch"):
             EpochPlan(manifest, seed=seed, epoch=epoch, global_batch_size=batch_size, counts=counts)
         return
     plan = EpochPlan(manifest, seed=seed, epoch=epoch, global_batch_size=batch_size, counts=counts)
@@ -263,7 +264,7 @@ def test_an_objective_that_draws_another_number_each_epoch_is_refused_before_the
     monkeypatch.setattr(choosy, "UNEVEN", kind, raising=False)
     keys = [f"corpus={tmp_path}", "output=o", "train.global_batch_size=4", "objective.kind=tests.choosy:UNEVEN"]
     with pytest.raises(PlanError, match="draws 10 samples in epoch 0 and 20 in epoch 1"):
-        epochs.first(parse(PretrainConfig, keys), manifest)
+        epochs.first(parse(PretrainConfig, keys), Corpora.of(str(tmp_path), manifest))
 
 
 def test_a_row_group_that_all_streams_share_is_put_in_order_once():

@@ -32,19 +32,22 @@ def _run(config: PretrainConfig) -> int:
     """Pretrain under an MLflow run; the run id is kept in the output, so a restart continues it."""
     from dermray import tracking
     from dermray.corpus import branches
-    from dermray.corpus.manifest import Manifest
+    from dermray.ingest.corpora import Corpora
     from dermray.train import toy
     from dermray.train.pretrain import check, pretrain, require_room, samples_of_an_epoch, without_effect
     from dermray.train.progress import ProgressPrinter, StepRecord
 
     config = toy.shrunk(config)
+    told: dict[str, str] = {}
     if check(config) is None:
         entry.warn(without_effect(config))
-        entry.warn(branches.told_of_old(config.corpus))
-        print(samples_of_an_epoch(config), flush=True)
+        for uri in config.corpus_uris:
+            entry.warn(branches.told_of_old(uri))
+        told["samples_of_an_epoch"] = samples_of_an_epoch(config)
+        print(told["samples_of_an_epoch"], flush=True)
         cluster.connect(config.cluster)
         require_room(config)
-    manifest = Manifest.load(config.corpus)
+    corpora = Corpora.load(config.corpus_uris)
     printer = ProgressPrinter()
     name = config.run_name or f"pretrain {config.model} {storage.name_of(config.output)}"
     with tracking.run(
@@ -54,7 +57,9 @@ def _run(config: PretrainConfig) -> int:
         resolved=config,
         state_uri=storage.join(config.output, "mlflow.json"),
     ) as current:
-        current.log_corpus(config.corpus, manifest, context="training")
+        for uri, manifest in zip(corpora.uris, corpora.manifests, strict=True):
+            current.log_corpus(uri, manifest, context="training")
+        current.set_tags(told)
 
         def on_record(record: StepRecord) -> None:
             printer(record)
@@ -64,7 +69,7 @@ def _run(config: PretrainConfig) -> int:
             config,
             on_record=on_record,
             on_notice=functools.partial(print, flush=True),
-            provenance=tracking.provenance(current, manifest),
+            provenance=tracking.provenance(current, *corpora.manifests),
         )
         current.log_artifact("output", "model", result.model_uri, result.weights_sha256)
         current.set_tags(

@@ -88,6 +88,12 @@ class Leakage:
         Raises:
             EvaluationError: it is so; names the digests.
         """
+        # Of a model that was trained on several corpora it is the digests of all of them.
+        if training_digest not in (None, self.training_digest) and self.training_digest in str(training_digest):
+            raise EvaluationError(
+                f"leakage: {self.uri} compared the training corpus {self.training_uri} alone, and the model was "
+                "trained on others besides, of which it says nothing"
+            )
         if training_digest is not None and training_digest != self.training_digest:
             raise EvaluationError(
                 f"leakage: {self.uri} compared the training corpus {self.training_digest[:12]} ({self.training_uri}), "

@@ -15,13 +15,14 @@ import pyarrow as pa
 
 from dermray.corpus.shards import ShardIndex
 from dermray.ingest import augment
+from dermray.ingest.corpora import JoinedIndex, read_from
 from dermray.ingest.views import Arrays, Item, Row, Views
 
 # Of every row, for messages.
 NAMED_BY = "sample_id"
 
 
-def read(index: ShardIndex, groups: Sequence[int], columns: Sequence[str]) -> list[pa.Buffer]:
+def read(index: ShardIndex | JoinedIndex, groups: Sequence[int], columns: Sequence[str]) -> list[pa.Buffer]:
     """Row groups by their numbers in manifest order, fetched at the same time and packed for `unpacked`.
 
     Raises:
@@ -50,7 +51,7 @@ class Decoder:
     """Rows of row groups → the arrays that an objective wants.
 
     Attributes:
-        corpus: its URI, for messages.
+        corpus: its URI, for messages; row groups of several corpora say themselves where they are from.
         seed: of the run.
         views: makes the arrays.
     """
@@ -86,8 +87,9 @@ class Decoder:
         """
         arrays = self.empty(step, len(draws)) if out is None else out
         columns = [dict(zip(group.schema.names, group.columns, strict=True)) for group in row_groups]
+        corpora = [read_from(group.schema.metadata) or self.corpus for group in row_groups]
         items = [
-            Item((Row(columns[number], row, self.corpus),), augment.generator(self.seed, epoch, draw))
+            Item((Row(columns[number], row, corpora[number]),), augment.generator(self.seed, epoch, draw))
             for number, row, draw in zip(group_of.tolist(), row_of.tolist(), draws.tolist(), strict=True)
         ]
         self.views.make(items, arrays)

@@ -21,9 +21,8 @@ import numpy.typing as npt
 import torch
 from ray import ObjectRef
 
-from dermray.corpus.manifest import Manifest
-from dermray.corpus.shards import ShardIndex
 from dermray.errors import PlanError
+from dermray.ingest.corpora import Corpora
 from dermray.ingest.decoding import Decoder
 from dermray.ingest.memory import BatchMemory
 from dermray.ingest.plan import Counts, EpochPlan
@@ -68,8 +67,7 @@ class Loader:
     """Batches of one rank from any step on.
 
     Args:
-        corpus: URI of the corpus.
-        manifest: the samples to train on (one split).
+        corpora: the samples to train on (one split of each corpus).
         settings: how much to decode ahead, and at what cost.
         views: what is made of samples.
         seed: of the run.
@@ -83,8 +81,7 @@ class Loader:
         PlanError: the corpus and the global batch do not admit the world.
     """
 
-    corpus: str
-    manifest: Manifest
+    corpora: Corpora
     settings: DataConfig
     views: Views
     seed: int
@@ -100,7 +97,7 @@ class Loader:
         first = self._plan(0)
         first.streams_of(self.rank, self.world_size)  # refuses an inadmissible world before any work
         self.steps_per_epoch, self._num_draws = len(first), first.num_draws
-        self._index = ShardIndex.of(self.corpus, self.manifest, self.settings.verify)
+        self._index = self.corpora.index(self.settings.verify)
         self._decoder = Decoder(self._index.corpus, self.seed, self.views)
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
@@ -168,7 +165,7 @@ class Loader:
             while len(self._plans) >= MAX_PLANS:
                 self._plans.pop(min(self._plans))
             plan = EpochPlan(
-                self.manifest,
+                self.corpora,
                 seed=self.seed,
                 epoch=epoch,
                 global_batch_size=self.global_batch_size,

@@ -19,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Protocol
 
 import numpy as np
 
-from dermray.corpus.manifest import Manifest
 from dermray.errors import PlanError
 
 # Epoch → how often each sample is drawn, integers `[num_samples]`.
@@ -31,6 +31,14 @@ MAX_STREAMS = 64
 WINDOW_ROW_GROUPS = 2
 # Of an epoch by counts: a rank holds 8 bytes for each of its draws.
 MAX_DRAWS = 1 << 32
+
+
+class RowGroups(Protocol):
+    """Samples in row groups: a `Manifest` of one corpus, or what several corpora are together."""
+
+    def row_group_sizes(self) -> np.ndarray:
+        """Samples of every row group in order, int64 `[num_row_groups]`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -66,13 +74,13 @@ class EpochPlan:
     """
 
     def __init__(
-        self, manifest: Manifest, *, seed: int, epoch: int, global_batch_size: int, counts: np.ndarray | None = None
+        self, manifest: RowGroups, *, seed: int, epoch: int, global_batch_size: int, counts: np.ndarray | None = None
     ) -> None:
         if global_batch_size < 1 or epoch < 0:
             raise PlanError(f"global_batch_size {global_batch_size} must be positive and epoch {epoch} not negative")
         self._starts = np.concatenate([[0], np.cumsum(manifest.row_group_sizes())])
         self.num_samples = int(self._starts[-1])
-        self._counts = None if counts is None else _checked(counts, self.num_samples)
+        self._counts = None if counts is None else checked_counts(counts, self.num_samples)
         # Draws of each row group.
         self._sizes = manifest.row_group_sizes()
         if self._counts is not None:
@@ -80,7 +88,7 @@ class EpochPlan:
             self._sizes = np.diff(before[self._starts])
         self.num_draws = int(self._sizes.sum())
         if self.num_draws < global_batch_size:
-            has = "the corpus has" if counts is None else "the objective draws"
+            has = "the corpus has" if counts is None else "an epoch draws"
             raise PlanError(
                 f"{has} {self.num_draws} samples, fewer than one global batch of {global_batch_size}; "
                 "lower the global batch size or add data"
@@ -253,7 +261,12 @@ class EpochPlan:
         return np.random.default_rng([self.seed, self.epoch, *purpose])
 
 
-def _checked(counts: np.ndarray, num_samples: int) -> np.ndarray:
+def checked_counts(counts: np.ndarray, num_samples: int) -> np.ndarray:
+    """What says how often each sample is drawn, as int64 `[num_samples]`.
+
+    Raises:
+        PlanError: it is no array of so many integers from 0 on, or they are too many draws.
+    """
     if not isinstance(counts, np.ndarray):
         raise PlanError(
             f"counts must be an array of {num_samples} integers, one a sample, not a {type(counts).__name__}"

@@ -13,6 +13,9 @@ class DataConfig(Config):
     """How prepared samples become training batches."""
 
     split: DecidesWeights[str] = Field("train", description="split of the corpus to train on")
+    fraction: DecidesWeights[float] = Field(
+        1.0, gt=0, le=1, description="share of the split's samples to train on, the same ones in every epoch"
+    )
     captions: DecidesWeights[dict[CaptionAspect, float]] = Field(
         {"raw": 1.0},
         description="weight of each caption aspect (raw, ontology, concept, sub) when one is drawn per sample and step",

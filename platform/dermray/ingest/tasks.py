@@ -21,6 +21,7 @@ from ray.exceptions import RayTaskError
 from dermray.corpus.shards import ShardIndex
 from dermray.errors import DermRayError
 from dermray.ingest import decoding
+from dermray.ingest.corpora import JoinedIndex
 from dermray.ingest.decoding import Decoder
 from dermray.ingest.plan import EpochPlan
 from dermray.ingest.schedule import Chunk
@@ -48,7 +49,7 @@ class RankTasks:
 
     def __init__(
         self,
-        index: ShardIndex,
+        index: ShardIndex | JoinedIndex,
         decoder: Decoder,
         plan_of: Callable[[int], EpochPlan],
         *,
@@ -148,7 +149,7 @@ class RankTasks:
                 del self._held[epoch, group]
 
 
-def _reading(index: ShardIndex, columns: Sequence[str]) -> Callable[..., list[pa.Buffer]]:
+def _reading(index: ShardIndex | JoinedIndex, columns: Sequence[str]) -> Callable[..., list[pa.Buffer]]:
     def read(groups: list[int]) -> list[pa.Buffer]:
         return decoding.read(index, groups, columns)
 

@@ -317,12 +317,12 @@ def _end(link: _Link, status: str, ended_at: float) -> bool:
     return delivered
 
 
-def provenance(current: Run, manifest: Manifest) -> dict[str, Any]:
-    """What a model folder's `dermray.json` says of the run that trains it and of its corpus."""
+def provenance(current: Run, *manifests: Manifest) -> dict[str, Any]:
+    """What a model folder's `dermray.json` says of the run that trains it and of its corpora."""
     return {
         "mlflow_run_id": current.id,
         "mlflow_run_key": current.key,
-        "licences": list(licences.of_corpus(manifest)),
+        "licences": list(dict.fromkeys(name for manifest in manifests for name in licences.of_corpus(manifest))),
     }
 
 

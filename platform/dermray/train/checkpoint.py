@@ -24,12 +24,13 @@ from pydantic import TypeAdapter
 
 from dermray import storage
 from dermray.errors import CheckpointError, StorageError
+from dermray.ingest.corpora import DIGESTS_JOIN
 
 FOLDER = "checkpoints"
 STATE_NAME = "state.pt"
 MANIFEST_NAME = "manifest.json"
 # Keys that earlier versions did not have, with what their runs did.
-BEFORE_THERE_WERE = {"objective.kind": "contrastive"}
+BEFORE_THERE_WERE = {"objective.kind": "contrastive", "data.fraction": 1.0}
 _STEP_FOLDER = re.compile(r"step-([0-9]{8,18})")
 
 logger = logging.getLogger(__name__)
@@ -297,7 +298,7 @@ def require_same_run(
 def differences(info: CheckpointInfo, *, trajectory: dict[str, Any], corpus_digest: str) -> str:
     """What a checkpoint was made with that is otherwise now, in words; empty if nothing is."""
     if info.corpus_digest != corpus_digest:
-        return f"{info.uri} was trained on another corpus (digest {info.corpus_digest[:12]}, now {corpus_digest[:12]})"
+        return f"{info.uri} was trained on {_otherwise(info.corpus_digest, corpus_digest)}"
     before, now = BEFORE_THERE_WERE | info.trajectory, BEFORE_THERE_WERE | trajectory
     differing = [
         f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
@@ -305,3 +306,13 @@ def differences(info: CheckpointInfo, *, trajectory: dict[str, Any], corpus_dige
         if before.get(key) != now.get(key)
     ]
     return f"{info.uri} was made with other settings: {'; '.join(differing)}" if differing else ""
+
+
+def _otherwise(before: str, now: str) -> str:
+    """What differs between the digests of the corpora of two runs."""
+    old, new = before.split(DIGESTS_JOIN), now.split(DIGESTS_JOIN)
+    if len(old) != len(new):
+        return f"other corpora ({len(old)}, now {len(new)})"
+    (place, was, to_be), *_ = ((at, a, b) for at, (a, b) in enumerate(zip(old, new, strict=True), 1) if a != b)
+    which = "another corpus" if len(old) == 1 else f"another corpus {place} of {len(old)}"
+    return f"{which} (digest {was[:12]}, now {to_be[:12]})"

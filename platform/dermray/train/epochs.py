@@ -2,34 +2,128 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from dermray.corpus.accounts import require_balance, told_in_words
-from dermray.corpus.manifest import Manifest
 from dermray.errors import PlanError
-from dermray.ingest.plan import Counts, EpochPlan
+from dermray.ingest import draws
+from dermray.ingest.corpora import Corpora
+from dermray.ingest.plan import Counts, EpochPlan, checked_counts
 from dermray.train.objectives import kinds
 from dermray.train.settings import PretrainConfig
 
 # Why a sample is in no batch of an epoch.
 LEFT_OVER = "less than a global batch, others each epoch"
 NOT_DRAWN = "not used by the objective"
+NOT_KEPT = "outside data.fraction"
+NOT_YET = "beyond the corpus's weight, others each epoch"
 
 
-def counts(config: PretrainConfig, manifest: Manifest) -> Counts | None:
-    """How often the run's objective draws each sample of the split `manifest`; None: once each."""
-    of_kind = kinds.find(config.objective.kind).counts
-    return None if of_kind is None else of_kind(config, manifest)
+@dataclass(frozen=True)
+class CorpusDraws:
+    """How often an epoch draws each sample of one corpus.
+
+    Attributes:
+        uri: of the corpus.
+        sizes: samples of each row group of its split, int64 `[num_row_groups]`.
+        of_objective: how often the objective draws each sample, by epoch; None: once each.
+        kept: 1 for samples that are trained on, 0 for those outside `data.fraction`; None: all are.
+        length: draws of every epoch; None: as many as the other attributes say.
+    """
+
+    uri: str
+    sizes: np.ndarray
+    of_objective: Counts | None
+    kept: np.ndarray | None
+    length: int | None = None
+
+    def weights(self, epoch: int) -> np.ndarray:
+        """What the objective draws of the kept samples, int64 `[num_samples]`."""
+        num_samples = int(self.sizes.sum())
+        drawn = np.ones(num_samples, dtype=np.int64)
+        if self.of_objective is not None:
+            drawn = checked_counts(self.of_objective(epoch), num_samples)
+        return drawn if self.kept is None else drawn * self.kept
+
+    def counts(self, epoch: int, seed: int) -> np.ndarray:
+        """Draws of each sample, int64 `[num_samples]`.
+
+        Raises:
+            PlanError: there are to be some, and the objective uses no sample.
+        """
+        weights = self.weights(epoch)
+        if not self.length:
+            return weights
+        if not weights.any():
+            kept = "" if self.kept is None else " that data.fraction keeps"
+            raise PlanError(f"the objective uses none of the samples{kept} of {self.uri} in epoch {epoch}")
+        # What the objective draws may be another number each epoch; a run needs the same.
+        return draws.stretch(weights, self.sizes, seed=seed, begin=epoch * self.length, length=self.length)
+
+    def left_out(self, counts: np.ndarray) -> dict[str, int]:
+        """How many samples the first epoch leaves out, by reason, given its counts."""
+        num_not_kept = 0 if self.kept is None else int((self.kept == 0).sum())
+        num_unused = int((self.weights(0) == 0).sum())
+        num_left_out = int((counts == 0).sum())
+        return {NOT_KEPT: num_not_kept, NOT_DRAWN: num_unused - num_not_kept, NOT_YET: num_left_out - num_unused}
 
 
-def first(config: PretrainConfig, manifest: Manifest) -> EpochPlan:
-    """The plan of the first epoch over a whole corpus's `manifest`.
+def counts(config: PretrainConfig, split: Corpora) -> Counts | None:
+    """How often the run draws each sample of the split, by epoch; None: once each.
 
     Raises:
-        CorpusError: the corpus has no such split.
-        PlanError: it does not fill a global batch, or the next epoch has another number of draws.
+        PlanError: a corpus has too small a weight, or what the objective says of the first epoch says nothing.
     """
-    split = manifest.select(config.data.split)
+    parts = _of_corpora(config, split)
+    if all(part.of_objective is None and part.kept is None and part.length is None for part in parts):
+        return None
+    return lambda epoch: np.concatenate([part.counts(epoch, config.seed) for part in parts])
+
+
+def _of_corpora(config: PretrainConfig, split: Corpora) -> list[CorpusDraws]:
+    fraction, of_kind = config.data.fraction, kinds.find(config.objective.kind).counts
+    parts = []
+    for uri, manifest in zip(split.uris, split.manifests, strict=True):
+        sizes = manifest.row_group_sizes()
+        # An objective is asked as by a run over this corpus alone.
+        alone = config.model_copy(update={"corpus": uri})
+        of_objective = None if of_kind is None else of_kind(alone, manifest)
+        kept = None if fraction == 1 else draws.share(sizes, seed=config.seed, fraction=fraction)
+        parts.append(CorpusDraws(uri, sizes, of_objective, kept))
+    weights = [share.weight for share in config.corpora if share.weight is not None]
+    if not weights and fraction == 1:
+        return parts
+    lengths = [int(part.weights(0).sum()) for part in parts]
+    if weights:
+        lengths = _weighted(sum(lengths), weights, split.uris)
+    return [replace(part, length=length) for part, length in zip(parts, lengths, strict=True)]
+
+
+def _weighted(total: int, weights: Sequence[float], uris: Sequence[str]) -> list[int]:
+    """Draws of each corpus, so that all together are as many as without weights."""
+    lengths = draws.apportioned(total, weights)
+    for uri, weight, length in zip(uris, weights, lengths, strict=True):
+        if not length:
+            raise PlanError(
+                f"the weight {weight:g} of {uri} is less than one of an epoch's {total:,} draws; give it a greater "
+                "one, or leave the corpus out"
+            )
+    return lengths
+
+
+def first(config: PretrainConfig, corpora: Corpora) -> EpochPlan:
+    """The plan of the first epoch over whole corpora.
+
+    Raises:
+        CorpusError: a corpus has no such split.
+        PlanError: they do not fill a global batch, or the next epoch has another number of draws.
+    """
+    split = corpora.select(config.data.split)
     drawn = counts(config, split)
 
     def plan(epoch: int) -> EpochPlan:
@@ -51,23 +145,31 @@ def first(config: PretrainConfig, manifest: Manifest) -> EpochPlan:
     return made
 
 
-def account(config: PretrainConfig, manifest: Manifest) -> str:
+def account(config: PretrainConfig, corpora: Corpora) -> str:
     """A line about what an epoch takes of the split's samples, for whoever starts the run.
 
     Raises:
         AssertionError: the plan has lost samples.
         CorpusError, PlanError: as `first`.
     """
-    plan = first(config, manifest)
+    plan = first(config, corpora)
     told: dict[str, Any] = {LEFT_OVER: plan.num_draws % config.train.global_batch_size}
+    parts = _of_corpora(config, corpora.select(config.data.split))
+    of_parts = [part.counts(0, config.seed) for part in parts]
+    shares = [
+        f"{int(of_part.sum()):,} of {part.uri} ({len(of_part):,} samples)"
+        for part, of_part in zip(parts, of_parts, strict=True)
+    ]
+    by_corpus = f"; draws by corpus: {', '.join(shares)}" if len(parts) > 1 else ""
     if plan.num_draws == plan.num_samples and not plan.num_not_drawn:
         figures = require_balance("epoch", plan.num_samples, plan.num_samples_used, told)
-        return f"an epoch of the split {config.data.split}: {told_in_words(figures)}"
+        return f"an epoch of the split {config.data.split}: {told_in_words(figures)}{by_corpus}"
     figures = require_balance("epoch", plan.num_draws, plan.num_samples_used, told)
-    samples = require_balance(
-        "split", plan.num_samples, plan.num_samples - plan.num_not_drawn, {NOT_DRAWN: plan.num_not_drawn}
-    )
+    not_drawn = Counter[str]()
+    for part, of_part in zip(parts, of_parts, strict=True):
+        not_drawn.update(part.left_out(of_part))
+    samples = require_balance("split", plan.num_samples, plan.num_samples - plan.num_not_drawn, not_drawn)
     return (
         f"an epoch of the split {config.data.split} draws {told_in_words(samples)}; "
-        f"of its draws: {told_in_words(figures, unit='draws')}"
+        f"of its draws: {told_in_words(figures, unit='draws')}{by_corpus}"
     )

@@ -11,7 +11,7 @@ import functools
 import math
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +22,13 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from dermray import cluster, interrupts, ledger, models, storage
-from dermray.corpus.manifest import Manifest
 from dermray.errors import ClaimError, ConfigError, DermRayError, StoppedError
+from dermray.ingest.corpora import Corpora
 from dermray.models import hub
 from dermray.train import checkpoint, effects, elastic, epochs, stopping, toy, worker
 from dermray.train.objectives import contract, kinds
 from dermray.train.progress import ProgressListener, StepRecord
-from dermray.train.settings import PretrainConfig
+from dermray.train.settings import CorpusShare, PretrainConfig
 
 
 @dataclass(frozen=True)
@@ -205,10 +205,10 @@ def check(config: PretrainConfig, *, fresh: bool = False) -> PretrainResult | No
         DermRayError: bad corpus, split, model, or an output that belongs to another run.
     """
     config = located(config)
-    manifest = Manifest.load(config.corpus)
-    finished = None if fresh else _finished(config, manifest)
+    corpora = Corpora.load(config.corpus_uris)
+    finished = None if fresh else _finished(config, corpora)
     if finished is None:
-        _check_before_start(config, manifest, fresh)
+        _check_before_start(config, corpora, fresh)
     return finished
 
 
@@ -218,32 +218,37 @@ def located(config: PretrainConfig) -> PretrainConfig:
     return config.model_copy(
         update={
             "output": storage.normalise(config.output),
-            "corpus": storage.normalise(config.corpus),
+            "corpus": _located(config.corpora),
             "model": models.located(config.model),
             **{key: models.located_weights(source) for key, source in config.initial_weights().items()},
         }
     )
 
 
-def _check_before_start(config: PretrainConfig, manifest: Manifest, fresh: bool) -> None:
-    _world_sizes(config, manifest)
+def _located(corpora: Sequence[CorpusShare]) -> str | tuple[CorpusShare, ...]:
+    found = tuple(share.model_copy(update={"uri": storage.normalise(share.uri)}) for share in corpora)
+    return found[0].uri if len(found) == 1 else found
+
+
+def _check_before_start(config: PretrainConfig, corpora: Corpora, fresh: bool) -> None:
+    _world_sizes(config, corpora)
     scores = kinds.find(config.objective.kind).scores
     if config.train.keep_best is not None and config.train.keep_best not in scores:
         told = ", ".join(scores) or "none, since the objective does not validate"
         raise ConfigError(f"train.keep_best={config.train.keep_best}: no such score; there are {told}")
     if config.validation.every_steps:
-        manifest.select(config.validation.split)
+        corpora.select(config.validation.split)
     contract.module_of(config.objective.kind).check(config)
     for info in [] if fresh else checkpoint.committed(config.output)[-1:]:
         checkpoint.require_same_run(
             info,
             trajectory=config.trajectory(),
-            corpus_digest=manifest.digest,
+            corpus_digest=corpora.digest,
             force=config.resume == "force",
         )
 
 
-def _finished(config: PretrainConfig, manifest: Manifest) -> PretrainResult | None:
+def _finished(config: PretrainConfig, corpora: Corpora) -> PretrainResult | None:
     try:
         summary = storage.read_json(storage.join(config.output, worker.SUMMARY_NAME))
     except FileNotFoundError:
@@ -251,20 +256,20 @@ def _finished(config: PretrainConfig, manifest: Manifest) -> PretrainResult | No
     info = checkpoint.CheckpointInfo(
         config.output, summary["num_steps"], "", summary.pop("trajectory"), summary.pop("corpus_digest")
     )
-    trajectory, digest = config.trajectory(), manifest.digest
+    trajectory, digest = config.trajectory(), corpora.digest
     if config.resume == "force" and checkpoint.differences(info, trajectory=trajectory, corpus_digest=digest):
         return None
     checkpoint.require_same_run(info, trajectory=trajectory, corpus_digest=digest)
     return PretrainResult(**summary, resumed_step=summary["num_steps"])
 
 
-def _world_sizes(config: PretrainConfig, manifest: Manifest) -> tuple[int, ...]:
+def _world_sizes(config: PretrainConfig, corpora: Corpora) -> tuple[int, ...]:
     """The numbers of workers that the run may have, ascending.
 
     Raises:
         PlanError: the plan admits none of them.
     """
-    plan = epochs.first(config, manifest)
+    plan = epochs.first(config, corpora)
     if config.elastic:
         return elastic.admitted_sizes(plan.world_sizes, least=config.least_workers, most=config.most_workers)
     plan.streams_of(0, config.most_workers)
@@ -289,7 +294,18 @@ def without_effect(config: PretrainConfig) -> list[str]:
     Raises:
         DermRayError: no corpus, or one that does not fill a global batch.
     """
-    return effects.without_effect(config, config.num_steps(len(epochs.first(config, Manifest.load(config.corpus)))))
+    corpora = Corpora.load(config.corpus_uris)
+    told = effects.without_effect(config, config.num_steps(len(epochs.first(config, corpora))))
+    return told if corpora.one_tree else [*told, _of_trees(corpora)]
+
+
+def _of_trees(corpora: Corpora) -> str:
+    each = zip(corpora.uris, corpora.manifests, strict=True)
+    first = next(uri for uri, manifest in each if manifest.ontology_sha256 is not None)
+    return (
+        f"the corpora have different disease trees: the model folder gets that of {first}, and validation tells "
+        "classes apart by their names alone"
+    )
 
 
 def samples_of_an_epoch(config: PretrainConfig) -> str:
@@ -299,7 +315,7 @@ def samples_of_an_epoch(config: PretrainConfig) -> str:
         AssertionError: the plan has lost samples.
         DermRayError: as `without_effect`.
     """
-    return epochs.account(config, Manifest.load(config.corpus))
+    return epochs.account(config, Corpora.load(config.corpus_uris))
 
 
 def require_room(config: PretrainConfig) -> None:
@@ -312,7 +328,7 @@ def require_room(config: PretrainConfig) -> None:
 
 
 def _workers(config: PretrainConfig) -> _Workers:
-    sizes = _world_sizes(config, Manifest.load(config.corpus))
+    sizes = _world_sizes(config, Corpora.load(config.corpus_uris))
     workers = _Workers(sizes, _resources_per_worker(config, sizes))
     instead = "set use_gpu=false" if "GPU" in workers.resources else "cpus_per_worker"
     cluster.require("training worker", workers.resources, count=sizes[0], advice=f"lower num_workers or {instead}")

@@ -26,6 +26,9 @@ def _decisive(section: BaseModel, dumped: dict[str, Any], prefix: str) -> Iterat
         value, bearing = getattr(section, name), bearing_of(field)
         if bearing is None and isinstance(value, BaseModel):
             yield from _decisive(value, dumped[name], f"{prefix}{name}.")
+        elif bearing is None and isinstance(value, tuple):
+            for place, part in enumerate(value):
+                yield from _decisive(part, dumped[name][place], f"{prefix}{name}.{place}.")
         elif bearing is Bearing.DECIDES:
             yield f"{prefix}{name}", dumped[name]
 
@@ -39,7 +42,7 @@ def _undeclared(section: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in section.model_fields.items():
         if bearing_of(field) is not None:
             continue
-        inner = keys.section_of(field.annotation)
+        inner = keys.section_of(field.annotation) or keys.section_of_entries(field.annotation)
         if inner is None:
             yield f"{prefix}{name}"
         else:

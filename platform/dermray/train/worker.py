@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,10 +17,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dermray import __version__, redaction, storage
-from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import ONTOLOGY_NAME
 from dermray.corpus.shards import label_counts
 from dermray.errors import CheckpointError, ClaimError, ConfigError, DermRayError, NonFiniteError
+from dermray.ingest.corpora import Corpora
 from dermray.ingest.loader import Loader
 from dermray.ledger import Claim
 from dermray.losses.gather import world
@@ -73,15 +74,15 @@ def train_worker(
             channel.load.remote()
         device = get_device()
         numerics.settle(config, device)
-        manifest = Manifest.load(config.corpus)
+        corpora = Corpora.load(config.corpus_uris)
         with failures.memory_explained(config.samples_at_once(world_size)):
-            trainer, loader, built = _build(config, manifest, device)
-            _restore(config, manifest, trainer)
+            trainer, loader, built = _build(config, corpora, device)
+            _restore(config, corpora, trainer)
             if rank == 0:
                 channel.ready.remote(_ready(trainer))
-            if _train(config, manifest, trainer, loader, built.validate, claim, channel, until_step):
+            if _train(config, corpora, trainer, loader, built.validate, claim, channel, until_step):
                 return {STOPPED_STEP: trainer.step}
-            return _finish(config, manifest, trainer, built, provenance, claim, channel)
+            return _finish(config, corpora, trainer, built, provenance, claim, channel)
     except ClaimError:
         # The other ranks do not know yet; started again, all of them see it. The notes of failures are another run's.
         raise
@@ -95,7 +96,7 @@ def train_worker(
 
 def _train(
     config: PretrainConfig,
-    manifest: Manifest,
+    corpora: Corpora,
     trainer: loop.Trainer,
     loader: Loader,
     validate: Callable[[nn.Module], Scores] | None,
@@ -105,7 +106,7 @@ def _train(
 ) -> bool:
     """Train to the end, or until the run is to stop: then the answer is true."""
     rank, _ = world()
-    writer = CheckpointWriter(functools.partial(_save, config, manifest.digest, claim))
+    writer = CheckpointWriter(functools.partial(_save, config, corpora.digest, claim))
     stopped = loop.run(
         trainer,
         loader.batches(trainer.step),
@@ -120,16 +121,15 @@ def _train(
 
 
 def _build(
-    config: PretrainConfig, manifest: Manifest, device: torch.device
+    config: PretrainConfig, corpora: Corpora, device: torch.device
 ) -> tuple[loop.Trainer, Loader, objectives.Built]:
     """Model, optimiser and loader of this rank, around what the objective brings."""
     rank, world_size = world()
     built = objectives.module_of(config.objective.kind).build(config, device)
     numerics.prepare(built.model, config.train)
-    split = manifest.select(config.data.split)
+    split = corpora.select(config.data.split)
     loader = Loader(
-        corpus=config.corpus,
-        manifest=split,
+        corpora=split,
         settings=config.data,
         views=built.views,
         seed=config.seed,
@@ -163,12 +163,12 @@ def _num_hosts(world_size: int) -> int:
     return len(set(names))
 
 
-def _restore(config: PretrainConfig, manifest: Manifest, trainer: loop.Trainer) -> None:
+def _restore(config: PretrainConfig, corpora: Corpora, trainer: loop.Trainer) -> None:
     """Go on from the latest checkpoint, if there is one."""
     latest = checkpoint.load_latest(
         config.output,
         trajectory=config.trajectory(),
-        corpus_digest=manifest.digest,
+        corpus_digest=corpora.digest,
         force=config.resume == "force",
     )
     if latest is not None:
@@ -257,7 +257,7 @@ def _validate(validate: Callable[[nn.Module], Scores] | None, keep_best: str | N
 
 def _finish(
     config: PretrainConfig,
-    manifest: Manifest,
+    corpora: Corpora,
     trainer: loop.Trainer,
     built: objectives.Built,
     provenance: dict[str, Any],
@@ -273,8 +273,7 @@ def _finish(
     }
     if world()[0] == 0:
         claim.confirm()
-        ontology = storage.join(config.corpus, ONTOLOGY_NAME)
-        if storage.exists(ontology):
+        for ontology in _trees(corpora)[:1]:
             storage.write_bytes(storage.join(summary["model_uri"], ONTOLOGY_NAME), storage.read_bytes(ontology))
         with trainer.averaged():
             summary["weights_sha256"] = built.export(
@@ -282,9 +281,9 @@ def _finish(
                 summary["model_uri"],
                 {
                     "code_version": __version__,
-                    "corpus_digest": manifest.digest,
-                    "corpus": config.corpus,
-                    "classes": list(label_counts(config.corpus, manifest.select(config.data.split))),
+                    "corpus_digest": corpora.digest,
+                    "corpus": config.recorded(include={"corpus"})["corpus"],
+                    "classes": _classes(corpora.select(config.data.split)),
                     "recipe": config.recorded(exclude={"tracking", "cluster"}),
                     **provenance,
                 },
@@ -294,6 +293,20 @@ def _finish(
         claim.confirm()
         storage.write_json(
             storage.join(config.output, SUMMARY_NAME),
-            {**summary, "trajectory": config.trajectory(), "corpus_digest": manifest.digest},
+            {**summary, "trajectory": config.trajectory(), "corpus_digest": corpora.digest},
         )
     return summary
+
+
+def _trees(corpora: Corpora) -> list[str]:
+    """The files of the disease trees that the corpora have."""
+    files = (storage.join(uri, ONTOLOGY_NAME) for uri in corpora.uris)
+    return [file for file in files if storage.exists(file)]
+
+
+def _classes(split: Corpora) -> list[str]:
+    """The labels of all corpora, most frequent first, ties by name."""
+    counts = Counter[str]()
+    for uri, manifest in zip(split.uris, split.manifests, strict=True):
+        counts.update(label_counts(uri, manifest))
+    return sorted(counts, key=lambda label: (-counts[label], label))

@@ -14,6 +14,7 @@ from dermray import storage
 from dermray.config import ConfigT, parse
 from dermray.corpus.manifest import Manifest
 from dermray.errors import ConfigError, PlanError
+from dermray.ingest.corpora import Corpora
 from dermray.train import epochs, toy
 from dermray.train.settings import PretrainConfig
 from dermray.tuning import space as spaces
@@ -167,7 +168,7 @@ def _runnable(config: SweepConfig, name: str, recipe: PretrainConfig, num_steps:
 
 
 def _num_steps(recipe: PretrainConfig, manifest: Manifest) -> int:
-    plan = epochs.first(recipe, manifest)
+    plan = epochs.first(recipe, Corpora.of(recipe.corpus_uris[0], manifest))
     plan.streams_of(0, recipe.most_workers)
     return recipe.num_steps(len(plan))
 

@@ -119,8 +119,9 @@ def _train(trial: Trial, record: TrialRecord, context: TrialContext) -> None:
         def is_interrupted() -> bool:
             return bool(ray.get(context.mailbox.is_interrupted.remote()))
 
-        manifest = Manifest.load(trial.config.corpus)
-        current.log_corpus(trial.config.corpus, manifest, context="training")
+        (corpus,) = trial.config.corpus_uris
+        manifest = Manifest.load(corpus)
+        current.log_corpus(corpus, manifest, context="training")
         provenance = tracking.provenance(current, manifest)
         if record.exploits:
             _say_exploits(current, record)

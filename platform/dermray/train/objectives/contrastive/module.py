@@ -63,7 +63,8 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
     tokens = portable(functools.partial(models.tokenizer, config.model, config.pretrained_text))
     validator = None
     if config.validation.every_steps:
-        validator = Validator(config.corpus, config.validation, image_transform, tokenizer)
+        corpus, *others = config.corpus_uris
+        validator = Validator(corpus, config.validation, image_transform, tokenizer, others=others)
     return Built(
         model=model.to(device).train(),
         objective=Contrastive(

@@ -1,20 +1,26 @@
 """Zero-shot accuracy and retrieval on held-out samples while training goes on.
 
-At most `validation.max_samples` samples of the split go through the very `Encoder` and metrics that evaluation uses.
-Each rank encodes its own part of images, texts and classes; then all have all vectors, and score the same.
+At most `validation.max_samples` samples of the split, of several corpora as many of each, go through the very `Encoder`
+and metrics that evaluation uses. Each rank encodes its own part of images, texts and classes; then all have all
+vectors, and score the same.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
 
+from dermray.corpus.ontology import Ontology
 from dermray.encoder import Encoder
 from dermray.errors import CorpusError
 from dermray.evaluate import zero_shot
 from dermray.evaluate.retrieval import retrieval_metrics
 from dermray.evaluate.samples import Samples
+from dermray.ingest.corpora import Corpora
 from dermray.losses.gather import gather_rows, world
 from dermray.models.factory import ImageTransform, Tokenizer
 from dermray.train.objectives.contrastive import RETRIEVAL_KS
@@ -25,14 +31,24 @@ class Validator:
     """Held-out samples, of which this rank keeps the images of its part as they are encoded.
 
     Made on every rank alike, inside the process group.
+
+    Args:
+        corpus: its URI.
+        others: URIs of further corpora, whose split is joined with that of the first.
     """
 
     def __init__(
-        self, corpus: str, settings: ValidationConfig, image_transform: ImageTransform, tokenizer: Tokenizer
+        self,
+        corpus: str,
+        settings: ValidationConfig,
+        image_transform: ImageTransform,
+        tokenizer: Tokenizer,
+        *,
+        others: Sequence[str] = (),
     ) -> None:
         self._image_transform = image_transform
         self._tokenizer = tokenizer
-        self._samples = Samples.load(corpus, settings.split, max_samples=settings.max_samples)
+        self._samples, self._ends = _joined([corpus, *others], settings)
         self._class_names, self._labels = zero_shot.class_targets(self._samples)
         self._encoded: list[bytes] | None = None
 
@@ -80,11 +96,26 @@ class Validator:
             self._encoded = [by_index[index] for index in own]
         features, reasons = encoder.encode_readable(self._encoded, normalise=True)
         for place in np.flatnonzero(reasons):
+            uri = next(uri for uri, end in self._ends.items() if own[place] < end)
             raise CorpusError(
-                f"{self._samples.uri}: the image of sample {self._samples.ids[own[place]]} is damaged "
+                f"{uri}: the image of sample {self._samples.ids[own[place]]} is damaged "
                 f"({reasons[place]}); prepare the corpus again"
             )
         return features
+
+
+def _joined(uris: Sequence[str], settings: ValidationConfig) -> tuple[Samples, dict[str, int]]:
+    """The first samples of every corpus's split, and where those of each end: one with fewer gives what it has."""
+    shares = [max(1, (settings.max_samples + place) // len(uris)) for place in reversed(range(len(uris)))]
+    parts = [Samples.load(uri, settings.split, max_samples=share) for uri, share in zip(uris, shares, strict=True)]
+    joined, ends = parts[0], {parts[0].uri: len(parts[0])}
+    for part in parts[1:]:
+        joined = joined.followed_by(part)
+        ends[part.uri] = len(joined)
+    corpora = Corpora.load(uris)
+    if len(uris) > 1 and not (corpora.one_tree and corpora.manifests[0].ontology_sha256):
+        joined = replace(joined, ontology=Ontology.flat(label for labels in joined.labels for label in labels))
+    return joined, ends
 
 
 def _part(count: int) -> slice:
