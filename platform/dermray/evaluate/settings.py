@@ -14,6 +14,7 @@ from dermray.evaluate.predictors import kinds as predictors
 from dermray.evaluate.tasks import kinds
 from dermray.evaluate.tasks.kinds import TaskConfig, TaskName
 from dermray.keys import Reader
+from dermray.ledger import WaitForOutput
 
 DEFAULT_TASKS = ("zero_shot", "retrieval")
 
@@ -96,6 +97,7 @@ class EvaluateConfig(Config):
     max_samples: int | None = Field(
         None, ge=1, description="score only the first so many samples of the split; empty: all"
     )
+    wait_for_output_s: WaitForOutput = 0.0
     run_name: str | None = Field(None, description="name of the MLflow run; empty: MLflow picks one")
     cluster: ClusterConfig = Field(ClusterConfig(), description="which Ray cluster does the work")
     tracking: TrackingConfig = Field(TrackingConfig(), description="where MLflow keeps the run")
@@ -207,6 +209,7 @@ class CompareConfig(Config):
     names: tuple[str, ...] = Field((), description="what to call each of them; empty: by model and folder")
     bootstrap: int = Field(1000, ge=0, description="resamples, the same for all; 0: no intervals, no p-values")
     seed: int = Field(0, ge=0, description="of the bootstrap")
+    wait_for_output_s: WaitForOutput = 0.0
     run_name: str | None = Field(None, description="name of the MLflow run")
     tracking: TrackingConfig = Field(TrackingConfig(), description="where MLflow keeps the run")
 
