@@ -167,10 +167,8 @@ def load(name: str) -> Predictor:
         EvaluationError: its module cannot be imported or has no `PREDICTOR`.
     """
     module = kinds.find(name).module
-    try:
+    with extensions.importing(f"the predictor {name!r}", EvaluationError):
         return cast(Predictor, importlib.import_module(module).PREDICTOR)
-    except Exception as error:  # what code raises while it is imported has no common base
-        raise EvaluationError(f"the predictor {name!r} cannot be imported: {extensions.reason(error)}") from error
 
 
 def by_vectors(seen: Seen, say: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Predicted:

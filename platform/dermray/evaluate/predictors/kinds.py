@@ -42,10 +42,9 @@ def find(name: str) -> PredictorKind:
     Raises:
         ValueError: there is none, and says which there are.
     """
-    found = extensions.find(name, package=__package__, group=ENTRY_POINTS, attribute=ATTRIBUTE, what="predictor")
-    if not isinstance(found, PredictorKind):
-        raise ValueError(f"the predictor {name!r} is a {type(found).__name__}, and must be a PredictorKind")
-    return found
+    return extensions.find(
+        name, PredictorKind, package=__package__, group=ENTRY_POINTS, attribute=ATTRIBUTE, what="predictor"
+    )
 
 
 def ours() -> tuple[str, ...]:

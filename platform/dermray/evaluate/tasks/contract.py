@@ -181,7 +181,5 @@ def scorer(name: str) -> Task:
         EvaluationError: its module cannot be imported or has no `SCORER`.
     """
     module = kinds.find(name).module
-    try:
+    with extensions.importing(f"the task {name!r}", EvaluationError):
         return cast(Task, importlib.import_module(module).SCORER)
-    except Exception as error:  # what code raises while it is imported has no common base
-        raise EvaluationError(f"the task {name!r} cannot be imported: {extensions.reason(error)}") from error

@@ -77,10 +77,7 @@ def find(name: str) -> TaskKind:
         raise ValueError(
             f"the task {name!r} would be called {short(name)!r}, as DermRay's own is; give it another name"
         )
-    found = extensions.find(name, package=__package__, group=ENTRY_POINTS, attribute=ATTRIBUTE, what="task")
-    if not isinstance(found, TaskKind):
-        raise ValueError(f"the task {name!r} is a {type(found).__name__}, and must be a TaskKind")
-    return found
+    return extensions.find(name, TaskKind, package=__package__, group=ENTRY_POINTS, attribute=ATTRIBUTE, what="task")
 
 
 def short(name: str) -> str:

@@ -82,10 +82,9 @@ def find(kind: str) -> ObjectiveKind:
     Raises:
         ValueError: there is none; says which there are.
     """
-    found = extensions.find(kind, package=__package__, group=ENTRY_POINTS, attribute=ATTRIBUTE, what="objective")
-    if not isinstance(found, ObjectiveKind):
-        raise ValueError(f"the objective {kind!r} is a {type(found).__name__}, and must be an ObjectiveKind")
-    return found
+    return extensions.find(
+        kind, ObjectiveKind, package=__package__, group=ENTRY_POINTS, attribute=ATTRIBUTE, what="objective"
+    )
 
 
 def settings_of(value: Any) -> ObjectiveConfig:
