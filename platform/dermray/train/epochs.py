@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
+
+import numpy as np
 
 from dermray.corpus.accounts import require_balance, told_in_words
 from dermray.corpus.manifest import Manifest
 from dermray.errors import PlanError
 from dermray.ingest.plan import Counts, EpochPlan
+from dermray.train.checkpoint import DRAWS
 from dermray.train.objectives import kinds
 from dermray.train.settings import PretrainConfig
 
@@ -20,6 +24,23 @@ def counts(config: PretrainConfig, manifest: Manifest) -> Counts | None:
     """How often the run's objective draws each sample of the split `manifest`; None: once each."""
     of_kind = kinds.find(config.objective.kind).counts
     return None if of_kind is None else of_kind(config, manifest)
+
+
+def trajectory(config: PretrainConfig, manifest: Manifest) -> dict[str, Any]:
+    """All that decides the weights over a whole corpus's `manifest`: the keys, and what the objective draws by counts.
+
+    Of the draws it is the SHA-256 of the first two epochs' counts: an objective whose code draws others now than when
+    a run began must not go on with that run. None: each sample is drawn once.
+
+    Raises:
+        CorpusError: the corpus has no such split.
+    """
+    digest = None
+    if kinds.find(config.objective.kind).counts is not None:
+        drawn = counts(config, manifest.select(config.data.split))
+        assert drawn is not None
+        digest = hashlib.sha256(b"".join(np.asarray(drawn(epoch), np.int64).tobytes() for epoch in (0, 1))).hexdigest()
+    return {**config.trajectory(), DRAWS: digest}
 
 
 def first(config: PretrainConfig, manifest: Manifest) -> EpochPlan:

@@ -237,7 +237,7 @@ def _check_before_start(config: PretrainConfig, manifest: Manifest, fresh: bool)
     for info in [] if fresh else checkpoint.committed(config.output)[-1:]:
         checkpoint.require_same_run(
             info,
-            trajectory=config.trajectory(),
+            trajectory=epochs.trajectory(config, manifest),
             corpus_digest=manifest.digest,
             force=config.resume == "force",
         )
@@ -251,7 +251,7 @@ def _finished(config: PretrainConfig, manifest: Manifest) -> PretrainResult | No
     info = checkpoint.CheckpointInfo(
         config.output, summary["num_steps"], "", summary.pop("trajectory"), summary.pop("corpus_digest")
     )
-    trajectory, digest = config.trajectory(), manifest.digest
+    trajectory, digest = epochs.trajectory(config, manifest), manifest.digest
     if config.resume == "force" and checkpoint.differences(info, trajectory=trajectory, corpus_digest=digest):
         return None
     checkpoint.require_same_run(info, trajectory=trajectory, corpus_digest=digest)

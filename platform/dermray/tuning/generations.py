@@ -13,7 +13,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from dermray.corpus.manifest import Manifest
-from dermray.train import checkpoint
+from dermray.train import checkpoint, epochs
 from dermray.tuning import population
 from dermray.tuning.plan import Trial
 from dermray.tuning.population import Member
@@ -120,7 +120,7 @@ class Generations(StatelessSearcher):
             checkpoint.adopt(
                 donor,
                 trial.uri,
-                trajectory=trial.config.trajectory(),
+                trajectory=epochs.trajectory(trial.config, self._manifest),
                 corpus_digest=self._manifest.digest,
                 sha256=exploit.sha256,
             )

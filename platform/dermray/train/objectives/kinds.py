@@ -59,7 +59,7 @@ class ObjectiveKind:
             their names).
         counts: `(PretrainConfig, Manifest)` → how often each sample of the split is drawn in an epoch; a pure function
             of both, the epoch and the corpus, with the same sum each epoch. A sample that the objective cannot use is
-            drawn 0 times, one of a rare class perhaps twice. None: once each.
+            drawn 0 times, one of a rare class perhaps twice. None: once each. A run does not resume with other draws.
     """
 
     settings: type[ObjectiveConfig]
