@@ -11,6 +11,7 @@ from dermray import storage
 from dermray.config import ClusterConfig, Config, TrackingConfig
 from dermray.corpus import spelling
 from dermray.evaluate.predictors import kinds as predictors
+from dermray.evaluate.predictors.kinds import PredictorConfig
 from dermray.evaluate.tasks import kinds
 from dermray.evaluate.tasks.kinds import TaskConfig, TaskName
 from dermray.keys import Reader
@@ -56,6 +57,9 @@ class EvaluateConfig(Config):
         {},
         description="who predicts for a task, predictor.TASK=NAME: zero_shot, linear_probe, knn, the name of an "
         "installed package's predictor, or package.module:NAME; empty: the task's own",
+    )
+    predictor_keys: dict[str, SerializeAsAny[PredictorConfig]] = Field(
+        {}, description="keys of who predicts for a task, predictor_keys.TASK.key=value"
     )
     columns: TableColumns = TableColumns()
     classes: tuple[str, ...] = Field((), description="class names of a table of one's own, in the order of its numbers")
@@ -158,9 +162,18 @@ class EvaluateConfig(Config):
         # `tasks` is not there where it was refused itself.
         return kinds.settings_of(info.data.get("tasks", ()), sections)
 
+    @field_validator("predictor_keys", mode="before")
+    @classmethod
+    def _by_who_predicts(cls, sections: Any, info: ValidationInfo) -> dict[str, PredictorConfig]:
+        known = info.data
+        if "tasks" not in known or "predictor" not in known:
+            return {}
+        tasks = known["tasks"] or (DEFAULT_TASKS if known.get("corpus") else kinds.ours())
+        return kinds.predictor_settings_of(tasks, known["predictor"], sections)
+
     @classmethod
     def prepared(cls, tree: Mapping[str, Any], reader: Reader) -> Mapping[str, Any]:
-        """The sections `task.NAME` by the keys of the tasks; an unknown task is told when it is validated."""
+        """The sections of tasks and predictors by their own keys; an unknown one is told when it is validated."""
         return kinds.read_sections(tree, reader)
 
     @model_validator(mode="after")
