@@ -10,7 +10,7 @@ import pytest
 
 from dermray.config import parse
 from dermray.encoder_info import EncoderInfo
-from dermray.errors import ConfigError, EvaluationError
+from dermray.errors import ConfigError, EvaluationError, ModelError
 from dermray.evaluate import predictions
 from dermray.evaluate.bootstrap import Metric
 from dermray.evaluate.compare import compare, compare_reports
@@ -23,9 +23,9 @@ from dermray.evaluate.probing import Labelled
 from dermray.evaluate.report import build
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
-from dermray.evaluate.suite import check_inputs
+from dermray.evaluate.suite import check_inputs, evaluate
 from dermray.evaluate.tasks.contract import Context, TaskResult, scorer
-from tests import darkness
+from tests import darkness, rotation_model, without_ray
 from tests.corpora import write_prepared_corpus
 from tests.evaluation import features_of
 
@@ -142,6 +142,25 @@ def test_a_predictor_has_keys_of_its_own(corpus: str, tmp_path: Path) -> None:
             context = replace(context_of(corpus), config=one, model_uri=str(tmp_path))
             context.predictor("risk").ready(context.lesson())(context.seen(np.arange(2)))
     assert [look.power for look in looks] == [2.0, 1.0]
+
+
+def test_a_model_whose_kind_only_predicts_is_scored_by_who_asks_for_no_vectors(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_ray.use(monkeypatch)
+    state = dict(rotation_model.layers(8).state_dict())
+    rotation_model.write(str(tmp_path), "judge", state, {"side": 8}, {})
+    (tmp_path / darkness.WEIGHTS).write_text("[0.3, 0.3, 0.3]")
+    given = [f"model={tmp_path}", f"corpus={corpus}", "output=o", "bootstrap=0", f"predictor.risk={DARKNESS}"]
+    config = parse(EvaluateConfig, [*given, f"tasks=[{RISK}]", "predictor_keys.risk.power=2"])
+    check_inputs(config)
+    report = evaluate(config)
+    assert report.document["model"]["name"] == tmp_path.name
+    assert report.document["config"]["predictor_keys"] == {"risk": {"power": 2.0}}
+    assert report.document["tasks"]["risk"]["num_samples"] == NUM_SCORED - 1
+    wants_vectors = parse(EvaluateConfig, [*given, f"tasks=[{RISK},knn]", f"cache={tmp_path}/cache"])
+    with pytest.raises(ModelError, match="gives no vectors of images"):
+        evaluate(wants_vectors)
 
 
 def test_who_looks_at_images_needs_no_encoder(corpus: str, tmp_path: Path) -> None:
