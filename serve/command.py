@@ -21,7 +21,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 
-from dermray import redaction
+from dermray import ray_private, redaction
 from dermray.errors import ConfigError
 from serve.ports import require_free
 from serve.settings import ServeConfig
@@ -84,9 +84,8 @@ def attend(settings: ServeConfig, gateway: str) -> None:
     context.call_on_close(lambda: _end(settings.limits.request_timeout_s, gateway) if stopped.is_set() else None)
     signal.signal(signal.SIGINT, stop)
     # Ray sets a handler of its own for SIGTERM when it starts, under which its C++ side prints its stack.
-    hooks = ray._private.worker._post_init_hooks
-    hooks.append(lambda: signal.signal(signal.SIGTERM, stop))
-    hooks.append(lambda: start_serve(options))
+    ray_private.after_init(lambda: signal.signal(signal.SIGTERM, stop))
+    ray_private.after_init(lambda: start_serve(options))
 
 
 def start_serve(options: HTTPOptions) -> None:
@@ -170,7 +169,4 @@ def _joins_a_cluster(address: str | None) -> bool:
     """Whether Ray will join a running cluster, whose Serve may well listen already; its gateways look then."""
     if address is not None:
         return address != "local"
-    # What `ray start` leaves for programs that name no address.
-    from ray._private.services import find_bootstrap_address
-
-    return find_bootstrap_address(None) is not None
+    return ray_private.finds_cluster()

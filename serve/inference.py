@@ -7,7 +7,7 @@ import base64
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
@@ -17,7 +17,8 @@ from dermray.index import Hit, VectorIndex
 from dermray.serving import RankedClass, ServedModel, roll_up
 from serve import payload, uploads
 from serve.admission import model_headers
-from serve.backend import Rejection, Timing
+from serve.backend import Annotated as AnnotatedImage
+from serve.backend import Classified, Predicted, Rejection, Timing
 from serve.bodies import QuestionRoute
 from serve.catalogue import Catalogue, Served
 from serve.errors import Refusal
@@ -40,6 +41,8 @@ from serve.schemas import (
     SearchResponse,
 )
 from serve.settings import LimitsConfig
+
+OfImageT = TypeVar("OfImageT", Classified, AnnotatedImage, Predicted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +134,7 @@ async def classify(request: Request, service: ServiceDep) -> Response:
     # What texts of others cost is computed beside the event loop, here and below.
     labels = await asyncio.to_thread(payload.choose_labels, body, own_classes, tree, service.limits)
     templates = await asyncio.to_thread(payload.choose_templates, body, service.limits)
-    classified = await served.backend.classify(image, labels, templates)
-    if classified.rejection is not None:
-        raise _unusable(classified.rejection, "image")
-    service.metrics.observe_items(served.model, 1, 0, classified.timing)
+    classified = _usable(service, served, await served.backend.classify(image, labels, templates))
     content = await asyncio.to_thread(_classification, classified.ranking, tree)
     content["logit_scale"] = served.model.logit_scale
     return _answer(content, served.model, classified.timing, started_s)
@@ -153,10 +153,7 @@ async def concepts(request: Request, service: ServiceDep) -> Response:
     served = service.catalogue.find(body.model)
     served.require("images", "texts")
     asked = await asyncio.to_thread(payload.choose_concepts, body.concepts)
-    annotated = await served.backend.annotate(image, asked)
-    if annotated.rejection is not None:
-        raise _unusable(annotated.rejection, "image")
-    service.metrics.observe_items(served.model, 1, 0, annotated.timing)
+    annotated = _usable(service, served, await served.backend.annotate(image, asked))
     content = {"object": "concepts", "concepts": [asdict(one) for one in annotated.concepts]}
     return _answer(content, served.model, annotated.timing, started_s)
 
@@ -173,10 +170,7 @@ async def predict(request: Request, service: ServiceDep) -> Response:
     body, image = await uploads.read(request, PredictRequest, service.limits)
     served = service.catalogue.find(body.model)
     served.require("predictions")
-    predicted = await served.backend.predict(image)
-    if predicted.rejection is not None:
-        raise _unusable(predicted.rejection, "image")
-    service.metrics.observe_items(served.model, 1, 0, predicted.timing)
+    predicted = _usable(service, served, await served.backend.predict(image))
     values = await asyncio.to_thread(lambda: {name: one.tolist() for name, one in predicted.values.items()})
     return _answer({"object": "prediction", "prediction": values}, served.model, predicted.timing, started_s)
 
@@ -219,6 +213,18 @@ def identity(model: ServedModel) -> ModelIdentity:
         digest=model.digest,
         preprocessing_digest=model.preprocessing_digest,
     )
+
+
+def _usable(service: Service, served: Served, said: OfImageT) -> OfImageT:
+    """What a model said of one image, counted.
+
+    Raises:
+        Refusal: 400, the image cannot be used.
+    """
+    if said.rejection is not None:
+        raise _unusable(said.rejection, "image")
+    service.metrics.observe_items(served.model, 1, 0, said.timing)
+    return said
 
 
 def _usable_index(index: VectorIndex | None, served: Served, target: str) -> VectorIndex:

@@ -13,13 +13,12 @@ import asyncio
 import re
 import socket
 
-from ray.serve._private import http_util
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from dermray import redaction
+from dermray import ray_private, redaction
 from serve.errors import Refusal, respond
 
 HEAD_TIMEOUT_S = 10.0
@@ -131,6 +130,5 @@ def guard() -> list[Middleware]:
     redaction.install()
     # Uvicorn has no limits for heads, and looks its protocol up here when it starts.
     auto.AutoHTTPProtocol = BoundedHeads
-    # There is no setting but one that leaves SO_REUSEADDR out too, without which a new proxy waits for a minute.
-    http_util.set_socket_reuse_port = keep_port
+    ray_private.set_port_reuse(keep_port)
     return [Middleware(WithoutRoutes), Middleware(PlainHeaders)]

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from dermray import interrupts, node_watch, redaction
+from dermray import interrupts, node_watch, ray_private, redaction
 from dermray.config import ClusterConfig
 from dermray.errors import ConfigError
 
@@ -55,7 +55,7 @@ def connect(config: ClusterConfig) -> None:
     if ray.is_initialized():
         return
     # Ray warns that an own cluster asks for its token, which is what we want.
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    logging.getLogger(ray_private.AUTHENTICATION_LOGGER).setLevel(logging.ERROR)
     address = config.address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {"log_to_driver": config.log_to_driver, "logging_level": logging.WARNING}
     own_session = ""
@@ -138,9 +138,9 @@ def _quieten_data() -> None:
     """
     import ray.data
 
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    logging.getLogger("ray.data._internal.execution").setLevel(logging.WARNING)
-    for name in ("ray.data._internal.execution.streaming_executor_state", "ray.data.exceptions"):
+    logging.getLogger(ray_private.DATA_PROGRESS_LOGGER).setLevel(logging.ERROR)
+    logging.getLogger(ray_private.DATA_EXECUTION_LOGGER).setLevel(logging.WARNING)
+    for name in (ray_private.DATA_EXECUTOR_LOGGER, "ray.data.exceptions"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

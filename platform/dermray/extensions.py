@@ -2,42 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pkgutil
 import re
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TypeVar
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
+KindT = TypeVar("KindT")
 
-def find(name: str, *, package: str, group: str, attribute: str, what: str) -> Any:
+
+def find(name: str, kind: type[KindT], *, package: str, group: str, attribute: str, what: str) -> KindT:
     """What a name stands for, imported.
 
     Args:
         name: of a folder of `package`, of an entry point of `group`, or `package.module:ATTRIBUTE`; in this order.
+        kind: what it must be.
         package: import path of the package whose folders are the capabilities of our own.
         group: of entry points.
         attribute: what a folder's `__init__.py` calls it.
         what: it is, for messages.
 
     Raises:
-        ValueError: there is nothing of that name, or it cannot be imported; says which names there are.
+        ValueError: there is nothing of that name, and says which names there are; or it cannot be imported, or is
+            something else.
     """
     points = installed(group)
-    try:
+    with importing(f"the {what} {name!r}", ValueError):
         if name in folders(package):
-            return getattr(importlib.import_module(f"{package}.{name}"), attribute)
-        if name in points:
-            return points[name].load()
-        if _IMPORT_PATH.fullmatch(name):
+            found = getattr(importlib.import_module(f"{package}.{name}"), attribute)
+        elif name in points:
+            found = points[name].load()
+        elif _IMPORT_PATH.fullmatch(name):
             module, _, member = name.partition(":")
-            return getattr(importlib.import_module(module), member)
-    except Exception as error:  # what code raises while it is imported has no common base
-        raise ValueError(f"the {what} {name!r} cannot be imported: {reason(error)}") from error
-    known = ", ".join(sorted({*folders(package), *points}))
-    raise ValueError(f"there is no {what} {name!r}; there are {known}, and package.module:ATTRIBUTE")
+            found = getattr(importlib.import_module(module), member)
+        else:
+            found = None
+    if found is None:
+        known = ", ".join(sorted({*folders(package), *points}))
+        raise ValueError(f"there is no {what} {name!r}; there are {known}, and package.module:ATTRIBUTE")
+    if not isinstance(found, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise ValueError(f"the {what} {name!r} is a {type(found).__name__}, and must be {article} {kind.__name__}")
+    return found
+
+
+@contextlib.contextmanager
+def importing(what: str, error: type[Exception]) -> Iterator[None]:
+    """Within the block code is imported that may be anybody's; what it raises becomes one line of an `error`.
+
+    Raises:
+        Exception: of the type `error`: WHAT cannot be imported, and why.
+    """
+    try:
+        yield
+    except Exception as cause:  # what code raises while it is imported has no common base
+        raise error(f"{what} cannot be imported: {reason(cause)}") from cause
 
 
 def reason(error: Exception) -> str:

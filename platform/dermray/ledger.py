@@ -27,6 +27,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -152,6 +153,20 @@ class Claim:
             f"{self.output} is no longer this run's ({by}): it stood still, or could not reach the output, for too "
             "long, and commits nothing more. To go on here, run the same command again"
         )
+
+    def write_together(self, files: Mapping[str, str | Callable[[Path], object]]) -> None:
+        """Publish files, by URI a text or what writes it to a local path, in order, once there is room for all.
+
+        Raises:
+            ClaimError: as `confirm`; each place keeps what it has.
+            StorageError: the disk is full, may not be written to, …; likewise.
+        """
+        with contextlib.ExitStack() as places:
+            # Left, and so published, in the opposite order.
+            for uri, content in reversed(list(files.items())):
+                aside = places.enter_context(storage.staged(uri))
+                content(aside) if callable(content) else aside.write_text(content, "utf-8")
+            self.confirm()
 
 
 # Outputs that the running thread has claimed, so that a step of a job can claim what the job has claimed.

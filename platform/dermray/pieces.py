@@ -76,6 +76,26 @@ class Pool:
     otherwise: str = ""
     kept: str = "what is finished is kept: run the same command again to go on"
 
+    @classmethod
+    def of_models(cls, worker: str, num_workers: int | None, *, noun: str, operator: str, kept: str) -> Pool:
+        """Workers with a model each, of which `batch_size` decides the memory.
+
+        Args:
+            worker, noun, operator, kept: as the attributes.
+            num_workers: empty: one per GPU, else one per two logical CPUs of the connected cluster. A GPU that joins is
+                used; the cores of a node that joins may be wanted for other things.
+        """
+        num_gpus = cluster.num_gpus()
+        return cls(
+            noun=noun,
+            operator=operator,
+            worker=worker,
+            needs={"CPU": 1.0, "GPU": 1.0 if num_gpus else 0.0},
+            size=num_workers or (None if num_gpus else max(1, int(cluster.num_cpus() // 2))),
+            advice="lower batch_size",
+            kept=kept,
+        )
+
     @property
     def of_worker(self) -> str:
         """What a worker is called."""

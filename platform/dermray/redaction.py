@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import unquote
 
+from dermray import ray_private
 from dermray.secret_forms import HIDDEN, INVISIBLE, USERINFO, hide_in_lines, hide_over_lines
 
 MIN_SECRET_CHARS = 6
@@ -135,18 +136,11 @@ def install() -> None:
     logging.setLogRecordFactory(_Record)
     sys.excepthook = _print_uncaught
     threading.excepthook = _print_uncaught_of_thread
-    if _is_worker_of_ray() and not isinstance(sys.stdout, _Printed):
+    if ray_private.is_worker() and not isinstance(sys.stdout, _Printed):
         sys.stdout, sys.stderr = _Printed(sys.stdout), _Printed(sys.stderr)
         traceback.TracebackException.format = _format_hidden  # type: ignore[assignment,method-assign]
         errors = sys.modules["ray.exceptions"]
         errors.RayTaskError.__init__ = _hiding_cause(errors.RayTaskError.__init__)
-
-
-def _is_worker_of_ray() -> bool:
-    # Loaded where Ray has started the process, and not worth loading elsewhere.
-    ray = sys.modules.get("ray._private.worker")
-    own = getattr(ray, "global_worker", None)
-    return ray is not None and own is not None and own.mode == ray.WORKER_MODE
 
 
 class _Printed:
@@ -230,5 +224,5 @@ def _print_uncaught(kind: type[BaseException], error: BaseException, trace: Trac
     print(without_secrets("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
 
 
-if _is_worker_of_ray():
+if ray_private.is_worker():
     install()

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Best = Literal["max", "min"]
+# What stands for a score that is not defined, on pages and terminals.
+NO_VALUE = "\u2013"
 # What the scores of retrieval begin with: an image's caption is looked for, and a caption's image.
 RETRIEVAL_WAYS = ("image_to_text", "text_to_image")
 # By the end of their names, scores of which less is better where the report does not say it of each.
@@ -39,7 +41,7 @@ class Scale:
     def said(self, value: float | None, low: float | None = None, high: float | None = None) -> str:
         """A score and its interval for a terminal: "87.1 % [84.2, 90.0]", "3.25 mm [3.1, 3.4]"; a dash for no value."""
         if value is None:
-            return "\u2013"
+            return NO_VALUE
         shown = [None if one is None else f"{100 * one:.1f}" if self.is_share else f"{one:.4g}" for one in (low, high)]
         interval = "" if None in shown else f" [{shown[0]}, {shown[1]}]"
         return (f"{100 * value:.1f} %" if self.is_share else f"{value:.4g} {self.unit}".rstrip()) + interval

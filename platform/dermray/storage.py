@@ -15,7 +15,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -300,19 +300,6 @@ def write_text(uri: str | os.PathLike[str], text: str) -> None:
 def write_json(uri: str | os.PathLike[str], document: Any) -> None:
     """Publish a JSON document atomically; keys keep their order."""
     write_text(uri, documents.json_text(document))
-
-
-def write_together(files: Mapping[str, str | Callable[[Path], object]]) -> None:
-    """Publish files, by URI a text or what writes it to a local path, in order, once there is room for all.
-
-    Raises:
-        StorageError: the disk is full, may not be written to, …; each place keeps what it has.
-    """
-    with contextlib.ExitStack() as places:
-        # Left, and so published, in the opposite order.
-        for uri, content in reversed(list(files.items())):
-            aside = places.enter_context(staged(uri))
-            content(aside) if callable(content) else aside.write_text(content, "utf-8")
 
 
 @contextlib.contextmanager

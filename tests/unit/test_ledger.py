@@ -254,25 +254,28 @@ JOBS = {
     "export": ["corpus=nowhere", "format=parquet", "replace=true"],
     "embed": ["corpus=nowhere", "model=nowhere/model", "replace=true"],
     "index": ["embeddings=nowhere", "tracking.enabled=false"],
+    "evaluate": ["corpus=nowhere", "model=nowhere/model"],
+    "leakage": ["corpus=nowhere", "against=elsewhere"],
+    "compare": ["reports=[nowhere,elsewhere]"],
+    "sweep": ["corpus=nowhere", "recipe=jobs/configs/demo.yaml", "space.optim.lr={kind: uniform, low: 0.1, high: 1}"],
 }
 
 
 def test_every_job_that_writes_an_output_claims_it_before_anything_else(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    output: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two pretrainings with another `optim.lr` among them: the second is refused before it looks at its input."""
-    output = tmp_path / "output"
-    with drivers(str(output)) as started:
-        first = Driver(str(output), "first").until_claimed()
+    with drivers(output) as started:
+        first = Driver(output, "first").until_claimed()
         started.append(first)
-        before = sorted(output.rglob("*.json"))
+        before = [name for name in files(output) if name.endswith(".json")]
         for name, keys in JOBS.items():
-            job = importlib.import_module(f"jobs.{name}")
+            job = importlib.import_module(f"dermray.commands.{name}")
             assert entry.run_job(lambda job=job, keys=keys: job.main([f"output={output}", *keys])) == 1  # type: ignore[misc]
             said = capsys.readouterr().err
             assert said.startswith(f"error: {output} is being written by process {first.process.pid} on "), name
             assert said.count("\n") == 1
-        assert sorted(output.rglob("*.json")) == before
+        assert [name for name in files(output) if name.endswith(".json")] == before
         assert not ray.is_initialized()
         assert first.commit()[0] == 0
 

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dermray import storage
 from dermray.config import parse
 from dermray.corpus.manifest import Manifest, Shard
-from dermray.errors import PlanError
+from dermray.errors import CheckpointError, PlanError
 from dermray.ingest.corpora import Corpora
 from dermray.ingest.plan import MAX_STREAMS, EpochPlan
-from dermray.train import epochs
+from dermray.train import checkpoint, epochs, pretrain
 from dermray.train.settings import PretrainConfig
 from tests import choosy
 from tests.corpora import write_prepared_corpus
@@ -265,6 +266,34 @@ def test_an_objective_that_draws_another_number_each_epoch_is_refused_before_the
     keys = [f"corpus={tmp_path}", "output=o", "train.global_batch_size=4", "objective.kind=tests.choosy:UNEVEN"]
     with pytest.raises(PlanError, match="draws 10 samples in epoch 0 and 20 in epoch 1"):
         epochs.first(parse(PretrainConfig, keys), Corpora.of(str(tmp_path), manifest))
+
+
+def test_a_run_does_not_go_on_with_other_draws_than_it_began_with(monkeypatch, tmp_path):
+    """Neither keys nor corpus have changed, but the objective's code: no other batch would be what it was."""
+    manifest = write_prepared_corpus(tmp_path / "corpus", {"train": 10})
+    twice = np.arange(10) % 3
+    kind = replace(choosy.OBJECTIVE, counts=lambda config, of: lambda epoch: np.roll(twice, epoch))
+    monkeypatch.setattr(choosy, "ROLLING", kind, raising=False)
+    output = str(tmp_path / "run")
+    keys = [f"corpus={tmp_path}/corpus", f"output={output}", "train.global_batch_size=4"]
+    config = parse(PretrainConfig, [*keys, "objective.kind=tests.choosy:ROLLING"])
+
+    def saved(trajectory):
+        storage.remove(output)
+        keep = checkpoint.Retention(1)
+        checkpoint.save(output, 1, {"step": 1}, trajectory=trajectory, corpus_digest=manifest.digest, retention=keep)
+
+    saved(epochs.trajectory(config, Corpora.of(config.corpora[0].uri, manifest)))
+    pretrain.check(config)
+    twice[:] = twice[::-1].copy()
+    with pytest.raises(CheckpointError, match="draws of the objective was '[0-9a-f]{64}', now '[0-9a-f]{64}'"):
+        pretrain.check(config)
+    # An earlier version did not say what it drew; once each is something else than what is drawn by counts.
+    saved(config.trajectory())
+    pretrain.check(config)
+    saved({**config.trajectory(), checkpoint.DRAWS: None})
+    with pytest.raises(CheckpointError, match="draws of the objective was None, now"):
+        pretrain.check(config)
 
 
 def test_a_row_group_that_all_streams_share_is_put_in_order_once():

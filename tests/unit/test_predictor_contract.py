@@ -10,7 +10,7 @@ import pytest
 
 from dermray.config import parse
 from dermray.encoder_info import EncoderInfo
-from dermray.errors import ConfigError, EvaluationError
+from dermray.errors import ConfigError, EvaluationError, ModelError
 from dermray.evaluate import predictions
 from dermray.evaluate.bootstrap import Metric
 from dermray.evaluate.compare import compare, compare_reports
@@ -23,9 +23,9 @@ from dermray.evaluate.probing import Labelled
 from dermray.evaluate.report import build
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
-from dermray.evaluate.suite import check_inputs
+from dermray.evaluate.suite import check_inputs, evaluate
 from dermray.evaluate.tasks.contract import Context, TaskResult, scorer
-from tests import darkness
+from tests import darkness, rotation_model, without_ray
 from tests.corpora import write_prepared_corpus
 from tests.evaluation import features_of
 
@@ -108,6 +108,14 @@ def test_a_run_names_who_predicts_for_a_task(corpus: str) -> None:
         (["tasks=[knn]", f"predictor.knn={DARKNESS}"], f"predictor.knn: {DARKNESS} gives risk, and knn scores classes"),
         (["tasks=[knn]", "predictor.few_shot=knn"], "predictor.few_shot: few_shot is not among tasks (knn)"),
         (["predictor.retrieval=knn"], "predictor.retrieval has no effect: retrieval works on vectors"),
+        (["predictor_keys.retrieval.power=2"], "retrieval is not among tasks that ask a predictor (zero_shot)"),
+        (["tasks=[knn]", "predictor_keys.knn.power=2"], "unknown key 'predictor_keys.knn.power'"),
+        (
+            [f"tasks=[{RISK}]", f"predictor.risk={DARKNESS}", "predictor_keys.risk.power=0"],
+            "predictor_keys.risk.power: ",
+        ),
+        ([f"tasks=[{RISK}]", f"predictor.risk={DARKNESS}", "predictor_keys.risk.powr=2"], "'predictor_keys.risk.powr'"),
+        ([f"tasks=[{RISK}]", "predictor.risk=gone", "predictor_keys.risk.power=2"], "there is no predictor 'gone'"),
         ([f"tasks=[{RISK}]"], "the task risk needs a predictor that gives risk: predictor.risk=NAME"),
         ([f"tasks=[{RISK}]", "predictor.risk=tests.darkness:Darkness"], "is a type, and must be a PredictorKind"),
     ],
@@ -117,6 +125,42 @@ def test_what_is_wrong_with_predictors_is_said(arguments: list[str], message: st
         parse(EvaluateConfig, ["model=m", "corpus=c", "output=o", *arguments])
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_predictor_has_keys_of_its_own(corpus: str, tmp_path: Path) -> None:
+    given = ["model=m", f"corpus={corpus}", "output=o", f"tasks=[{RISK},knn]", f"predictor.risk={DARKNESS}"]
+    config = parse(EvaluateConfig, [*given, "predictor_keys.risk.power=2"])
+    assert config.predictor_keys == {"risk": darkness.DarknessConfig(power=2.0)}
+    assert config.recorded()["predictor_keys"] == {"risk": {"power": 2.0}}, "a report says so"
+    assert parse(EvaluateConfig, given).recorded()["predictor_keys"] == {"risk": {"power": 1.0}}
+    assert parse(EvaluateConfig, given[:3]).predictor_keys == {}
+    (tmp_path / darkness.WEIGHTS).write_text("[0.3, 0.3, 0.3]")
+    looks: list[darkness.Look] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(darkness, "look_at", lambda seen, look, config: looks.append(look))
+        for one in (config, parse(EvaluateConfig, given)):
+            context = replace(context_of(corpus), config=one, model_uri=str(tmp_path))
+            context.predictor("risk").ready(context.lesson())(context.seen(np.arange(2)))
+    assert [look.power for look in looks] == [2.0, 1.0]
+
+
+def test_a_model_whose_kind_only_predicts_is_scored_by_who_asks_for_no_vectors(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_ray.use(monkeypatch)
+    state = dict(rotation_model.layers(8).state_dict())
+    rotation_model.write(str(tmp_path), "judge", state, {"side": 8}, {})
+    (tmp_path / darkness.WEIGHTS).write_text("[0.3, 0.3, 0.3]")
+    given = [f"model={tmp_path}", f"corpus={corpus}", "output=o", "bootstrap=0", f"predictor.risk={DARKNESS}"]
+    config = parse(EvaluateConfig, [*given, f"tasks=[{RISK}]", "predictor_keys.risk.power=2"])
+    check_inputs(config)
+    report = evaluate(config)
+    assert report.document["model"]["name"] == tmp_path.name
+    assert report.document["config"]["predictor_keys"] == {"risk": {"power": 2.0}}
+    assert report.document["tasks"]["risk"]["num_samples"] == NUM_SCORED - 1
+    wants_vectors = parse(EvaluateConfig, [*given, f"tasks=[{RISK},knn]", f"cache={tmp_path}/cache"])
+    with pytest.raises(ModelError, match="gives no vectors of images"):
+        evaluate(wants_vectors)
 
 
 def test_who_looks_at_images_needs_no_encoder(corpus: str, tmp_path: Path) -> None:

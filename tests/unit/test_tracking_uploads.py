@@ -93,6 +93,10 @@ def test_a_lost_upload_is_told_its_run_is_not_finished_and_it_comes_later(
     folder.mkdir()
     (folder / "large.bin").write_bytes(LARGE if key != "note.txt" else b"small")
     (folder / "empty.txt").touch()
+    # Of the run that is at work there: neither is read.
+    (folder / ".claim").mkdir()
+    (folder / ".claim" / "00000001.json").symlink_to("gone")
+    (folder / ".report.html.1-2.part").symlink_to("gone")
     proxy.inject(kind, LASTING, method=method, key=key)
     with tracking.run(config, kind="prepare", name="x", resolved=Settings()) as current:
         current.log_folder(str(folder), "files")
@@ -116,6 +120,7 @@ def test_a_lost_upload_is_told_its_run_is_not_finished_and_it_comes_later(
     assert storage.read_bytes(f"{where}/nested/note.txt") == NOTE.encode()
     assert storage.read_bytes(f"{where}/files/large.bin") == (folder / "large.bin").read_bytes()
     assert storage.size_bytes(f"{where}/files/empty.txt") == 0
+    assert len(storage.list_files(f"{where}/files", recursive=True)) == 2
 
 
 def test_a_model_of_which_a_file_is_lost_is_not_registered(

@@ -15,17 +15,21 @@ import pytest
 import ray.cloudpickle
 import yaml
 
+from dermray import storage
 from dermray.config import parse
-from dermray.errors import ConfigError, DermRayError, PlanError
+from dermray.errors import ClaimError, ConfigError, DermRayError, PlanError
+from dermray.ledger import FOLDER, claim
 from dermray.train import checkpoint
 from dermray.train.settings import PretrainConfig
 from dermray.tuning import queues
 from dermray.tuning import trial as trial_process
 from dermray.tuning.mailbox import Box
-from dermray.tuning.plan import plan_trials, share_cluster
+from dermray.tuning.plan import Trial, plan_trials, share_cluster
+from dermray.tuning.publishing import publish
 from dermray.tuning.queues import Queue
 from dermray.tuning.records import Point, Status, TrialRecord, best_of, leaderboard, ranked
 from dermray.tuning.reports import NAME
+from dermray.tuning.settings import SweepConfig
 from dermray.tuning.sweep import Ledger
 from dermray.tuning.trial import TrialContext
 from tests.conftest import ROOT
@@ -191,11 +195,24 @@ def test_no_trial_starts_once_the_hours_are_over(tmp_path, monkeypatch):
     assert handed_out(queue) == Queue.FINISHED
 
 
-def test_a_sweep_tells_how_many_trials_have_ended_and_an_eta(tmp_path: Path) -> None:
+def test_a_sweep_tells_how_many_trials_have_ended_and_an_eta_and_writes_while_it_is_its_own(tmp_path: Path) -> None:
     config = sweep_config(tmp_path)
     told: list[str] = []
     trials = plan_trials(config, MANIFEST)[:3]
-    ledger = Ledger(config, None, told.append, num_trials=3)
+    with claim(config.output) as mine:
+        ledger = Ledger(config, mine, None, told.append, num_trials=3)
+        _tells(ledger, trials, config, told)
+        storage.remove(storage.join(config.output, FOLDER))
+        with pytest.raises(ClaimError, match="its claim was removed") as caught:
+            ledger._end(trials[2], Status.FAILED, "late")
+        assert ledger.refusal is caught.value, "of an error in a callback Tune passes on the text alone"
+        assert TrialRecord.load(trials[2]).status is Status.STOPPED
+        with pytest.raises(ClaimError):
+            publish(config, ledger.trials, list(ledger.records.values()), seconds=1.0)
+    assert not storage.exists(storage.join(config.output, "best.yaml"))
+
+
+def _tells(ledger: Ledger, trials: list[Trial], config: SweepConfig, told: list[str]) -> None:
     assert ledger.standing() == "0 of 3 trials have ended"
     for trial in trials:
         ledger.trials[trial.name], ledger.records[trial.name] = trial, TrialRecord.load(trial)

@@ -13,10 +13,10 @@ import pytest
 import s3fs
 import torch
 
-from dermray import exclusive, models, object_stores, storage
+from dermray import exclusive, ledger, models, object_stores, storage
 from dermray.corpus.manifest import Manifest
 from dermray.embedding import store
-from dermray.errors import StorageError
+from dermray.errors import ClaimError, StorageError
 from dermray.evaluate.comparison import Comparison
 from dermray.evaluate.predictions import ClassPredictions
 from dermray.evaluate.report import Report
@@ -280,6 +280,24 @@ def matrix(name: str, faults: Iterable[str], s3: FaultyProxy, here: Path, *, las
 @pytest.mark.parametrize("name", ["write_bytes", "upload", "copy_tree", "evaluation", "export parquet", "checkpoint"])
 def test_every_write_is_whole_or_one_error(name: str, s3: FaultyProxy, here: Path) -> None:
     matrix(name, FEW, s3, here, last_only=True)
+
+
+@pytest.mark.parametrize("name", ["leakage", "evaluation", "comparison", "index"])
+def test_a_run_that_stood_still_and_wakes_before_it_commits_leaves_nothing(
+    name: str, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its claim has gone meanwhile, and with it the right to write."""
+    without_ray.use(monkeypatch)
+    output = str(tmp_path / "output")
+    manifests = {"leakage.json", "report.json", "comparison.json", "index.json"}
+    with ledger.claim(output):
+        storage.remove(storage.join(output, ledger.FOLDER))
+        with pytest.raises(ClaimError, match="its claim was removed"):
+            WRITERS[name](output, here)
+    assert not manifests & {storage.name_of(uri) for uri in content(output)}
+    assert name == "index" or content(output) == {}
+    WRITERS[name](output, here)
+    assert manifests & {storage.name_of(uri) for uri in content(output)}
 
 
 @pytest.mark.long

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dermray import entry, storage
+from dermray import entry, ledger, storage
 from dermray.config import load
 from dermray.evaluate.settings import CompareConfig
 
@@ -20,8 +20,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: CompareConfig) -> int:
-    """Compare under an MLflow run, save the pages, print the headline."""
+    """Compare inside a claim of the output: a second run is refused before MLflow knows of it."""
     entry.begin("compare", "reading the reports")
+    with ledger.claim(config.output, wait_s=config.wait_for_output_s):
+        return _run(config)
+
+
+def _run(config: CompareConfig) -> int:
+    """Compare under an MLflow run, save the pages, print the headline."""
     from dermray import tracking
     from dermray.evaluate.comparison import HTML_NAME
     from dermray.evaluate.comparison import run as compare

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dermray import entry, storage
+from dermray import entry, ledger, storage
 from dermray.config import load
 from dermray.evaluate.settings import EvaluateConfig
 
@@ -23,8 +23,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: EvaluateConfig) -> int:
-    """Evaluate under an MLflow run, save the report, print the headline."""
+    """Evaluate inside a claim of the output: a second run is refused before Ray or MLflow know of it."""
     entry.begin("evaluate", "loading torch and the model")
+    with ledger.claim(config.output, wait_s=config.wait_for_output_s):
+        return _run(config)
+
+
+def _run(config: EvaluateConfig) -> int:
+    """Evaluate under an MLflow run, save the report, print the headline."""
     from dermray import cluster, tracking
     from dermray.evaluate import suite
     from dermray.evaluate.report import HTML_NAME, JSON_NAME

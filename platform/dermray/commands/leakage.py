@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dermray import entry, storage
+from dermray import entry, ledger, storage
 from dermray.config import load
 from dermray.prepare.leakage_settings import LeakageConfig
 
@@ -21,8 +21,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: LeakageConfig) -> int:
-    """Search under an MLflow run, write the report and say what came of it."""
+    """Search inside a claim of the output: a second run is refused before Ray or MLflow know of it."""
     entry.begin("leakage", f"reading {config.corpus}")
+    with ledger.claim(config.output, wait_s=config.wait_for_output_s):
+        return _run(config)
+
+
+def _run(config: LeakageConfig) -> int:
+    """Search under an MLflow run, write the report and say what came of it."""
     from dermray import cluster, tracking
     from dermray.corpus.manifest import Manifest
     from dermray.prepare import leakage_report

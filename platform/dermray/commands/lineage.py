@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from dermray import documents, redaction, storage
+from dermray import documents, ledger, redaction, storage
 from dermray.config import Config, TrackingConfig, load
 
 if TYPE_CHECKING:
@@ -72,5 +72,6 @@ def _write(output: str, graph: lineage.Graph, findings: list[verification.Findin
     layers = [[by_id[node.id] for node in layer] for layer in graph.layers()]
     page = lineage_page.render(layers, sorted(graph.edges), graph.start, document["findings"])
     written = documents.json_text(document)
-    storage.write_together({storage.join(output, HTML_NAME): page, storage.join(output, JSON_NAME): written})
+    with ledger.claim(output) as claim:
+        claim.write_together({storage.join(output, HTML_NAME): page, storage.join(output, JSON_NAME): written})
     print(f"page: {storage.join(storage.normalise(output), HTML_NAME)}")

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dermray import cluster, entry, storage
+from dermray import cluster, entry, ledger, storage
 from dermray.config import load
 from dermray.tuning.settings import SweepConfig
 
@@ -26,8 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(config: SweepConfig) -> int:
-    """Sweep under a parent MLflow run; every trial has a nested one."""
+    """Sweep inside a claim of the output: a second run is refused before Ray or MLflow know of it."""
     entry.begin("sweep", "loading torch and Ray Tune, planning the trials")
+    with ledger.claim(config.output, wait_s=config.wait_for_output_s):
+        return _run(config)
+
+
+def _run(config: SweepConfig) -> int:
+    """Sweep under a parent MLflow run; every trial has a nested one."""
     from dermray import tracking
     from dermray.corpus.manifest import Manifest
     from dermray.train import pretrain

@@ -134,15 +134,11 @@ def encode(
     if not work:
         return 0
     store.describe()
-    num_gpus = cluster.num_gpus()
-    pool = pieces.Pool(
+    pool = pieces.Pool.of_models(
+        "encoder",
+        num_actors,
         noun="part",
-        worker="encoder",
         operator="EncodeActor",
-        needs={"CPU": 1.0, "GPU": 1.0 if num_gpus else 0.0},
-        # A GPU that joins is used; the cores of a node that joins may be wanted for other things.
-        size=num_actors or (None if num_gpus else max(1, int(cluster.num_cpus() // 2))),
-        advice="lower batch_size",
         kept=f"finished vectors are kept in {store.uri}: the same command again goes on",
     )
     pool_size = pool.num_workers(len(work))

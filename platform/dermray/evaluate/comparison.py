@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from dermray import documents, reporting, scales, storage
+from dermray import documents, ledger, reporting, scales, storage
 from dermray.errors import EvaluationError
 from dermray.evaluate import compare
 from dermray.evaluate.predictions import ClassPredictions, Origin
@@ -69,9 +69,15 @@ class Comparison:
         return lines
 
     def save(self, uri: str) -> None:
-        """Write `comparison.html` and then `comparison.json` into the folder `uri`."""
+        """Write `comparison.html` and then `comparison.json` into the folder `uri`.
+
+        Raises:
+            ClaimError: another run writes into it, or has taken it over.
+            StorageError: it cannot be written.
+        """
         written = documents.json_text(self.document)
-        storage.write_together({storage.join(uri, HTML_NAME): self.html, storage.join(uri, JSON_NAME): written})
+        with ledger.claim(uri) as claim:
+            claim.write_together({storage.join(uri, HTML_NAME): self.html, storage.join(uri, JSON_NAME): written})
 
 
 def run(config: CompareConfig) -> Comparison:

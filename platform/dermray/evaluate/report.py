@@ -16,7 +16,7 @@ from typing import Any
 from markupsafe import Markup
 
 import dermray
-from dermray import __version__, documents, extensions, reporting, scales, storage
+from dermray import __version__, documents, extensions, ledger, reporting, scales, storage
 from dermray.corpus.accounts import require_balance, told_in_words
 from dermray.errors import EvaluationError
 from dermray.evaluate import predictions, report_plots
@@ -89,11 +89,17 @@ class Report:
         return lines
 
     def save(self, uri: str) -> None:
-        """Write `predictions/TASK.parquet`, `report.html` and then `report.json` into the folder `uri`."""
-        storage.write_together(self.files(uri))
+        """Write `predictions/TASK.parquet`, `report.html` and then `report.json` into the folder `uri`.
+
+        Raises:
+            ClaimError: another run writes into it, or has taken it over.
+            StorageError: it cannot be written.
+        """
+        with ledger.claim(uri) as claim:
+            claim.write_together(self.files(uri))
 
     def files(self, uri: str) -> dict[str, str | Callable[[Path], object]]:
-        """What `save` writes, as `storage.write_together` takes it."""
+        """What `save` writes, as `ledger.Claim.write_together` takes it."""
         model, corpus = self.document["model"], self.document["corpus"]
         files: dict[str, str | Callable[[Path], object]] = {}
         for task, found in self.predictions.items():
@@ -133,12 +139,14 @@ class SuiteReport:
         return lines + [f"skipped {one['line']}" for one in self.document["skipped"]]
 
     def save(self, uri: str) -> None:
-        """Write each data set's report into its own folder below `uri`, then the summary into `uri`."""
+        """Write each data set's report into its own folder below `uri`, then the summary into `uri`; as a report's."""
         files: dict[str, str | Callable[[Path], object]] = {}
         for name, report in self.reports.items():
             files |= report.files(storage.join(uri, _short(name)))
         written = documents.json_text(self.document)
-        storage.write_together(files | {storage.join(uri, HTML_NAME): self.html, storage.join(uri, JSON_NAME): written})
+        files |= {storage.join(uri, HTML_NAME): self.html, storage.join(uri, JSON_NAME): written}
+        with ledger.claim(uri) as claim:
+            claim.write_together(files)
 
 
 def summarise(

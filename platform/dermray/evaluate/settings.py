@@ -11,9 +11,11 @@ from dermray import storage
 from dermray.config import ClusterConfig, Config, TrackingConfig
 from dermray.corpus import spelling
 from dermray.evaluate.predictors import kinds as predictors
+from dermray.evaluate.predictors.kinds import PredictorConfig
 from dermray.evaluate.tasks import kinds
 from dermray.evaluate.tasks.kinds import TaskConfig, TaskName
 from dermray.keys import Reader
+from dermray.ledger import WaitForOutput
 
 DEFAULT_TASKS = ("zero_shot", "retrieval")
 
@@ -56,6 +58,9 @@ class EvaluateConfig(Config):
         description="who predicts for a task, predictor.TASK=NAME: zero_shot, linear_probe, knn, the name of an "
         "installed package's predictor, or package.module:NAME; empty: the task's own",
     )
+    predictor_keys: dict[str, SerializeAsAny[PredictorConfig]] = Field(
+        {}, description="keys of who predicts for a task, predictor_keys.TASK.key=value"
+    )
     columns: TableColumns = TableColumns()
     classes: tuple[str, ...] = Field((), description="class names of a table of one's own, in the order of its numbers")
     ontology: str | None = Field(
@@ -96,6 +101,7 @@ class EvaluateConfig(Config):
     max_samples: int | None = Field(
         None, ge=1, description="score only the first so many samples of the split; empty: all"
     )
+    wait_for_output_s: WaitForOutput = 0.0
     run_name: str | None = Field(None, description="name of the MLflow run; empty: MLflow picks one")
     cluster: ClusterConfig = Field(ClusterConfig(), description="which Ray cluster does the work")
     tracking: TrackingConfig = Field(TrackingConfig(), description="where MLflow keeps the run")
@@ -156,9 +162,18 @@ class EvaluateConfig(Config):
         # `tasks` is not there where it was refused itself.
         return kinds.settings_of(info.data.get("tasks", ()), sections)
 
+    @field_validator("predictor_keys", mode="before")
+    @classmethod
+    def _by_who_predicts(cls, sections: Any, info: ValidationInfo) -> dict[str, PredictorConfig]:
+        known = info.data
+        if "tasks" not in known or "predictor" not in known:
+            return {}
+        tasks = known["tasks"] or (DEFAULT_TASKS if known.get("corpus") else kinds.ours())
+        return kinds.predictor_settings_of(tasks, known["predictor"], sections)
+
     @classmethod
     def prepared(cls, tree: Mapping[str, Any], reader: Reader) -> Mapping[str, Any]:
-        """The sections `task.NAME` by the keys of the tasks; an unknown task is told when it is validated."""
+        """The sections of tasks and predictors by their own keys; an unknown one is told when it is validated."""
         return kinds.read_sections(tree, reader)
 
     @model_validator(mode="after")
@@ -207,6 +222,7 @@ class CompareConfig(Config):
     names: tuple[str, ...] = Field((), description="what to call each of them; empty: by model and folder")
     bootstrap: int = Field(1000, ge=0, description="resamples, the same for all; 0: no intervals, no p-values")
     seed: int = Field(0, ge=0, description="of the bootstrap")
+    wait_for_output_s: WaitForOutput = 0.0
     run_name: str | None = Field(None, description="name of the MLflow run")
     tracking: TrackingConfig = Field(TrackingConfig(), description="where MLflow keeps the run")
 

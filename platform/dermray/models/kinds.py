@@ -87,11 +87,8 @@ def find(kind: str, folder: str) -> ModelKind:
             f"{folder} holds a model of the kind {kind!r}, which is not known here; there are "
             f"{', '.join(sorted({*OURS, *points}))}: install the package that brings it (entry points {ENTRY_POINTS})"
         )
-    try:
+    with extensions.importing(f"{folder}: its kind {kind!r}", ModelError):
         found = points[kind].load()
-    except Exception as error:  # what code raises while it is imported has no common base
-        reason = extensions.reason(error)
-        raise ModelError(f"{folder}: its kind {kind!r} cannot be imported: {reason}") from error
     if not isinstance(found, ModelKind):
         raise ModelError(f"{folder}: its kind {kind!r} is a {type(found).__name__}, and must be a ModelKind")
     return found

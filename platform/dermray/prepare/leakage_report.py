@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dermray import documents, reporting, storage
+from dermray import documents, ledger, reporting, storage
 from dermray.corpus.shards import ShardIndex
 from dermray.prepare.leakage import Comparison, CorpusHashes, Leakage, describe
 from dermray.prepare.leakage_settings import LeakageConfig
@@ -47,6 +47,7 @@ def write(config: LeakageConfig, leakage: Leakage) -> dict[str, Any]:
     """Publish the three files into `config.output`; returns the document of `leakage.json`.
 
     Raises:
+        ClaimError: another run writes into the output, or has taken it over.
         CorpusError: a shard is gone or damaged.
         StorageError: the output cannot be written.
     """
@@ -55,6 +56,7 @@ def write(config: LeakageConfig, leakage: Leakage) -> dict[str, Any]:
     sections = []
     # Left, and so published, in the opposite order: once there is room for all, and the document last.
     with (
+        ledger.claim(config.output) as claim,
         storage.staged(storage.join(config.output, JSON)) as document_file,
         storage.staged(storage.join(config.output, HTML)) as page_file,
         storage.staged(storage.join(config.output, PAIRS)) as pairs_file,
@@ -79,6 +81,7 @@ def write(config: LeakageConfig, leakage: Leakage) -> dict[str, Any]:
         )
         page_file.write_text(page, "utf-8")
         document_file.write_text(documents.json_text(document), "utf-8")
+        claim.confirm()
     return document
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dermray import storage
 from dermray.config import ClusterConfig, Config, TrackingConfig, Uri
+from dermray.ledger import WaitForOutput
 from dermray.prepare.settings import SPLIT_NAME, TRAIN
 
 
@@ -54,6 +55,7 @@ class LeakageConfig(Config):
         6, ge=0, le=15, description="bits of 64 in which two perceptual hashes may differ to be a pair"
     )
     num_shown: int = Field(48, ge=0, le=1000, description="pairs that the report shows of each of against")
+    wait_for_output_s: WaitForOutput = 0.0
     run_name: str | None = Field(None, description="name of the MLflow run")
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()

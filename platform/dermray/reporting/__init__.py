@@ -18,9 +18,9 @@ from markupsafe import Markup
 
 from dermray import __version__, images
 from dermray.errors import ImageError
+from dermray.scales import NO_VALUE
 
 THUMBNAIL_QUALITY = 82
-NO_VALUE = "\u2013"
 
 
 def render(template: str, **context: Any) -> str:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 from dermray import reporting
 from dermray.reporting import diagrams, plots
 from dermray.reporting.diagrams import Curve, Scale
+from dermray.scales import NO_VALUE
 
 TONES = {"stopped": "warn", "failed": "bad", "finished": ""}
 
@@ -57,7 +58,7 @@ def _coordinates(document: Mapping[str, Any], parameters: Mapping[str, bool]) ->
 
 def _value(value: Any) -> float | str:
     if value is None:
-        return reporting.NO_VALUE
+        return NO_VALUE
     return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
 
 
@@ -86,9 +87,7 @@ def _exploits(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     for trial in document["trials"]:
         before = trial["drawn"]
         for exploit in trial["exploits"]:
-            changes = [
-                f"{key}: {before.get(key, reporting.NO_VALUE)} → {value}" for key, value in exploit["params"].items()
-            ]
+            changes = [f"{key}: {before.get(key, NO_VALUE)} → {value}" for key, value in exploit["params"].items()]
             found.append({**exploit, "changes": "; ".join(changes)})
             before = exploit["params"]
     return sorted(found, key=lambda exploit: (exploit["generation"], exploit["name"]))

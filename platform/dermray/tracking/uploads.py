@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import posixpath
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from dermray import ledger
 from dermray.errors import StorageError
 from dermray.tracking import store
 
@@ -43,10 +45,19 @@ def text(client: MlflowClient, run_id: str, content: str, path: str) -> None:
 
 
 def folder(client: MlflowClient, run_id: str, local: Path, path: str) -> None:
-    """Upload the files of a folder below `path` of a run. Raises as `text`."""
-    with _named(path):
-        client.log_artifacts(run_id, str(local), path)
-        _confirm(partial(client.list_artifacts, run_id), _sizes(local, path))
+    """Upload the files of a folder below `path` of a run. Raises as `text`.
+
+    Those of a run that is at work in the folder come and go while MLflow reads it, and stay where they are.
+    """
+    with _named(path), tempfile.TemporaryDirectory(prefix="dermray-") as seen:
+        for file in _files(local):
+            name = file.relative_to(local)
+            if name.parts[0] != ledger.FOLDER and ledger.finished_name(name.name) == name.name:
+                link = Path(seen) / name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(file.absolute())
+        client.log_artifacts(run_id, seen, path)
+        _confirm(partial(client.list_artifacts, run_id), _sizes(Path(seen), path))
 
 
 def model(client: MlflowClient, model_id: str, local: Path) -> None:
@@ -69,8 +80,11 @@ def _named(path: str) -> Iterator[None]:
 
 def _sizes(local: Path, path: str) -> dict[str, int]:
     """Bytes of each file of a folder, by the name that it has as an artifact."""
-    files = (Path(parent) / name for parent, _, names in os.walk(local) for name in names)
-    return {posixpath.join(path, file.relative_to(local).as_posix()): file.stat().st_size for file in files}
+    return {posixpath.join(path, file.relative_to(local).as_posix()): file.stat().st_size for file in _files(local)}
+
+
+def _files(local: Path) -> Iterator[Path]:
+    return (Path(parent) / name for parent, _, names in os.walk(local) for name in names)
 
 
 def _confirm(list_in: Callable[[str | None], list[Any]], sizes: Mapping[str, int]) -> None:

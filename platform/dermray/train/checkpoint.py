@@ -31,6 +31,8 @@ STATE_NAME = "state.pt"
 MANIFEST_NAME = "manifest.json"
 # Keys that earlier versions did not have, with what their runs did.
 BEFORE_THERE_WERE = {"objective.kind": "contrastive", "data.fraction": 1.0}
+# What a run draws of its corpora, as a digest (`dermray.train.epochs`); of earlier checkpoints it is not known.
+DRAWS = "draws of the objective"
 _STEP_FOLDER = re.compile(r"step-([0-9]{8,18})")
 
 logger = logging.getLogger(__name__)
@@ -303,7 +305,7 @@ def differences(info: CheckpointInfo, *, trajectory: dict[str, Any], corpus_dige
     differing = [
         f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
+        if before.get(key) != now.get(key) and (key != DRAWS or (key in before and key in now))
     ]
     return f"{info.uri} was made with other settings: {'; '.join(differing)}" if differing else ""
 

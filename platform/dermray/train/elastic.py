@@ -13,11 +13,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
-from ray.train.v2.api.callback import RayTrainCallback
 
-from dermray import cluster
+from dermray import cluster, ray_private
 from dermray.errors import PlanError
 
 
@@ -52,7 +49,7 @@ def fitting_size(
     )
 
 
-class AdmittedSizesPolicy(ElasticScalingPolicy):
+class AdmittedSizesPolicy(ray_private.ELASTIC_POLICY.get()):  # type: ignore[misc]
     """Ray Train's elastic policy over admitted sizes only; lives in the controller."""
 
     def __init__(self, scaling_config: ScalingConfig, admitted: tuple[int, ...], decoding_cpus: float) -> None:
@@ -65,7 +62,7 @@ class AdmittedSizesPolicy(ElasticScalingPolicy):
             self._admitted,
             super()._count_possible_workers(reserved_resources),
             num_cpus=ray.cluster_resources().get("CPU", 0.0),
-            cpus_per_worker=self.scaling_config._resources_per_worker_not_none.get("CPU", 0.0),
+            cpus_per_worker=(self.scaling_config.resources_per_worker or {}).get("CPU", 0.0),
             decoding_cpus=self._decoding_cpus,
         )
 
@@ -81,11 +78,11 @@ class QuietTorchTrainer(TorchTrainer):
     def _register_sigint_handler(self, controller: ActorHandle) -> None:
         pass
 
-    def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        callbacks: list[RayTrainCallback] = super()._create_default_callbacks()
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
         if not cluster.is_own():
             return callbacks
-        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
+        return [one for one in callbacks if not isinstance(one, ray_private.GROUP_CLEANER.get())]
 
 
 class ElasticTorchTrainer(QuietTorchTrainer):

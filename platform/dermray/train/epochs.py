@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from dermray.errors import PlanError
 from dermray.ingest import draws
 from dermray.ingest.corpora import Corpora
 from dermray.ingest.plan import Counts, EpochPlan, checked_counts
+from dermray.train.checkpoint import DRAWS
 from dermray.train.objectives import kinds
 from dermray.train.settings import PretrainConfig
 
@@ -71,6 +73,21 @@ class CorpusDraws:
         num_unused = int((self.weights(0) == 0).sum())
         num_left_out = int((counts == 0).sum())
         return {NOT_KEPT: num_not_kept, NOT_DRAWN: num_unused - num_not_kept, NOT_YET: num_left_out - num_unused}
+
+
+def trajectory(config: PretrainConfig, corpora: Corpora) -> dict[str, Any]:
+    """All that decides the weights over whole corpora: the keys, and what the run draws by counts.
+
+    Of the draws it is the SHA-256 of the first two epochs' counts: an objective whose code draws others now than when
+    a run began must not go on with that run. None: each sample is drawn once.
+
+    Raises:
+        CorpusError: a corpus has no such split.
+    """
+    drawn, digest = counts(config, corpora.select(config.data.split)), None
+    if drawn is not None:
+        digest = hashlib.sha256(b"".join(np.asarray(drawn(epoch), np.int64).tobytes() for epoch in (0, 1))).hexdigest()
+    return {**config.trajectory(), DRAWS: digest}
 
 
 def counts(config: PretrainConfig, split: Corpora) -> Counts | None:

@@ -242,7 +242,7 @@ def _check_before_start(config: PretrainConfig, corpora: Corpora, fresh: bool) -
     for info in [] if fresh else checkpoint.committed(config.output)[-1:]:
         checkpoint.require_same_run(
             info,
-            trajectory=config.trajectory(),
+            trajectory=epochs.trajectory(config, corpora),
             corpus_digest=corpora.digest,
             force=config.resume == "force",
         )
@@ -256,7 +256,7 @@ def _finished(config: PretrainConfig, corpora: Corpora) -> PretrainResult | None
     info = checkpoint.CheckpointInfo(
         config.output, summary["num_steps"], "", summary.pop("trajectory"), summary.pop("corpus_digest")
     )
-    trajectory, digest = config.trajectory(), corpora.digest
+    trajectory, digest = epochs.trajectory(config, corpora), corpora.digest
     if config.resume == "force" and checkpoint.differences(info, trajectory=trajectory, corpus_digest=digest):
         return None
     checkpoint.require_same_run(info, trajectory=trajectory, corpus_digest=digest)

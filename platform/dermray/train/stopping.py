@@ -11,10 +11,9 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2.api.callback import RayTrainCallback, UserCallback
+from ray.train import UserCallback
 
-from dermray import redaction
+from dermray import ray_private, redaction
 
 POLL_INTERVAL_S = 0.5
 # States of a controller, by Ray's names, in which it starts workers, for the first time or anew.
@@ -22,12 +21,12 @@ STARTING = frozenset({"SchedulingState", "RestartingState", "ReschedulingState",
 MAX_REASON_CHARS = 300
 
 
-def callbacks(channel: ActorHandle) -> list[RayTrainCallback]:
+def callbacks(channel: ActorHandle) -> list[Any]:
     """What lives in the controller of Ray Train and keeps the driver's mailbox informed."""
     return [TellController(channel), TellFailures(channel)]
 
 
-class TellController(ControllerCallback):
+class TellController(ray_private.CONTROLLER_CALLBACK.get()):  # type: ignore[misc]
     """Says where the controller is, and when it starts workers.
 
     No `UserCallback` besides: of one that is both, Ray calls the methods of a `UserCallback` only.

@@ -106,7 +106,9 @@ def _train(
 ) -> bool:
     """Train to the end, or until the run is to stop: then the answer is true."""
     rank, _ = world()
-    writer = CheckpointWriter(functools.partial(_save, config, corpora.digest, claim))
+    writer = CheckpointWriter(
+        functools.partial(_save, config, epochs.trajectory(config, corpora), corpora.digest, claim)
+    )
     stopped = loop.run(
         trainer,
         loader.batches(trainer.step),
@@ -167,7 +169,7 @@ def _restore(config: PretrainConfig, corpora: Corpora, trainer: loop.Trainer) ->
     """Go on from the latest checkpoint, if there is one."""
     latest = checkpoint.load_latest(
         config.output,
-        trajectory=config.trajectory(),
+        trajectory=epochs.trajectory(config, corpora),
         corpus_digest=corpora.digest,
         force=config.resume == "force",
     )
@@ -215,6 +217,7 @@ def _send(channel: ActorHandle, rank: int, record: StepRecord) -> None:
 
 def _save(
     config: PretrainConfig,
+    trajectory: dict[str, Any],
     corpus_digest: str,
     claim: Claim,
     step: int,
@@ -227,7 +230,7 @@ def _save(
         config.output,
         step,
         state,
-        trajectory=config.trajectory(),
+        trajectory=trajectory,
         corpus_digest=corpus_digest,
         retention=checkpoint.Retention(train.keep_checkpoints, train.keep_best, config.best_mode),
         scores=scores,
@@ -293,7 +296,7 @@ def _finish(
         claim.confirm()
         storage.write_json(
             storage.join(config.output, SUMMARY_NAME),
-            {**summary, "trajectory": config.trajectory(), "corpus_digest": corpora.digest},
+            {**summary, "trajectory": epochs.trajectory(config, corpora), "corpus_digest": corpora.digest},
         )
     return summary
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from dermray import interrupts, storage, tracking
-from dermray.errors import ConfigError, DermRayError, StoppedError
+from dermray import interrupts, ledger, storage, tracking
+from dermray.errors import ClaimError, ConfigError, DermRayError, StoppedError
 from dermray.evaluate import suite
 from dermray.evaluate.cases import TEST
 from dermray.evaluate.report import JSON_NAME
@@ -89,8 +89,21 @@ def sweep(
         say: gets a line for each trial.
 
     Raises:
+        ClaimError: another run writes into the output, or has taken it over.
         DermRayError: the objective is not among the scores, or no trial came to its end.
     """
+    with ledger.claim(config.output, wait_s=config.wait_for_output_s) as claim:
+        return _sweep(config, trials, claim, parent_key=parent_key, say=say)
+
+
+def _sweep(
+    config: SweepConfig,
+    trials: list[EvaluationTrial],
+    claim: ledger.Claim,
+    *,
+    parent_key: str | None,
+    say: Callable[[str], None],
+) -> SweepResult:
     started = time.monotonic()
     begun: dict[str, EvaluationTrial] = {}
     records: dict[str, TrialRecord] = {}
@@ -102,7 +115,7 @@ def sweep(
             trial = _at_its_point(config, number, planned, list(records.values()))
             begun[trial.name], records[trial.name] = trial, TrialRecord.load(trial)
             if not records[trial.name].status.is_final:
-                _run(config, trial, records[trial.name], parent_key)
+                _run(config, trial, records[trial.name], claim, parent_key)
                 progress.advance()
             said = records[trial.name].error or f"{config.objective} {records[trial.name].value(config.objective):.4f}"
             say(f"{trial.name} of {len(trials)}  {trial.label()}  {said}")
@@ -119,27 +132,32 @@ def _at_its_point(
     return planned if params is None else _planned(config, number, params)
 
 
-def _run(config: SweepConfig, trial: EvaluationTrial, record: TrialRecord, parent_key: str | None) -> None:
+def _run(
+    config: SweepConfig, trial: EvaluationTrial, record: TrialRecord, claim: ledger.Claim, parent_key: str | None
+) -> None:
     """Evaluate; a trial that fails costs itself, never the sweep."""
+    claim.confirm()
     record.save(trial)
     try:
-        scores = _evaluate(trial, parent_key)
-    except StoppedError:
+        scores = _evaluate(trial, claim, parent_key)
+    except (StoppedError, ClaimError):
         raise
     except DermRayError as error:
         if interrupts.loss() is not None:
             raise
+        claim.confirm()
         record.status, record.error = Status.FAILED, " ".join(str(error).split())
         record.save(trial)
         return
     if config.objective not in scores:
         raise DermRayError(f"objective: no score {config.objective!r}; there are {', '.join(sorted(scores))}")
+    claim.confirm()
     record.curve = [Point(1, 1, 0, scores)]
     record.status, record.error = Status.FINISHED, ""
     record.save(trial)
 
 
-def _evaluate(trial: EvaluationTrial, parent_key: str | None) -> dict[str, float]:
+def _evaluate(trial: EvaluationTrial, claim: ledger.Claim, parent_key: str | None) -> dict[str, float]:
     config = trial.config
     model = tracking.resolve_model(config.model, config.tracking)
     with tracking.run(
@@ -151,6 +169,7 @@ def _evaluate(trial: EvaluationTrial, parent_key: str | None) -> dict[str, float
         parent_key=parent_key,
     ) as current:
         report = suite.evaluate(config, model_uri=model.folder_uri)
+        claim.confirm()
         report.save(config.output)
         tracking.log_evaluation(current, report.scored, report.document["model"], config.output, JSON_NAME)
         scores = report.metrics()

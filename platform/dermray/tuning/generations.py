@@ -13,7 +13,8 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from dermray.corpus.manifest import Manifest
-from dermray.train import checkpoint
+from dermray.ingest.corpora import Corpora
+from dermray.train import checkpoint, epochs
 from dermray.tuning import population
 from dermray.tuning.plan import Trial
 from dermray.tuning.population import Member
@@ -87,6 +88,7 @@ class Generations(StatelessSearcher):
         assert step is not None
         members = [self._member(name, step) for name in self._trials]
         decided = population.exploits(self._config, members, generation=self._generation, step=step)
+        self._book.confirm()
         population.save(self._config, self._generation, decided)
         self._close(decided)
 
@@ -97,6 +99,7 @@ class Generations(StatelessSearcher):
         validation = trial.validation_of(step)
         if record.value_at(validation, self._config.objective) is None and self._config.objective in info.scores:
             # The sweep was killed between the checkpoint and the news of it.
+            self._book.confirm()
             record.add(Point(validation, step, trial.samples_at(step), dict(info.scores)))
             record.save(trial)
         return Member(name, trial.params, record.value_at(validation, self._config.objective), info.sha256)
@@ -113,11 +116,12 @@ class Generations(StatelessSearcher):
         trial = moved(self._config, self._trials[exploit.name], exploit.params, self._manifest)
         if exploit not in record.exploits:
             donor = self._at(exploit.donor, exploit.step)
+            self._book.confirm()
             assert donor is not None, f"{exploit.donor} has left step {exploit.step} before its checkpoint was copied"
             checkpoint.adopt(
                 donor,
                 trial.uri,
-                trajectory=trial.config.trajectory(),
+                trajectory=epochs.trajectory(trial.config, Corpora.of(trial.config.corpora[0].uri, self._manifest)),
                 corpus_digest=self._manifest.digest,
                 sha256=exploit.sha256,
             )

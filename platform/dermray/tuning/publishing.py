@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dermray import storage
+from dermray import documents, ledger, storage
 from dermray.redaction import without_secrets
 from dermray.reporting import sweep_page
 from dermray.train import worker
@@ -64,6 +64,7 @@ def publish(
         seconds: that this call of the sweep took.
 
     Raises:
+        ClaimError: another run writes into the output, or has taken it over.
         DermRayError: no trial ran to its end.
     """
     best_record = records.best_of(found, config.objective, config.mode)
@@ -80,7 +81,6 @@ def publish(
         value=value,
         trials=trials,
     )
-    storage.write_text(result.best_uri, _header(config, result, best_record) + best.recipe_yaml())
     document = {
         "objective": config.objective,
         "mode": config.mode,
@@ -95,8 +95,14 @@ def publish(
         "importance": importance.of_parameters(config, found),
         "trials": [_describe(trials[record.name], record, config.objective) for record in ordered],
     }
-    storage.write_text(result.page_uri, sweep_page.render(document, _scales(config), _recipe_of(config)))
-    storage.write_json(result.trials_uri, document)
+    with ledger.claim(config.output) as claim:
+        claim.write_together(
+            {
+                result.best_uri: _header(config, result, best_record) + best.recipe_yaml(),
+                result.page_uri: sweep_page.render(document, _scales(config), _recipe_of(config)),
+                result.trials_uri: documents.json_text(document),
+            }
+        )
     return result
 
 

@@ -27,6 +27,9 @@ class Book(Protocol):
     def begin(self, trial: Trial, record: TrialRecord | None = None) -> None:
         """A trial is to start, or to go on."""
 
+    def confirm(self) -> None:
+        """The last look before something is written into the sweep's output; raises where another run has it."""
+
 
 class StatelessSearcher(Searcher):
     """A searcher of which Tune keeps nothing: a sweep that is started again reads its trials' folders."""

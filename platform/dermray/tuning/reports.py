@@ -6,8 +6,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.train import Checkpoint
-from ray.train.v2.api.callback import UserCallback
+from ray.train import Checkpoint, UserCallback
 
 # The keys under which Tune is given a trial's name, which part of it a process trains, and its validations.
 NAME = "trial"

@@ -11,6 +11,7 @@ from dermray.config import ClusterConfig, Config, TrackingConfig, Uri
 from dermray.documents import Scalar
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.keys import Argument, Reader, annotation_of, merged
+from dermray.ledger import WaitForOutput
 from dermray.train.settings import PretrainConfig
 from dermray.tuning import space as spaces
 from dermray.tuning.space import Parameter
@@ -94,6 +95,7 @@ class SweepConfig(Config):
     mode: Literal["max", "min"] = Field("max", description="whether more or less of the objective is better")
     scheduler: SchedulerConfig = SchedulerConfig()
     seed: int = Field(0, ge=0, description="of the draw of trials; their training has the recipe's own seed")
+    wait_for_output_s: WaitForOutput = 0.0
     run_name: str | None = Field(None, description="name of the parent run in MLflow; empty: from recipe and output")
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()

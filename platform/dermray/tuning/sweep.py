@@ -26,7 +26,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from dermray import cluster, interrupts, storage
 from dermray.corpus.manifest import Manifest
-from dermray.errors import ConfigError, DermRayError, StoppedError
+from dermray.errors import ClaimError, ConfigError, DermRayError, StoppedError
+from dermray.ledger import Claim, claim
 from dermray.progress import busy, clock
 from dermray.train import checkpoint, pretrain, worker
 from dermray.train.stopping import POLL_INTERVAL_S
@@ -88,13 +89,26 @@ def sweep(
         say: gets a line for each validation and each end of a trial.
 
     Raises:
+        ClaimError: another run writes into the output, or has taken it over.
         DermRayError: the trials do not fit the cluster, the objective is not reported, no trial ran to its end, or
             the sweep was interrupted.
     """
+    with claim(config.output, wait_s=config.wait_for_output_s) as mine:
+        return _sweep(config, trials, mine, parent_key=parent_key, say=say)
+
+
+def _sweep(
+    config: SweepConfig,
+    trials: list[Trial],
+    mine: Claim,
+    *,
+    parent_key: str | None,
+    say: Callable[[str], None],
+) -> SweepResult:
     at_once, trials = share_cluster(config, trials, num_cpus=cluster.num_cpus(), num_gpus=cluster.num_gpus())
     started = time.monotonic()
     mailbox: ActorHandle = Mailbox.remote()
-    ledger = Ledger(config, mailbox, say, num_trials=len(trials))
+    ledger = Ledger(config, mine, mailbox, say, num_trials=len(trials))
     searcher = Generations if config.scheduler.kind == "pbt" else Queue
     queue = searcher(config, trials, Manifest.load(config.corpus), ledger)
     grace_s = max(trial.config.train.grace_s for trial in trials)
@@ -148,7 +162,7 @@ class Ledger(tune.Callback):
     """
 
     def __init__(
-        self, config: SweepConfig, mailbox: ActorHandle, say: Callable[[str], None], *, num_trials: int
+        self, config: SweepConfig, mine: Claim, mailbox: ActorHandle, say: Callable[[str], None], *, num_trials: int
     ) -> None:
         self.trials: dict[str, Trial] = {}
         self.records: dict[str, TrialRecord] = {}
@@ -156,6 +170,7 @@ class Ledger(tune.Callback):
         self.refusal: DermRayError | None = None
         self.interrupted = False
         self._config = config
+        self._claim = mine
         self._mailbox = mailbox
         self._say = say
         self._num_trials = num_trials
@@ -168,6 +183,22 @@ class Ledger(tune.Callback):
         """The sweep is to end; safe in a signal handler."""
         self.interrupted = True
 
+    def confirm(self) -> None:
+        """The last look before something is written into the sweep's output.
+
+        Raises:
+            ClaimError: another run has taken it over.
+        """
+        try:
+            self._claim.confirm()
+        except ClaimError as error:
+            self.refusal = error
+            raise
+
+    def _save(self, record: TrialRecord, trial: Trial) -> None:
+        self.confirm()
+        record.save(trial)
+
     def begin(self, trial: Trial, record: TrialRecord | None = None) -> None:
         """A trial is to start, or to go on from where an earlier process, or its last generation, left it."""
         record = record or TrialRecord.load(trial)
@@ -175,7 +206,7 @@ class Ledger(tune.Callback):
         if trial.name not in self.records:
             self._num_found += self._trained(trial, record)
         self.trials[trial.name], self.records[trial.name] = trial, record
-        record.save(trial)
+        self._save(record, trial)
         ray.get(self._mailbox.put_trial.remote(trial.name, [ray.put((trial, record))]))
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -201,7 +232,7 @@ class Ledger(tune.Callback):
         known = any(point.validation == number for point in record.curve)
         record.add(Point(number, step, mine.samples_at(step), metrics))
         if not known:
-            record.save(mine)
+            self._save(record, mine)
             value = metrics[self._config.objective]
             self._say(f"{mine.name}  step {step}/{mine.num_steps}  {self._config.objective} {value:.4f}")
 
@@ -230,7 +261,7 @@ class Ledger(tune.Callback):
         record = self.records[mine.name]
         record.num_failures += 1
         record.error = reason
-        record.save(mine)
+        self._save(record, mine)
         self._say(f"{mine.name}  failed, begins again: {reason}")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
@@ -242,7 +273,7 @@ class Ledger(tune.Callback):
     def _end(self, trial: Trial, status: Status, error: str = "") -> None:
         record = self.records[trial.name]
         record.end(status, error)
-        record.save(trial)
+        self._save(record, trial)
         if status is Status.FAILED:
             self._failed.add(trial.name)
         self._say(f"{trial.name}  {status}{': ' + error if error else ''}")
@@ -303,6 +334,7 @@ def _abort(trial: Trial, controller: ActorHandle) -> None:
 def _fit(config: SweepConfig, context: TrialContext, ledger: Ledger, queue: Queue | Generations, at_once: int) -> None:
     os.environ.update(QUIET_TUNE)
     uri = storage.join(config.output, TUNE_FOLDER)
+    ledger.confirm()
     storage.remove(uri)
     filesystem, path = storage.filesystem(uri)
     trainable = functools.partial(run_trial, context)

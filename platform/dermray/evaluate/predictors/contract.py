@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -22,6 +22,7 @@ from dermray.encoder_info import EncoderInfo
 from dermray.errors import EvaluationError
 from dermray.evaluate.classes import Classes
 from dermray.evaluate.predictors import kinds
+from dermray.evaluate.predictors.kinds import PredictorConfig
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 
@@ -66,6 +67,8 @@ class Lesson:
         classes: those to tell apart, of tasks that take classes; without the class of any sample.
         learnt: samples to learn from, all that is known of them included.
         labels: int64 `[M]`, their classes.
+        settings: the predictor's own keys, of the type `PredictorKind.settings`; whom `Context.predictor` gives has
+            those of the run.
     """
 
     config: EvaluateConfig
@@ -74,6 +77,7 @@ class Lesson:
     classes: Classes | None = None
     learnt: Seen | None = None
     labels: np.ndarray | None = None
+    settings: PredictorConfig = field(default_factory=PredictorConfig)
 
     def told_apart(self) -> Classes:
         """The classes.
@@ -159,6 +163,22 @@ class ImagePredictor(Predictor, Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A predictor with the keys that a run gives it for a task: the lesson that makes it ready holds them."""
+
+    predictor: Predictor
+    settings: PredictorConfig
+
+    def texts(self, classes: Classes | None, config: EvaluateConfig) -> list[str]:
+        """As the predictor's."""
+        return self.predictor.texts(classes, config)
+
+    def ready(self, lesson: Lesson) -> Predict:
+        """As the predictor's."""
+        return self.predictor.ready(replace(lesson, settings=self.settings))
+
+
 @cache
 def load(name: str) -> Predictor:
     """A predictor, imported.
@@ -167,10 +187,8 @@ def load(name: str) -> Predictor:
         EvaluationError: its module cannot be imported or has no `PREDICTOR`.
     """
     module = kinds.find(name).module
-    try:
+    with extensions.importing(f"the predictor {name!r}", EvaluationError):
         return cast(Predictor, importlib.import_module(module).PREDICTOR)
-    except Exception as error:  # what code raises while it is imported has no common base
-        raise EvaluationError(f"the predictor {name!r} cannot be imported: {extensions.reason(error)}") from error
 
 
 def by_vectors(seen: Seen, say: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Predicted:

@@ -1,7 +1,8 @@
 """Which predictors there are; what they compute with is imported only where they predict.
 
 A run names one a task by `predictor.TASK=NAME`: a folder beside this file, an entry point of the group
-`dermray.predictors` of an installed package, or `package.module:NAME`. All three lead to a `PredictorKind`.
+`dermray.predictors` of an installed package, or `package.module:NAME`. All three lead to a `PredictorKind`, whose keys
+are `predictor_keys.TASK.key=value`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,17 @@ from dataclasses import dataclass
 from functools import cache
 
 from dermray import extensions
+from dermray.config import Config
 
 ENTRY_POINTS = "dermray.predictors"
 # What a folder beside this file calls its `PredictorKind`.
 ATTRIBUTE = "KIND"
 # What classifiers give: probabilities of classes, float `[N, C]`.
 CLASSES = "classes"
+
+
+class PredictorConfig(Config):
+    """Keys of a predictor, below `predictor_keys.TASK`; the base has none."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +34,13 @@ class PredictorKind:
         gives: what comes out, in a word that tasks ask for it by (`TaskKind.takes`): "classes", "risk", "mask".
         vectors: it looks at the vectors that the run's model gives; else at the images themselves, and `model` is
             whatever it loads.
+        settings: its keys.
     """
 
     module: str
     gives: str
     vectors: bool = True
+    settings: type[PredictorConfig] = PredictorConfig
 
 
 @cache
@@ -42,10 +50,9 @@ def find(name: str) -> PredictorKind:
     Raises:
         ValueError: there is none, and says which there are.
     """
-    found = extensions.find(name, package=__package__, group=ENTRY_POINTS, attribute=ATTRIBUTE, what="predictor")
-    if not isinstance(found, PredictorKind):
-        raise ValueError(f"the predictor {name!r} is a {type(found).__name__}, and must be a PredictorKind")
-    return found
+    return extensions.find(
+        name, PredictorKind, package=__package__, group=ENTRY_POINTS, attribute=ATTRIBUTE, what="predictor"
+    )
 
 
 def ours() -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dermray import cluster, images, pieces
+from dermray import images, pieces
 from dermray.embedding.units import Images
 from dermray.errors import EvaluationError, ImageError
 from dermray.evaluate.predictors.contract import UNREADABLE, Predicted, Seen
@@ -71,14 +71,11 @@ def look_at(seen: Seen, look: Look, config: EvaluateConfig, *, say: Say = print_
         Exception: what `look` raises, as it is.
     """
     wanted = {f"images from number {one.unit.position} on": one for one in _pieces(seen)}
-    num_gpus = cluster.num_gpus()
-    pool = pieces.Pool(
+    pool = pieces.Pool.of_models(
+        "predictor",
+        config.num_actors,
         noun="piece",
-        worker="predictor",
         operator="LookAtImages",
-        needs={"CPU": 1.0, "GPU": 1.0 if num_gpus else 0.0},
-        size=config.num_actors or (None if num_gpus else max(1, int(cluster.num_cpus() // 2))),
-        advice="lower batch_size",
         kept="predictions are not kept: run the same command again",
     )
     answers: dict[str, tuple[np.ndarray, np.ndarray]] = {}

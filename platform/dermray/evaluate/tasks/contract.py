@@ -58,8 +58,10 @@ class Context:
     model_uri: str = ""
 
     def predictor(self, task: str) -> Predictor:
-        """Who predicts for a task, by its name."""
-        return predictors.load(self.config.predictor_of(task))
+        """Who predicts for a task, by its name, with the keys that the run gives it there."""
+        name = self.config.predictor_of(task)
+        settings = self.config.predictor_keys.get(kinds.short(task)) or predictors.kinds.find(name).settings()
+        return predictors.Asked(predictors.load(name), settings)
 
     def lesson(self, classes: Classes | None = None) -> Lesson:
         """What a predictor is made ready by that has nothing to learn from; `classes` are those to tell apart."""
@@ -181,7 +183,5 @@ def scorer(name: str) -> Task:
         EvaluationError: its module cannot be imported or has no `SCORER`.
     """
     module = kinds.find(name).module
-    try:
+    with extensions.importing(f"the task {name!r}", EvaluationError):
         return cast(Task, importlib.import_module(module).SCORER)
-    except Exception as error:  # what code raises while it is imported has no common base
-        raise EvaluationError(f"the task {name!r} cannot be imported: {extensions.reason(error)}") from error

@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
@@ -29,6 +29,9 @@ ENTRY_POINTS = "dermray.tasks"
 ATTRIBUTE = "TASK"
 # What a task may be called: files and keys have its name.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 class TaskConfig(Config):
@@ -77,10 +80,7 @@ def find(name: str) -> TaskKind:
         raise ValueError(
             f"the task {name!r} would be called {short(name)!r}, as DermRay's own is; give it another name"
         )
-    found = extensions.find(name, package=__package__, group=ENTRY_POINTS, attribute=ATTRIBUTE, what="task")
-    if not isinstance(found, TaskKind):
-        raise ValueError(f"the task {name!r} is a {type(found).__name__}, and must be a TaskKind")
-    return found
+    return extensions.find(name, TaskKind, package=__package__, group=ENTRY_POINTS, attribute=ATTRIBUTE, what="task")
 
 
 def short(name: str) -> str:
@@ -145,8 +145,43 @@ def settings_of(tasks: Iterable[str], sections: Any) -> dict[str, TaskConfig]:
     }
 
 
-def _validated(name: str, settings: type[TaskConfig], section: Any) -> TaskConfig:
-    """A task's section; what is wrong with it is said of `task.NAME.key`."""
+def predictor_settings_of(
+    tasks: Iterable[str], named: Mapping[str, str], sections: Any
+) -> dict[str, predictors.PredictorConfig]:
+    """The section `predictor_keys` of a run by the keys of who predicts for its tasks, with the defaults of the others.
+
+    Args:
+        tasks: of the run.
+        named: its keys `predictor.TASK`; of a predictor that is not there `require_predictors` tells.
+        sections: `predictor_keys.TASK`, as given.
+
+    Raises:
+        ValueError: a section is of no task that asks a predictor; of pydantic: its keys do not fit.
+    """
+    if not isinstance(sections, Mapping):
+        raise ValueError(f"needs keys of predictors, predictor_keys.TASK.key=value, got {sections!r}")
+    asked = {short(name): named.get(short(name)) or find(name).predictor for name in tasks if find(name).takes}
+    unknown = next((name for name in sections if name not in asked), None)
+    if unknown is not None:
+        known = ", ".join(asked) or "none"
+        raise ValueError(f"predictor_keys.{unknown}: {unknown} is not among tasks that ask a predictor ({known})")
+    settings = {name: _settings_of_predictor(predictor) for name, predictor in asked.items()}
+    return {
+        name: _validated(name, kind, sections.get(name, {}))
+        for name, kind in settings.items()
+        if kind is not None and (kind is not predictors.PredictorConfig or name in sections)
+    }
+
+
+def _settings_of_predictor(name: str) -> type[predictors.PredictorConfig] | None:
+    try:
+        return predictors.find(name).settings
+    except ValueError:
+        return None
+
+
+def _validated(name: str, settings: type[ConfigT], section: Any) -> ConfigT:
+    """A section by a task's name; what is wrong with it is said of `task.NAME.key`, or as the section is called."""
     try:
         return settings.model_validate(section)
     except ValidationError as error:
@@ -165,17 +200,30 @@ def _type_of(one: ErrorDetails) -> str | PydanticCustomError:
 
 
 def read_sections(tree: Mapping[str, Any], reader: Reader) -> Mapping[str, Any]:
-    """The tree of a run with `task.NAME.key` read by the types of each task's keys; what is unknown stays as it is."""
-    names, sections = tree.get("tasks"), tree.get("task")
-    if not isinstance(sections, Mapping):
-        return tree
-    given = reader.read(tuple[str, ...], names, "tasks") or ()
-    by_name = {short(str(name)): str(name) for name in given if isinstance(name, str)}
-    read = dict(sections)
-    for name, section in sections.items():
-        with contextlib.suppress(ValueError, KeyError):
-            read[name] = reader.read(find(by_name[name]).settings, section, f"task.{name}")
-    return {**tree, "task": read}
+    """The tree of a run with `task.NAME.key` and `predictor_keys.TASK.key` read by the types of each task's and each
+    predictor's keys; what is unknown stays as it is.
+    """
+    by_name: dict[str, str] = {}
+    who: dict[str, str] = {}
+    found = dict(tree)
+    settings: dict[str, Callable[[str], type[Config]]] = {
+        "task": lambda name: find(by_name[name]).settings,
+        "predictor_keys": lambda name: (
+            predictors.find(str(who[name]) if name in who else find(by_name.get(name, name)).predictor).settings
+        ),
+    }
+    for key, of in settings.items():
+        sections = tree.get(key)
+        if not isinstance(sections, Mapping):
+            continue
+        given = reader.read(tuple[str, ...], tree.get("tasks"), "tasks") or ()
+        by_name |= {short(str(name)): str(name) for name in given if isinstance(name, str)}
+        who |= reader.read(dict[str, str], tree.get("predictor"), "predictor") or {}
+        read = found[key] = dict(sections)
+        for name, section in sections.items():
+            with contextlib.suppress(ValueError, KeyError):
+                read[name] = reader.read(of(name), section, f"{key}.{name}")
+    return found
 
 
 def ours() -> tuple[str, ...]:

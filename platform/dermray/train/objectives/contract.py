@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from dermray import extensions
 from dermray.errors import ConfigError
 from dermray.ingest.loader import Batch
 from dermray.ingest.views import Views
@@ -148,10 +149,8 @@ def module_of(kind: str) -> ObjectiveModule:
         ConfigError: its module cannot be imported, or lacks a function.
     """
     name = kinds.find(kind).module
-    try:
+    with extensions.importing(f"objective.kind={kind}: {name}", ConfigError):
         module = importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(f"objective.kind={kind}: {name} cannot be imported: {error}") from error
     missing = [function for function in ("check", "build") if not callable(getattr(module, function, None))]
     if missing:
         raise ConfigError(f"objective.kind={kind}: {name} has no function {' and no function '.join(missing)}")

@@ -59,8 +59,8 @@ class ObjectiveKind:
             their names).
         counts: `(PretrainConfig, Manifest)` → how often each sample of the split is drawn in an epoch; a pure function
             of both, the epoch and the corpus, with the same sum each epoch. A sample that the objective cannot use is
-            drawn 0 times, one of a rare class perhaps twice. None: once each. Of several corpora it is asked for each
-            alone, by a configuration whose `corpus` is that one.
+            drawn 0 times, one of a rare class perhaps twice. None: once each. A run does not resume with other draws. Of
+            several corpora it is asked for each alone, by a configuration whose `corpus` is that one.
     """
 
     settings: type[ObjectiveConfig]
@@ -83,10 +83,9 @@ def find(kind: str) -> ObjectiveKind:
     Raises:
         ValueError: there is none; says which there are.
     """
-    found = extensions.find(kind, package=__package__, group=ENTRY_POINTS, attribute=ATTRIBUTE, what="objective")
-    if not isinstance(found, ObjectiveKind):
-        raise ValueError(f"the objective {kind!r} is a {type(found).__name__}, and must be an ObjectiveKind")
-    return found
+    return extensions.find(
+        kind, ObjectiveKind, package=__package__, group=ENTRY_POINTS, attribute=ATTRIBUTE, what="objective"
+    )
 
 
 def settings_of(value: Any) -> ObjectiveConfig:
