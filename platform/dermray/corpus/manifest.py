@@ -138,6 +138,11 @@ class Manifest(_Record):
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
     @property
+    def modalities(self) -> dict[str, int]:
+        """Samples of each kind of picture that a source names (`corpus.modality`); empty where none says it."""
+        return dict(self.provenance.get("modalities", {}))
+
+    @property
     def splits(self) -> dict[str, int]:
         """Samples of each split, in order of first appearance."""
         counts: dict[str, int] = {}

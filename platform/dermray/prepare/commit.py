@@ -43,6 +43,7 @@ def commit(
         ClaimError: another run has taken the output over.
     """
     generations = (*before.generations, generation)
+    modalities = report.modalities(final)
     manifest = Manifest(
         version=len(generations),
         shards=tuple(record.shard for record in final if record.shard is not None),
@@ -55,6 +56,8 @@ def commit(
             "tables": [asdict(table) for table in tables_of(generations)],
             "licences": list(dict.fromkeys(each.content.get("licence") for each in generations)),
             "made_by": made_by(),
+            # Named where there are any: a corpus without them is what it was.
+            **({"modalities": modalities} if modalities else {}),
         },
     )
     all_made = [*before.made(before.generations), *made]

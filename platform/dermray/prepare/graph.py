@@ -7,7 +7,6 @@ from functools import partial
 from typing import TypeVar
 
 from dermray import cluster, images, pieces
-from dermray.corpus.ontology import Ontology
 from dermray.errors import DermRayError, StorageError
 from dermray.prepare.amend import Amender
 from dermray.prepare.plan import ShardSpec
@@ -49,15 +48,15 @@ def make_shards(
 
 
 def amend_shards(
-    config: PrepareConfig, amendments: Sequence[Amendment], ontology: Ontology, tell_stats: Callable[[str], None]
+    config: PrepareConfig, amendments: Sequence[Amendment], amender: Amender, tell_stats: Callable[[str], None]
 ) -> Iterator[ShardRecord]:
-    """Write amended shards of a corpus with this disease tree, in the order in which they are done.
+    """Write amended shards, in the order in which they are done.
 
     Raises:
         DermRayError: a shard lost its worker again and again, also alone.
         StorageError: the output fails for good.
     """
-    work = partial(_amend_shard, amender=Amender(config.output, config.row_group_size, ontology))
+    work = partial(_amend_shard, amender=amender)
     pool = _pool(config, "amend_shard")
     named = {each.name: each for each in amendments}
     counted = Progress("prepare: written again", len(amendments), "shards", waits_for=pool.waits_for())

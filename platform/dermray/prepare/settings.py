@@ -13,7 +13,7 @@ from dermray.images import DEFAULT_MAX_PIXELS, PILLOW_MAX_PIXELS
 from dermray.ledger import WaitForOutput
 from dermray.prepare.rewriting.settings import RewriteConfig
 from dermray.prepare.sources import READERS
-from dermray.prepare.sources.rows import Columns
+from dermray.prepare.sources.rows import DEFAULT_COLUMNS, Columns
 
 NearDuplicates = Literal["keep", "mark", "drop"]
 IfExists = Literal["append", "replace"]
@@ -22,6 +22,8 @@ SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]*")
 TRAIN = "train"
 # Sources of tables of one's own, whose columns have the names that `columns` gives.
 OWN_COLUMNS = ("csv", "parquet")
+# Keys of `columns` that corpora of earlier builds do not name: left at their default, they are no other setting.
+NEWER_COLUMNS = ("label_map", "modality")
 
 
 class PrepareConfig(Config):
@@ -158,6 +160,7 @@ class PrepareConfig(Config):
         if self.licence is None:
             # A corpus from before the key was there is not another one for that.
             del content["licence"]
-        if self.columns.label_map is None:
-            del content["columns"]["label_map"]
+        for name in NEWER_COLUMNS:
+            if content["columns"][name] == DEFAULT_COLUMNS.model_dump(mode="json")[name]:
+                del content["columns"][name]
         return content if self.rewrite.mode == "off" else {**content, "rewrite": self.rewrite.content()}

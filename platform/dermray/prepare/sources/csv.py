@@ -19,6 +19,7 @@ from dermray.documents import parse_json
 from dermray.errors import CorpusError, DocumentError
 from dermray.prepare.sources.joining import joined_rows
 from dermray.prepare.sources.label_map import LabelMap, read_label_map
+from dermray.prepare.sources.pictures import modalities
 from dermray.prepare.sources.rows import (
     PATIENT_FIELDS,
     PREPARED,
@@ -93,8 +94,8 @@ def interpret(request: SourceRequest, blocks: Iterable[StringTable], default_sou
     return replace(raw, ontology=tree, captions_from={"raw": made})
 
 
-def _used(names: Mapping[str, list[str]]) -> set[str]:
-    return {name for names_used in names.values() for name in names_used}
+def _used(names: Mapping[str, list[str]], without: str | None = None) -> set[str]:
+    return {name for key, names_used in names.items() if key != without for name in names_used}
 
 
 def _rows(
@@ -117,7 +118,7 @@ def _rows(
     if labels is not None and label_map:
         labels = label_map.applied(labels, matched)
     patients, lesions = column("patient_id"), column("lesion_id")
-    images = cells[names["image"][0]]
+    images, kinds = cells[names["image"][0]], next(iter(names["modality"]), None)
     table = assemble(
         row=cells.rows,
         source=first_of(column("source"), pa.repeat(default_source, num_rows)),
@@ -137,8 +138,10 @@ def _rows(
             symptoms=column("symptoms"),
             patient_id=patients,
             lesion_id=lesions,
-            extra=extras({**leftover(cells.table, _used(names)), **said.as_written}),
+            # The modality stays there as it is written: its reading is one of few words.
+            extra=extras({**leftover(cells.table, _used(names, without="modality")), **said.as_written}),
         ),
+        modality=modalities(request.findings, kinds, cells[kinds], cells.rows) if kinds else None,
     )
     return RawRows(table, cells.dropped, not_understood=said.not_understood)
 
