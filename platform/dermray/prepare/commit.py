@@ -14,13 +14,16 @@ from dermray import ledger, storage
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
 from dermray.corpus.schema import CaptionAspect
+from dermray.corpus.side_tables import FOLDER
 from dermray.errors import CorpusError
 from dermray.prepare import card, report
 from dermray.prepare.generations import Generation, Standing, generation_uri, tables_of
 from dermray.prepare.records import RECORDS, ShardRecord
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import DATA, made_by
+from dermray.prepare.sides import Sides
 
+NO_SIDES = Sides()
 # Names as only this program gives them: a split, a place, and the digest of what is inside.
 SHARD_FILE = re.compile(r"[a-z][a-z0-9_]*-\d{5,}-[0-9a-f]{16}\.parquet")
 RECORD_FILE = re.compile(rf"{SHARD_FILE.pattern}|generation-\d{{5,}}-[0-9a-f]{{16}}\.json")
@@ -34,6 +37,7 @@ def commit(
     final: Sequence[ShardRecord],
     captions_from: Mapping[CaptionAspect, str],
     timing: Mapping[str, Any],
+    sides: Sides = NO_SIDES,
 ) -> tuple[Manifest, dict[str, Any], bool]:
     """Publish the corpus that one more generation makes, then remove what it does not name.
 
@@ -48,6 +52,7 @@ def commit(
         version=len(generations),
         shards=tuple(record.shard for record in final if record.shard is not None),
         ontology_sha256=hashlib.sha256(_document(generation.ontology)).hexdigest(),
+        side_tables=sides.tables,
         provenance={
             "config": config.content(),
             "captions": dict(captions_from),
@@ -62,7 +67,7 @@ def commit(
     )
     all_made = [*before.made(before.generations), *made]
     with ledger.claim(config.output) as claim:
-        stats, unchanged = publish(config, manifest, generations, all_made, final, timing)
+        stats, unchanged = publish(config, manifest, generations, all_made, final, timing, sides)
         # A run that stood still must not take the shards that another is making for what it has left itself.
         claim.confirm()
         _remove_unnamed(config.output, manifest, generations)
@@ -76,6 +81,7 @@ def publish(
     made: Sequence[ShardRecord],
     final: Sequence[ShardRecord],
     timing: Mapping[str, Any],
+    sides: Sides = NO_SIDES,
 ) -> tuple[dict[str, Any], bool]:
     """Write report and ontology, then the manifest that makes the corpus exist; nothing if all of it is there.
 
@@ -87,6 +93,9 @@ def publish(
     """
     tree = generations[-1].ontology
     stats = report.summarise(generations, made, final, manifest, Ontology.from_json(tree))
+    if sides.tables:
+        # A corpus without side tables keeps the figures that it had before there were any.
+        stats["side_tables"] = dict(sides.figures)
     committed = _committed(config.output, manifest, stats)
     if committed == manifest:
         return stats, True
@@ -97,6 +106,8 @@ def publish(
             storage.write_json(generation_uri(config.output, each.key), each.to_json())
         if not unchanged:
             report.write(config, generations, final, manifest, stats, timing)
+            if sides.tables:
+                report.write_dropped(storage.join(config.output, report.SIDES_DROPPED), sides.listed())
             card.write(config.output, manifest)
             claim.confirm()
             # Next to the manifest, so that a corpus which is being replaced has a tree of its own as long as can be.
@@ -138,7 +149,13 @@ def _remove_unnamed(output: str, manifest: Manifest, generations: Sequence[Gener
         uri = storage.join(output, folder)
         others = ledger.remove_ours(uri, partial(_matches, ours), keep=named, recursive=False)
         foreign += [f"{folder}/{name}" for name in others]
-    for name in (report.DROPPED_WHEN_STOPPED, report.LISTED_WHEN_STOPPED):
+    kept = {storage.name_of(side.path) for table in manifest.side_tables for side in table.shards}
+    for uri in storage.list_folders(storage.join(output, FOLDER)):
+        ledger.remove_unfinished(uri, recursive=False)
+        others = ledger.remove_ours(uri, partial(_matches, SHARD_FILE), keep=kept, recursive=False)
+        foreign += [f"{FOLDER}/{storage.name_of(uri)}/{name}" for name in others]
+    gone = (report.DROPPED_WHEN_STOPPED, report.LISTED_WHEN_STOPPED)
+    for name in gone if manifest.side_tables else (*gone, report.SIDES_DROPPED):
         storage.remove(storage.join(output, name))
     ledger.say_kept(output, foreign)
 

@@ -14,6 +14,7 @@ from dermray.prepare.reconcile import Amendment
 from dermray.prepare.records import ShardRecord
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import Made, ShardMaker
+from dermray.prepare.sides import SideMade, SideMaker, SideRows
 from dermray.progress import Progress
 
 ResultT = TypeVar("ResultT")
@@ -66,6 +67,24 @@ def amend_shards(
             yield record
 
 
+def make_sides(
+    config: PrepareConfig, rows: Sequence[SideRows], tell_stats: Callable[[str], None]
+) -> Iterator[tuple[str, SideMade]]:
+    """Write the files of side tables, each with its name, in the order in which they are done.
+
+    Raises:
+        DermRayError: a file lost its worker again and again, also alone.
+        StorageError: the input or the output fails for good.
+    """
+    work = partial(_make_side, maker=SideMaker(config))
+    pool = _pool(config, "make_side")
+    counted = Progress("prepare: side tables", len(rows), "files", waits_for=pool.waits_for())
+    with counted as progress:
+        for name, made in pieces.run({each.name: each for each in rows}, work, pool, tell_stats=tell_stats):
+            progress.advance()
+            yield name, made
+
+
 def _pool(config: PrepareConfig, operator: str) -> pieces.Pool:
     pool = pieces.Pool(
         noun="shard",
@@ -87,6 +106,11 @@ def _make_shard(spec: ShardSpec, *, maker: ShardMaker, needs_file: bool) -> Made
 
 def _amend_shard(amendment: Amendment, *, amender: Amender) -> ShardRecord:
     return _answer(amendment.name, lambda: amender.make(amendment))
+
+
+def _make_side(rows: SideRows, *, maker: SideMaker) -> SideMade:
+    images.use_one_core()
+    return _answer(rows.name, lambda: maker.make(rows))
 
 
 def _answer(name: str, work: Callable[[], ResultT]) -> ResultT:

@@ -26,7 +26,7 @@ from dermray.prepare.commit import commit, publish
 from dermray.prepare.duplicates import near_groups, resembling
 from dermray.prepare.fetch import ahead
 from dermray.prepare.generations import NUM_READERS, Generation, content, identity, tables_of
-from dermray.prepare.graph import KEPT, amend_shards, make_shards
+from dermray.prepare.graph import KEPT, amend_shards, make_shards, make_sides
 from dermray.prepare.leakage import read_hashes
 from dermray.prepare.plan import ShardSpec
 from dermray.prepare.reconcile import Amendment, Excluded, Reconciled, reconcile
@@ -34,9 +34,11 @@ from dermray.prepare.records import RECORDS, ShardRecord, read_record, record_ur
 from dermray.prepare.rewriting.captions import RewriteStats
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import DATA, ShardMaker
+from dermray.prepare.sides import Sides, gathered, join
 from dermray.prepare.sources import OF_FILES
 from dermray.prepare.sources.rows import DroppedRow, RawTable
 from dermray.prepare.work import Work, check_ceiling, look, read, tell
+from dermray.printable import printable
 
 __all__ = ["PrepareResult", "Work", "look", "prepare", "read"]
 
@@ -110,9 +112,10 @@ def _prepare(config: PrepareConfig, work: Work) -> PrepareResult:
         final, num_restored = _amend(config, work, decided)
     tell(told.of_equal_images(decided, final))
     generation = _generation(config, work, made, decided, final)
+    sides = _side_tables(config, work, final)
     with timing.stage("report and commit"):
         manifest, stats, unchanged = commit(
-            config, work.standing, generation, made, final, work.captions_from, timing.to_json()
+            config, work.standing, generation, made, final, work.captions_from, timing.to_json(), sides
         )
     return PrepareResult(
         output=config.output,
@@ -133,9 +136,11 @@ def _prepare(config: PrepareConfig, work: Work) -> PrepareResult:
 
 def _nothing_new(config: PrepareConfig, work: Work, num_shards: int, started: float) -> PrepareResult:
     """The corpus as it is: it holds every usable row already. A run that was to add others may have left its report."""
-    manifest, held = Manifest.load(config.output), work.standing
+    held = work.standing
+    sides = _side_tables(config, work, held.held)
+    manifest = Manifest.load(config.output).model_copy(update={"side_tables": sides.tables})
     made = held.made(held.generations)
-    stats, _ = publish(config, manifest, held.generations, made, held.held, work.timing.to_json())
+    stats, _ = publish(config, manifest, held.generations, made, held.held, work.timing.to_json(), sides)
     return PrepareResult(
         output=config.output,
         manifest=manifest,
@@ -247,6 +252,22 @@ def _maker(config: PrepareConfig, work: Work) -> ShardMaker:
 
 def _is_whole(config: PrepareConfig, shard: Shard, sizes: Mapping[str, int]) -> bool:
     return sizes.get(storage.inside(config.output, shard.path)) == shard.num_bytes
+
+
+def _side_tables(config: PrepareConfig, work: Work, final: Sequence[ShardRecord]) -> Sides:
+    """The side tables beside these shards, with what became of their rows; told as it is known."""
+    joined = {name: join(config, name, cells, final) for name, cells in work.side_tables.items()}
+    if not joined:
+        return Sides()
+    with work.timing.stage("side tables", tells=True):
+        rows = [shard for each in joined.values() for shard in each.shards]
+        found = gathered(config, joined, dict(make_sides(config, rows, work.timing.ray_data.append)))
+    for name, figures in found.figures.items():
+        rows_told = found.dropped[name]
+        where = f": {report.reasons_in_words(rows_told)}" if rows_told else ""
+        line = f"side table {name}: {figures['used']:,} of {figures['in']:,} rows, {len(rows_told):,} left out{where}"
+        print(f"prepare: {printable(line)}", flush=True)
+    return found
 
 
 def _generation(

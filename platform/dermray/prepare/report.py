@@ -41,6 +41,8 @@ REPORT = "report/report.html"
 STATS = "report/stats.json"
 TIMING = "report/timing.json"
 DROPPED = "report/dropped.parquet"
+# The rows of side tables that no sample has got.
+SIDES_DROPPED = "report/side_tables-dropped.parquet"
 DROPPED_WHEN_STOPPED = "report/dropped-when-stopped.parquet"
 # The same rows, for people: Excel opens it.
 LISTED_WHEN_STOPPED = "report/dropped-when-stopped.csv"
@@ -77,6 +79,11 @@ REASONS = {
     "burned_in_annotation": "the file says that the picture shows who the patient is",
     "near_duplicate": "a near-duplicate of another image, which stays",
     "in_evaluation_corpus": "it resembles an image of an evaluation corpus",
+    "no_key": "the row of a side table names no sample",
+    "key_stood_above": "a row of the side table above it has the same key, and counts",
+    "no_sample": "no sample of the corpus has the key of the side table's row",
+    "several_samples": "several samples of the corpus have the key of the side table's row",
+    "mask_size": "the mask has not the proportions of its image, or fewer pixels",
     "blank": "the picture shows nothing: it is all of one colour",
 }
 SKIN_TYPES = {"1": "I", "2": "II", "3": "III", "4": "IV", "5": "V", "6": "VI", "unknown": "unknown"}

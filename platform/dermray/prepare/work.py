@@ -16,11 +16,13 @@ from dermray.prepare.plan import Plan, plan_shards, usable_rows, without_known
 from dermray.prepare.rewriting.captions import RewriteStats, rewrite_captions
 from dermray.prepare.samples import MODALITIES
 from dermray.prepare.settings import PrepareConfig
+from dermray.prepare.sides import read_side_tables
 from dermray.prepare.sources import OF_FILES, RawRows, SourceRequest
 from dermray.prepare.sources import read as read_source
 from dermray.prepare.sources.rows import EXCLUDED, DroppedRow, RawTable
 from dermray.prepare.timing import Timing
 from dermray.printable import printable
+from dermray.raw.tables import StringTable
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Work:
     placeholders: Mapping[str, int] = field(default_factory=dict)
     told: told.Counts = field(default_factory=dict)
     with_modality: bool = False
+    side_tables: Mapping[str, StringTable] = field(default_factory=dict)
     timing: Timing = field(default_factory=Timing)
 
     @property
@@ -67,12 +70,13 @@ def read(config: PrepareConfig) -> Work:
     with timing.stage("read the table"):
         request = SourceRequest(config.input, config.table, config.columns, config.limit)
         raw = read_source(config.source, request)
+        beside = read_side_tables(config, request.tables)
     if config.rewrite.mode != "off":
         # A model is asked only once the table has turned out to be sound.
         check_ceiling(config, usable_rows(raw).dropped, num_rows=raw.num_rows, nothing_left=False)
     with timing.stage("rewrite captions", tells=True):
         raw, rewritten = rewrite_captions(raw, config.rewrite, output=config.output)
-    work = _planned(config, request, raw, rewritten, timing)
+    work = _planned(config, request, raw, rewritten, timing, beside)
     check_ceiling(config, work.plan.dropped, num_rows=work.num_rows, nothing_left=work.is_void)
     return work
 
@@ -84,7 +88,8 @@ def look(config: PrepareConfig) -> Work:
         CorpusError, OntologyError, StorageError: as `read`.
     """
     request = SourceRequest(config.input, config.table, config.columns, config.limit)
-    return _planned(config, request, read_source(config.source, request), (), Timing(), dry=True)
+    raw, beside = read_source(config.source, request), read_side_tables(config, request.tables)
+    return _planned(config, request, raw, (), Timing(), beside, dry=True)
 
 
 def _planned(
@@ -93,6 +98,7 @@ def _planned(
     raw: RawRows,
     rewritten: tuple[RewriteStats, ...],
     timing: Timing,
+    beside: Mapping[str, StringTable],
     *,
     dry: bool = False,
 ) -> Work:
@@ -123,6 +129,7 @@ def _planned(
         placeholders=request.findings.placeholders,
         told=found.counts,
         with_modality=_has_modality(raw, committed),
+        side_tables=beside,
         timing=timing,
     )
 
