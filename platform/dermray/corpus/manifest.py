@@ -164,6 +164,11 @@ class Manifest(_Record):
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
     @property
+    def untexted(self) -> dict[str, int]:
+        """Samples of which no text says anything, by split; splits without such are not named."""
+        return dict(self.provenance.get("untexted", {}))
+
+    @property
     def modalities(self) -> dict[str, int]:
         """Samples of each kind of picture that a source names (`corpus.modality`); empty where none says it."""
         return dict(self.provenance.get("modalities", {}))

@@ -47,7 +47,7 @@ def commit(
         ClaimError: another run has taken the output over.
     """
     generations = (*before.generations, generation)
-    modalities = report.modalities(final)
+    modalities, untexted = report.modalities(final), report.untexted(final)
     manifest = Manifest(
         version=len(generations),
         shards=tuple(record.shard for record in final if record.shard is not None),
@@ -63,6 +63,7 @@ def commit(
             "made_by": made_by(),
             # Named where there are any: a corpus without them is what it was.
             **({"modalities": modalities} if modalities else {}),
+            **({"untexted": untexted} if untexted else {}),
         },
     )
     all_made = [*before.made(before.generations), *made]

@@ -28,7 +28,7 @@ from dermray.prepare.fetch import ImageStore
 from dermray.prepare.generations import Generation
 from dermray.prepare.records import ShardRecord
 from dermray.prepare.report_pictures import samples_shown, twins_shown
-from dermray.prepare.samples import MODALITIES, WORDS_LIMIT, WORDS_STEP
+from dermray.prepare.samples import MODALITIES, UNTEXTED, WORDS_LIMIT, WORDS_STEP
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.sources.rows import DroppedRow, merged_counts
 from dermray.prepare.sources.telling import in_words
@@ -158,7 +158,13 @@ def summarise(
         "sizes": _ranked(counts["sizes"]),
         "dark": counts["brightness"]["dark"],
         **({"modalities": known} if (known := modalities(final)) else {}),
+        **({"untexted": silent} if (silent := untexted(final)) else {}),
     }
+
+
+def untexted(final: Iterable[ShardRecord]) -> dict[str, int]:
+    """Samples without any text, by split; splits without such are not there."""
+    return dict(sorted(_merged(record.sample_counts for record in final)[UNTEXTED].items()))
 
 
 def modalities(final: Iterable[ShardRecord]) -> dict[str, int]:

@@ -30,6 +30,8 @@ WORDS_LIMIT = 300
 COPIES = "copies"
 # Samples by the kind of their picture; those of which nothing is known are not counted.
 MODALITIES = "modalities"
+# Samples of which no text says anything, by split.
+UNTEXTED = "untexted"
 
 
 def build_sample(
@@ -209,6 +211,8 @@ def count_sample(counts: Counts, sample: Mapping[str, Any]) -> None:
     counts["skin_types"][str(sample["skin_type"] or "unknown")] += 1
     if sample["modality"]:
         counts[MODALITIES][sample["modality"]] += 1
+    if not sample["captions"]:
+        counts[UNTEXTED][sample["split"]] += 1
     counts["captions"].update(caption["aspect"] for caption in sample["captions"])
     for caption in sample["captions"]:
         words = min(len(caption["text"].split()), WORDS_LIMIT)

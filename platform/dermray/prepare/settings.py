@@ -75,6 +75,9 @@ class PrepareConfig(Config):
     seed: int = Field(0, ge=0, description="decides splits and order")
     limit: int | None = Field(None, ge=1, description="take the first rows of the table only, for a trial")
 
+    keep_untexted: bool = Field(
+        False, description="true: images of which no text says anything are samples too, to learn from images alone"
+    )
     side_tables: dict[str, SideTableConfig] = Field(
         {}, description="tables keyed by sample, by name, kept beside the shards (side_tables.masks.uri=masks.csv)"
     )
@@ -199,8 +202,9 @@ class PrepareConfig(Config):
         how = {"output", "cpus_per_task", "max_tasks", "num_fetch_threads", "wait_for_output_s"}
         how |= {"run_name", "cluster", "tracking"}
         content = self.model_dump(mode="json", exclude=how | {"max_dropped_fraction", "if_exists", "rewrite"})
-        if not self.side_tables:
-            del content["side_tables"]
+        for name in ("side_tables", "keep_untexted"):
+            if not content[name]:
+                del content[name]
         if self.licence is None:
             # A corpus from before the key was there is not another one for that.
             del content["licence"]

@@ -68,12 +68,17 @@ def read(config: PrepareConfig) -> Work:
     """
     timing = Timing()
     with timing.stage("read the table"):
-        request = SourceRequest(config.input, config.table, config.columns, config.limit)
+        request = SourceRequest(config.input, config.table, config.columns, config.limit, config.keep_untexted)
         raw = read_source(config.source, request)
         beside = read_side_tables(config, request.tables)
     if config.rewrite.mode != "off":
         # A model is asked only once the table has turned out to be sound.
-        check_ceiling(config, usable_rows(raw).dropped, num_rows=raw.num_rows, nothing_left=False)
+        check_ceiling(
+            config,
+            usable_rows(raw, keep_untexted=config.keep_untexted).dropped,
+            num_rows=raw.num_rows,
+            nothing_left=False,
+        )
     with timing.stage("rewrite captions", tells=True):
         raw, rewritten = rewrite_captions(raw, config.rewrite, output=config.output)
     work = _planned(config, request, raw, rewritten, timing, beside)
@@ -87,7 +92,7 @@ def look(config: PrepareConfig) -> Work:
     Raises:
         CorpusError, OntologyError, StorageError: as `read`.
     """
-    request = SourceRequest(config.input, config.table, config.columns, config.limit)
+    request = SourceRequest(config.input, config.table, config.columns, config.limit, config.keep_untexted)
     raw, beside = read_source(config.source, request), read_side_tables(config, request.tables)
     return _planned(config, request, raw, (), Timing(), beside, dry=True)
 
@@ -104,7 +109,7 @@ def _planned(
 ) -> Work:
     """What there is to do with raw rows, told as it is found; `dry`: in full, since no report will list it."""
     with timing.stage("plan"):
-        usable = usable_rows(raw)
+        usable = usable_rows(raw, keep_untexted=config.keep_untexted)
         committed = standing(config, usable)
         held = committed.holdings()
         if held.images:

@@ -78,7 +78,7 @@ def interpret(request: SourceRequest, blocks: Iterable[StringTable], default_sou
     """
     rest = iter(blocks)
     first = next(rest)
-    names = _present(first, request.columns)
+    names = _present(first, request.columns, request.keep_untexted)
     label_map = read_label_map(request) if names["label"] else None
     tree = read_tree(request)
     blocks = itertools.chain([first], rest)
@@ -124,7 +124,7 @@ def _rows(
         source=first_of(column("source"), pa.repeat(default_source, num_rows)),
         source_id=first_of(column("source_id"), images),
         image=path(images),
-        captions=raw_captions(column("caption") if names["caption"] else label_sentences(labels, tree)),
+        captions=raw_captions(_texts(column("caption"), labels, tree, num_rows)),
         labels=labels,
         concepts=column("concepts", lambda cell: listed(text(cell, lower=True))),
         skin_type=said.skin_type,
@@ -144,6 +144,13 @@ def _rows(
         modality=modalities(request.findings, kinds, cells[kinds], cells.rows) if kinds else None,
     )
     return RawRows(table, cells.dropped, not_understood=said.not_understood)
+
+
+def _texts(captions: pa.Array | None, labels: pa.Array | None, tree: Ontology | None, num_rows: int) -> pa.Array:
+    """The raw caption of each row: its own, or a sentence over its labels; null where a table has neither."""
+    if captions is not None:
+        return captions
+    return pa.nulls(num_rows, pa.string()) if labels is None else label_sentences(labels, tree)
 
 
 def _prepared(request: SourceRequest, blocks: Iterable[StringTable]) -> RawRows:
@@ -175,7 +182,7 @@ def _samples(request: SourceRequest, cells: StringTable) -> RawRows:
     return RawRows(prepared_rows(pa.concat_tables(tables)), tuple(dropped))
 
 
-def _present(cells: StringTable, columns: Columns) -> dict[str, list[str]]:
+def _present(cells: StringTable, columns: Columns, keep_untexted: bool) -> dict[str, list[str]]:
     """Each key of `columns` with those of its columns that the table has; what is not a default must be there."""
     found: dict[str, list[str]] = {}
     for key, field in type(columns).model_fields.items():
@@ -184,11 +191,12 @@ def _present(cells: StringTable, columns: Columns) -> dict[str, list[str]]:
         if (value != field.default or key == "image") and key not in NOT_COLUMNS:
             cells.require(*wanted, hint=f"; say which it is with columns.{key}=")
         found[key] = [name for name in wanted if name in cells]
-    if not found["caption"] and not found["label"]:
+    if not found["caption"] and not found["label"] and not keep_untexted:
         known = ", ".join(cells.table.column_names)
         raise CorpusError(
             f"{cells.uri} has neither captions ({columns.caption}) nor labels ({columns.label}); its columns are: "
-            f"{known}; name one with columns.caption= or columns.label="
+            f"{known}; name one with columns.caption= or columns.label=, or keep_untexted=true to "
+            "learn from images alone"
         )
     return found
 

@@ -170,6 +170,7 @@ class SourceRequest:
     table: str | None = None
     columns: Columns = DEFAULT_COLUMNS
     limit: int | None = None
+    keep_untexted: bool = False
     tables: dict[str, RawTable] = field(default_factory=dict, compare=False)
     findings: Findings = field(default_factory=Findings, compare=False)
     rows_met: Counter[str] = field(default_factory=Counter, compare=False)

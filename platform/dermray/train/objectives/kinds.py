@@ -59,13 +59,13 @@ class ObjectiveKind:
             their names).
         counts: `(PretrainConfig, Manifest)` → how often each sample of the split is drawn in an epoch; a pure function
             of both, the epoch and the corpus, with the same sum each epoch. A sample that the objective cannot use is
-            drawn 0 times, one of a rare class perhaps twice. None: once each.
+            drawn 0 times, one of a rare class perhaps twice. None, or None as its answer: once each.
     """
 
     settings: type[ObjectiveConfig]
     module: str
     scores: Mapping[str, Best] = field(default_factory=dict)
-    counts: Callable[[Any, Manifest], Counts] | None = None
+    counts: Callable[[Any, Manifest], Counts | None] | None = None
 
     def __post_init__(self) -> None:
         unsaid = undeclared(self.settings)
