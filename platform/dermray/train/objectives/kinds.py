@@ -57,7 +57,7 @@ class ObjectiveKind:
             drivers and workers of a run that names it.
         scores: of its validation, and whether the highest or the lowest is best (`dermray.scales.best` says it by
             their names).
-        counts: `(PretrainConfig, Manifest)` → draws of each sample of the split by epoch, or None as below; a pure function
+        counts: `(PretrainConfig, Manifest)` → draws of each sample of the split by epoch, or None; a pure function
             of both, the epoch and the corpus, with the same sum each epoch. A sample that the objective cannot use is
             drawn 0 times, one of a rare class perhaps twice. None: once each.
     """
