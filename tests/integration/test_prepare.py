@@ -16,6 +16,7 @@ from dermray.config import parse
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import SAMPLE
+from dermray.corpus.side_tables import side_index
 from dermray.corpus.synthetic import write_corpus
 from dermray.errors import CorpusError, StorageError
 from dermray.prepare import report
@@ -39,7 +40,12 @@ INJECTED_ELSEWHERE = {
     "excluded_by_source": "tests/unit/test_published_sources.py",
     "in_evaluation_corpus": "tests/integration/test_prepare_growth.py",
     "near_duplicate": "tests/integration/test_prepare_growth.py",
+    **dict.fromkeys(
+        ("no_key", "key_stood_above", "no_sample", "several_samples", "mask_size"), "tests/unit/test_side_tables.py"
+    ),
 }
+# Of the samples' own table, whose bad rows have no sample.
+FACTS = {"uri": "metadata.csv", "key": "source_id", "texts": "[label]"}
 
 
 def run(raw: Path, output: Path, **options: Any) -> PrepareResult:
@@ -156,8 +162,15 @@ def test_other_settings_replace_the_corpus_and_clear_up(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    first = run(corpus[0], tmp_path / "corpus", max_dropped_fraction=0.9, split="test", limit=20)
+    facts = {f"side_tables.facts.{key}": value for key, value in FACTS.items()}
+    first = run(corpus[0], tmp_path / "corpus", max_dropped_fraction=0.9, split="test", limit=20, **facts)
     assert first.manifest.splits.keys() == {"test"}
+    told = first.stats["side_tables"]["facts"]
+    assert told["used"] == first.manifest.num_samples == told["in"] - sum(told["told"].values())
+    index = side_index(str(tmp_path / "corpus"), first.manifest, "facts")
+    beside = [row for table in index.row_groups(["sample_id", "label"]) for row in table.to_pylist()]
+    found = {row["sample_id"]: row["labels"] for row in samples(tmp_path / "corpus")}
+    assert {row["sample_id"]: [row["label"]] for row in beside} == found
     foreign = [tmp_path / "corpus" / name for name in ("notes.txt", "data/mine.parquet", "records/own.json")]
     for file in foreign:
         file.write_text("not of the corpus", encoding="utf-8")

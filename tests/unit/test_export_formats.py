@@ -23,7 +23,7 @@ from dermray import images, storage
 from dermray.corpus import exchange
 from dermray.corpus.manifest import MANIFEST_NAME, Manifest, Shard
 from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
-from dermray.corpus.schema import CAPTION_ASPECTS, META, SAMPLE, sample_id
+from dermray.corpus.schema import CAPTION_ASPECTS, META, SAMPLE, WHOLE, sample_id
 from dermray.errors import CorpusError
 from dermray.export.manifest import EXPORT_NAME, STATE, PartRecord
 from dermray.export.parts import Part, key, titles
@@ -526,7 +526,7 @@ def test_a_record_that_is_none_is_one_bad_row(corpus: Path, tmp_path: Path, chan
 
 def test_the_record_has_all_fields_of_a_sample() -> None:
     made_again = {"sample_id", "image", "width", "height", "duplicate_group"}
-    assert set(exchange.FIELDS) == set(SAMPLE.names) - made_again
+    assert set(exchange.FIELDS) == set(WHOLE.names) - made_again
     assert set(exchange._Meta.model_fields) == set(META.names)
 
 

@@ -283,7 +283,7 @@ def test_a_run_does_not_go_on_with_other_draws_than_it_began_with(monkeypatch, t
         keep = checkpoint.Retention(1)
         checkpoint.save(output, 1, {"step": 1}, trajectory=trajectory, corpus_digest=manifest.digest, retention=keep)
 
-    saved(epochs.trajectory(config, Corpora.of(config.corpora[0].uri, manifest)))
+    saved(epochs.trajectory(config, Corpora.of(config.corpus_uris[0], manifest)))
     pretrain.check(config)
     twice[:] = twice[::-1].copy()
     with pytest.raises(CheckpointError, match="draws of the objective was '[0-9a-f]{64}', now '[0-9a-f]{64}'"):

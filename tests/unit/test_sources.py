@@ -99,6 +99,7 @@ def test_derm1m_row(tmp_path: Path) -> None:
         },
         "prepared": None,
         "phash": None,
+        "modality": None,
     }
 
 

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from dermray import documents
-from dermray.corpus.schema import SCHEMA_VERSION, CaptionAspect
+from dermray.corpus.modality import Modality
+from dermray.corpus.schema import MODALITY, SCHEMA_VERSION, CaptionAspect
 
 # The key that tells such an object from other JSON, and its value: the version of the schema.
 MARK = "dermray"
@@ -53,21 +54,25 @@ class _Sample(_Record):
     split: str = Field(min_length=1)
     # Taken before the image was compressed, so that it may not come out of the image the same.
     phash: Annotated[int, BeforeValidator(_from_hex), Field(ge=0, lt=2**64)] | None = None
+    modality: Modality | None = None
 
 
 FIELDS = tuple(_Sample.model_fields)
 
 
 def to_document(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """The object of a sample (a row of `corpus.schema.SAMPLE`, its image not needed).
+    """The object of a sample (a row of `corpus.schema.WHOLE`, its image not needed).
 
     `sample_id` and size are there for other programs; from the image they come out the same.
     """
     phash = sample["phash"]
+    # What nobody knows of a sample is not named: exports of corpora without modalities are what they were.
+    kind = {MODALITY.name: sample[MODALITY.name]} if sample.get(MODALITY.name) else {}
     return {
         MARK: SCHEMA_VERSION,
         "sample_id": sample["sample_id"],
-        **{name: sample[name] for name in FIELDS},
+        **{name: sample[name] for name in FIELDS if name != MODALITY.name},
+        **kind,
         # JavaScript and its like round integers of 64 bits.
         "phash": None if phash is None else f"{phash:016x}",
         "width": sample["width"],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -47,6 +47,8 @@ class _Record(BaseModel):
 
 # A name in a record that is joined onto its folder.
 Inside = Annotated[str, AfterValidator(storage.relative)]
+# What a column of a side table holds: texts, numbers (float64), or masks (PNG files of `dermray.masks`).
+SideKind = Literal["text", "number", "mask"]
 
 
 class Shard(_Record):
@@ -61,6 +63,22 @@ class Shard(_Record):
     row_groups: tuple[int, ...] = Field(description="samples of each Parquet row group, in order")
 
 
+class SideShard(_Record):
+    """What a side table says of the samples of one shard: a Parquet file with as many rows and the same row groups."""
+
+    path: Inside = Field(description="relative to the corpus, e.g. sides/masks/train-00000-1f3c….parquet")
+    num_bytes: int = Field(gt=0)
+    sha256: str
+
+
+class SideTable(_Record):
+    """A table of what only some tasks know of the samples (`dermray.corpus.side_tables`)."""
+
+    name: Inside
+    columns: dict[str, SideKind] = Field(description="what each holds, besides sample_id")
+    shards: tuple[SideShard, ...] = Field(description="one of each shard of samples, in their order")
+
+
 class Manifest(_Record):
     """The committed content of a prepared corpus."""
 
@@ -68,6 +86,7 @@ class Manifest(_Record):
     version: int = Field(1, ge=1, description="counts the times that rows have joined the corpus")
     shards: tuple[Shard, ...]
     ontology_sha256: str | None = None
+    side_tables: tuple[SideTable, ...] = ()
     provenance: dict[str, Any] = Field(
         default_factory=dict, description="what made it: source, input, configuration, code version"
     )
@@ -99,8 +118,12 @@ class Manifest(_Record):
         for shard in found.shards:
             if min(shard.row_groups, default=0) < 1 or sum(shard.row_groups) != shard.num_samples:
                 raise CorpusError(f"{file}: row_groups of {shard.path} are not those of {shard.num_samples:,} samples")
+        for table in found.side_tables:
+            if len(table.shards) != len(found.shards):
+                raise CorpusError(f"{file}: side table {table.name!r} has other shards than the samples")
         folder, _, name = file.rpartition("/")
-        outside = links.linked_outside(folder, (name, *(shard.path for shard in found.shards)))
+        beside = (shard.path for table in found.side_tables for shard in table.shards)
+        outside = links.linked_outside(folder, (name, *(shard.path for shard in found.shards), *beside))
         if outside is not None:
             raise CorpusError(
                 f"{storage.join(folder, outside)} is reached by a symbolic link that leads out of the corpus: copy "
@@ -110,7 +133,8 @@ class Manifest(_Record):
 
     def save(self, uri: str) -> None:
         """Commit the corpus at `uri`: from here on it exists."""
-        document = self.model_dump(mode="json")
+        # A corpus without side tables is what it was before there were any, and is read by what was built then.
+        document = self.model_dump(mode="json", exclude=None if self.side_tables else {"side_tables"})
         storage.write_json(
             storage.join(uri, MANIFEST_NAME),
             {"digest": self.digest, "num_samples": self.num_samples, **document},
@@ -123,12 +147,14 @@ class Manifest(_Record):
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) over the content: shards, their digests and order, and the ontology; not over provenance."""
-        content = {
+        """SHA-256 (hex) over the content: shards, their digests and order, side tables, ontology; not provenance."""
+        content: dict[str, Any] = {
             "schema_version": self.schema_version,
             "shards": [shard.model_dump(mode="json") for shard in self.shards],
             "ontology_sha256": self.ontology_sha256,
         }
+        if self.side_tables:
+            content["side_tables"] = [table.model_dump(mode="json") for table in self.side_tables]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -136,6 +162,16 @@ class Manifest(_Record):
         """SHA-256 (hex) over the sources and what preparation made of their rows; the same rows again give it again."""
         named = {key: self.provenance.get(key) for key in ("sources", "generations")}
         return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def untexted(self) -> dict[str, int]:
+        """Samples of which no text says anything, by split; splits without such are not named."""
+        return dict(self.provenance.get("untexted", {}))
+
+    @property
+    def modalities(self) -> dict[str, int]:
+        """Samples of each kind of picture that a source names (`corpus.modality`); empty where none says it."""
+        return dict(self.provenance.get("modalities", {}))
 
     @property
     def splits(self) -> dict[str, int]:
@@ -155,7 +191,12 @@ class Manifest(_Record):
         if not shards:
             known = ", ".join(f"{name} ({count})" for name, count in self.splits.items()) or "none"
             raise SplitError(f"the corpus has no split {split!r}; it has: {known}")
-        return self.model_copy(update={"shards": shards})
+        kept = [number for number, shard in enumerate(self.shards) if shard.split == split]
+        sides = tuple(
+            table.model_copy(update={"shards": tuple(table.shards[number] for number in kept)})
+            for table in self.side_tables
+        )
+        return self.model_copy(update={"shards": shards, "side_tables": sides})
 
     def row_group_sizes(self) -> np.ndarray:
         """Samples of every row group in manifest order, int64 [num_row_groups]."""

@@ -58,6 +58,12 @@ SAMPLE = pa.schema(
     metadata={VERSION_KEY: str(SCHEMA_VERSION)},
 )
 
+# What kind of picture the image is, a word of `corpus.modality.MODALITIES`. Only corpora of which a source says it have
+# the column: shards of the others, and of earlier builds, are what they were. `corpus.shards` reads nulls there.
+MODALITY = pa.field("modality", pa.string())
+# All columns that a shard may have.
+WHOLE = SAMPLE.append(MODALITY)
+
 
 def sample_id(source: str, image: bytes) -> str:
     """Stable id of a sample: 128 bits of SHA-256 over the source's name and the image bytes as published, in hex."""

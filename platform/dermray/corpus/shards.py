@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from dermray import object_stores, parquet_bounds, storage
 from dermray.corpus.manifest import Manifest
+from dermray.corpus.schema import MODALITY
 from dermray.errors import CorpusError, StorageError
 
 # Whether digests of shards are checked: always, never (page checksums alone), or where that needs no network.
@@ -98,6 +99,8 @@ def digests_to_check(corpus: str, manifest: Manifest, verify: Verify = "auto") -
 def read_row_group(uri: str, number: int, columns: Sequence[str], *, sha256: str | None = None) -> pa.Table:
     """Columns of one row group of the shard at `uri`; open shards are remembered by the process.
 
+    `modality` is null for all samples of a shard that has no such column.
+
     Args:
         sha256: what the digest (hex) of the whole shard must be; checked once in a process.
 
@@ -108,9 +111,12 @@ def read_row_group(uri: str, number: int, columns: Sequence[str], *, sha256: str
     try:
         if sha256 is not None:
             _require_digest(uri, sha256)
-        return storage.with_retries(
+        table = storage.with_retries(
             lambda: _open(uri).read_row_group(number, columns=list(columns), use_threads=False), uri
         )
+        if MODALITY.name in columns and MODALITY.name not in table.column_names:
+            table = table.append_column(MODALITY, pa.nulls(table.num_rows, MODALITY.type))
+        return table
     except FileNotFoundError:
         raise CorpusError(f"{uri} is in the manifest but not there; restore it or prepare again") from None
     # Names and texts that are no UTF-8 are errors of Python's, not of Arrow's.

@@ -15,7 +15,6 @@ from typing import TextIO
 
 from dermray import storage
 from dermray.corpus.exchange import to_document
-from dermray.corpus.schema import SAMPLE
 from dermray.export.manifest import ExportedFile, PartRecord
 from dermray.export.parts import CAPTIONS, SAMPLES, UNCAPTIONED, Part, Samples, key, published, ranges, titles
 from dermray.export.settings import ExportConfig
@@ -26,7 +25,6 @@ IMAGE_KEY, CAPTION_KEY = "filepath", "title"
 # What the reader of source=csv looks for.
 TABLE_NAME, IMAGE_COLUMN, SAMPLE_COLUMN = "metadata.csv", "image", "dermray_sample"
 NUM_WRITE_THREADS = 16
-TEXT_COLUMNS = [name for name in SAMPLE.names if name != "image"]
 
 
 def plan(split: str, num_samples: int, config: ExportConfig) -> list[Part]:
@@ -109,8 +107,9 @@ def _write_pairs(sink: TextIO, part: Part, samples: Samples, config: ExportConfi
 def _write_whole(sink: TextIO, part: Part, samples: Samples, config: ExportConfig) -> dict[str, int]:
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow([IMAGE_COLUMN, "split", SAMPLE_COLUMN])
+    texts = [name for name in samples.columns.names if name != "image"]
     for split, num_samples in samples.splits.items():
-        rows = samples.rows(split, 0, num_samples, TEXT_COLUMNS)
+        rows = samples.rows(split, 0, num_samples, texts)
         for path, sample in zip(image_paths(split, num_samples, config), rows, strict=True):
             writer.writerow([path, split, json.dumps(to_document(sample), ensure_ascii=False)])
     return {}

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dermray import storage
-from dermray.corpus.schema import CAPTION, SAMPLE
+from dermray.corpus.schema import CAPTION
 from dermray.corpus.shards import stored_columns
 from dermray.export.manifest import PartRecord
 from dermray.export.parts import CAPTIONS, SAMPLES, UNCAPTIONED, Part, Samples, key, published, ranges, titles
@@ -27,19 +27,23 @@ FEATURES = {"image": {"_type": "Image"}}
 CAPTIONS_FIELD = pa.field(
     "captions", pa.list_(pa.field("element", pa.struct([field.with_nullable(True) for field in CAPTION])))
 )
-EXPORTED = pa.schema(
-    [
-        pa.field("image", IMAGE),
-        pa.field("caption", pa.string()),
-        # `datasets` knows no fields that must not be null; it takes their features from their types.
-        *(
-            CAPTIONS_FIELD if field.name == CAPTIONS_FIELD.name else field.with_nullable(True)
-            for field in SAMPLE
-            if field.name != "image"
-        ),
-    ],
-    metadata={**(SAMPLE.metadata or {}), b"huggingface": json.dumps({"info": {"features": FEATURES}}).encode()},
-)
+
+
+def exported(columns: pa.Schema) -> pa.Schema:
+    """The schema of the files of a corpus with these columns."""
+    return pa.schema(
+        [
+            pa.field("image", IMAGE),
+            pa.field("caption", pa.string()),
+            # `datasets` knows no fields that must not be null; it takes their features from their types.
+            *(
+                CAPTIONS_FIELD if field.name == CAPTIONS_FIELD.name else field.with_nullable(True)
+                for field in columns
+                if field.name != "image"
+            ),
+        ],
+        metadata={**(columns.metadata or {}), b"huggingface": json.dumps({"info": {"features": FEATURES}}).encode()},
+    )
 
 
 def plan(split: str, num_samples: int, config: ExportConfig) -> list[Part]:
@@ -61,32 +65,33 @@ def write(part: Part, samples: Samples, config: ExportConfig) -> PartRecord:
     assert part.split is not None
     (path,) = part.paths
     captioned = place = 0
+    schema = exported(samples.columns)
     with storage.staged(storage.join(config.output, path)) as aside:
-        with pq.ParquetWriter(aside, EXPORTED, write_page_checksum=True, **_encoding()) as sink:
-            for table in samples.tables(part.split, part.first, part.last, SAMPLE.names):
+        with pq.ParquetWriter(aside, schema, write_page_checksum=True, **_encoding(schema)) as sink:
+            for table in samples.tables(part.split, part.first, part.last, samples.columns.names):
                 names = [f"{key(part.index, place + row, config.samples_per_file)}.jpg" for row in range(len(table))]
                 chosen = [titles(captions, config.aspects) for captions in table["captions"].to_pylist()]
                 captioned += sum(map(bool, chosen))
                 place += len(table)
-                sink.write_table(_exported(table, names, chosen), row_group_size=max(1, len(table)))
+                sink.write_table(_exported(table, names, chosen, schema), row_group_size=max(1, len(table)))
         file = published(path, aside)
     return PartRecord(files=(file,), counts={SAMPLES: place, CAPTIONS: captioned, UNCAPTIONED: place - captioned})
 
 
-def _exported(table: pa.Table, names: list[str], chosen: list[list[str]]) -> pa.Table:
+def _exported(table: pa.Table, names: list[str], chosen: list[list[str]], schema: pa.Schema) -> pa.Table:
     bytes_and_path = [table["image"].combine_chunks(), pa.array(names, pa.string())]
     columns = {
         "image": pa.StructArray.from_arrays(bytes_and_path, fields=list(IMAGE)),
         "caption": pa.array([texts[0] if texts else None for texts in chosen], pa.string()),
     }
     return pa.Table.from_arrays(
-        [columns[field.name] if field.name in columns else table[field.name].cast(field.type) for field in EXPORTED],
-        schema=EXPORTED,
+        [columns[field.name] if field.name in columns else table[field.name].cast(field.type) for field in schema],
+        schema=schema,
     )
 
 
-def _encoding() -> dict[str, Any]:
-    leaves = stored_columns(EXPORTED)
+def _encoding(schema: pa.Schema) -> dict[str, Any]:
+    leaves = stored_columns(schema)
     return {
         "compression": {leaf: "NONE" if leaf == IMAGE_LEAF else "ZSTD" for leaf in leaves},
         "use_dictionary": [leaf for leaf in leaves if leaf not in (IMAGE_LEAF, "image.path", "sample_id")],

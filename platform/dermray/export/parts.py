@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from dermray import storage
 from dermray.corpus.manifest import Manifest
+from dermray.corpus.schema import SAMPLE, WHOLE
 from dermray.corpus.shards import ShardIndex
 from dermray.export.manifest import ExportedFile, PartRecord
 from dermray.export.settings import ExportConfig
@@ -42,9 +43,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of the splits to export, in manifest order; small enough to travel with every task."""
+    """The samples of the splits to export, in manifest order, and the columns that their corpus has.
+
+    Small enough to travel with every task.
+    """
 
     indexes: Mapping[str, ShardIndex]
+    columns: pa.Schema = SAMPLE
 
     @classmethod
     def of(cls, corpus: str, manifest: Manifest, splits: Sequence[str]) -> Samples:
@@ -53,7 +58,8 @@ class Samples:
         Raises:
             CorpusError: the corpus has no such split.
         """
-        return cls({split: ShardIndex.of(corpus, manifest.select(split)) for split in splits})
+        indexes = {split: ShardIndex.of(corpus, manifest.select(split)) for split in splits}
+        return cls(indexes, WHOLE if manifest.modalities else SAMPLE)
 
     @property
     def splits(self) -> dict[str, int]:

@@ -12,7 +12,6 @@ import tarfile
 
 from dermray import storage
 from dermray.corpus.exchange import to_document
-from dermray.corpus.schema import SAMPLE
 from dermray.export.manifest import PartRecord
 from dermray.export.parts import (
     CAPTIONS,
@@ -51,7 +50,7 @@ def write(part: Part, samples: Samples, config: ExportConfig) -> PartRecord:
     captioned = 0
     with storage.staged(storage.join(config.output, tar)) as aside:
         with tarfile.open(aside, "w", format=tarfile.USTAR_FORMAT) as archive:
-            rows = samples.rows(part.split, part.first, part.last, SAMPLE.names)
+            rows = samples.rows(part.split, part.first, part.last, samples.columns.names)
             for place, sample in enumerate(rows):
                 name = key(part.index, place, config.samples_per_file)
                 texts = titles(sample["captions"], config.aspects)

@@ -9,14 +9,14 @@ from typing import Any
 
 from dermray import storage
 from dermray.corpus.ontology import Ontology
-from dermray.corpus.schema import SAMPLE
+from dermray.corpus.schema import WHOLE
 from dermray.corpus.shards import read_row_group
 from dermray.prepare.reconcile import Amendment, Ref
 from dermray.prepare.records import ShardRecord, write_record
 from dermray.prepare.samples import Counts, count_copies, count_sample, merge_samples
-from dermray.prepare.shard import IMAGE_COLUMN, sorted_counts, write_shard
+from dermray.prepare.shard import IMAGE_COLUMN, schema_of, sorted_counts, write_shard
 
-WITHOUT_IMAGE = [name for name in SAMPLE.names if name != IMAGE_COLUMN]
+WITHOUT_IMAGE = [name for name in WHOLE.names if name != IMAGE_COLUMN]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Amender:
     output: str
     row_group_size: int
     ontology: Ontology
+    with_modality: bool = False
 
     def make(self, amendment: Amendment) -> ShardRecord:
         """Write the shard and its record.
@@ -34,7 +35,7 @@ class Amender:
             CorpusError: a shard that it reads is gone or damaged.
             StorageError: the output fails for good.
         """
-        rows = self._read((output.ref for output in amendment.outputs), SAMPLE.names)
+        rows = self._read((output.ref for output in amendment.outputs), WHOLE.names)
         merged = self._read((ref for output in amendment.outputs for ref in output.merged), WITHOUT_IMAGE)
         samples = []
         counts: Counts = defaultdict(Counter)
@@ -46,9 +47,10 @@ class Amender:
             sample["duplicate_group"] = output.duplicate_group
             count_sample(counts, sample)
             samples.append(sample)
+        schema = schema_of(samples, with_modality=self.with_modality)
         record = ShardRecord(
             key=amendment.key,
-            shard=write_shard(self.output, amendment.name, amendment.split, samples, self.row_group_size),
+            shard=write_shard(self.output, amendment.name, amendment.split, samples, self.row_group_size, schema),
             num_rows=0,
             inputs="",
             dropped=(),

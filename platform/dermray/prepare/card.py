@@ -5,12 +5,17 @@ Without it `datasets` reads every Parquet file below the folder, the records of 
 
 from __future__ import annotations
 
+import pyarrow as pa
+
 from dermray import storage
 from dermray.corpus.manifest import Manifest
+from dermray.corpus.schema import WHOLE
 from dermray.prepare.shard import DATA
 
 CARD_NAME = "README.md"
 _SIGN = "Prepared by DermRay"
+# What `datasets` calls otherwise than Arrow.
+_DTYPES = {pa.float32(): "float32"}
 
 
 def write(uri: str, manifest: Manifest) -> None:
@@ -27,6 +32,9 @@ def text(manifest: Manifest) -> str:
     for split in manifest.splits:
         # Names of splits hold no hyphen, so that none is the beginning of another's files.
         lines += [f"  - split: {split}", f"    path: {DATA}/{split}-*.parquet"]
+    if manifest.modalities:
+        # Shards from before a source said it lack the column, which `datasets` then fills: it must not go by the first.
+        lines += ["dataset_info:", "  features:", *(f"  {line}" for line in _features(WHOLE))]
     sizes = ", ".join(f"{count:,} {split}" for split, count in manifest.splits.items())
     lines += [
         "---",
@@ -37,3 +45,16 @@ def text(manifest: Manifest) -> str:
         "JPEG bytes. `manifest.json` lists shards and digests; `report/report.html` tells what became of each row.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _features(fields: pa.Schema | pa.StructType) -> list[str]:
+    """Columns as `datasets` declares them."""
+    lines = []
+    for field in fields:
+        kind, lists = (field.type.value_type, True) if pa.types.is_list(field.type) else (field.type, False)
+        lines.append(f"- name: {field.name}")
+        if pa.types.is_struct(kind):
+            lines += [f"  {'list' if lists else 'struct'}:", *(f"  {line}" for line in _features(kind))]
+        else:
+            lines.append(f"  {'list' if lists else 'dtype'}: {_DTYPES.get(kind, str(kind))}")
+    return lines

@@ -14,13 +14,16 @@ from dermray import ledger, storage
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
 from dermray.corpus.schema import CaptionAspect
+from dermray.corpus.side_tables import FOLDER
 from dermray.errors import CorpusError
 from dermray.prepare import card, report
 from dermray.prepare.generations import Generation, Standing, generation_uri, tables_of
 from dermray.prepare.records import RECORDS, ShardRecord
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import DATA, made_by
+from dermray.prepare.sides import Sides
 
+NO_SIDES = Sides()
 # Names as only this program gives them: a split, a place, and the digest of what is inside.
 SHARD_FILE = re.compile(r"[a-z][a-z0-9_]*-\d{5,}-[0-9a-f]{16}\.parquet")
 RECORD_FILE = re.compile(rf"{SHARD_FILE.pattern}|generation-\d{{5,}}-[0-9a-f]{{16}}\.json")
@@ -34,6 +37,7 @@ def commit(
     final: Sequence[ShardRecord],
     captions_from: Mapping[CaptionAspect, str],
     timing: Mapping[str, Any],
+    sides: Sides = NO_SIDES,
 ) -> tuple[Manifest, dict[str, Any], bool]:
     """Publish the corpus that one more generation makes, then remove what it does not name.
 
@@ -43,10 +47,12 @@ def commit(
         ClaimError: another run has taken the output over.
     """
     generations = (*before.generations, generation)
+    modalities, untexted = report.modalities(final), report.untexted(final)
     manifest = Manifest(
         version=len(generations),
         shards=tuple(record.shard for record in final if record.shard is not None),
         ontology_sha256=hashlib.sha256(_document(generation.ontology)).hexdigest(),
+        side_tables=sides.tables,
         provenance={
             "config": config.content(),
             "captions": dict(captions_from),
@@ -55,11 +61,14 @@ def commit(
             "tables": [asdict(table) for table in tables_of(generations)],
             "licences": list(dict.fromkeys(each.content.get("licence") for each in generations)),
             "made_by": made_by(),
+            # Named where there are any: a corpus without them is what it was.
+            **({"modalities": modalities} if modalities else {}),
+            **({"untexted": untexted} if untexted else {}),
         },
     )
     all_made = [*before.made(before.generations), *made]
     with ledger.claim(config.output) as claim:
-        stats, unchanged = publish(config, manifest, generations, all_made, final, timing)
+        stats, unchanged = publish(config, manifest, generations, all_made, final, timing, sides)
         # A run that stood still must not take the shards that another is making for what it has left itself.
         claim.confirm()
         _remove_unnamed(config.output, manifest, generations)
@@ -73,6 +82,7 @@ def publish(
     made: Sequence[ShardRecord],
     final: Sequence[ShardRecord],
     timing: Mapping[str, Any],
+    sides: Sides = NO_SIDES,
 ) -> tuple[dict[str, Any], bool]:
     """Write report and ontology, then the manifest that makes the corpus exist; nothing if all of it is there.
 
@@ -84,6 +94,9 @@ def publish(
     """
     tree = generations[-1].ontology
     stats = report.summarise(generations, made, final, manifest, Ontology.from_json(tree))
+    if sides.tables:
+        # A corpus without side tables keeps the figures that it had before there were any.
+        stats["side_tables"] = dict(sides.figures)
     committed = _committed(config.output, manifest, stats)
     if committed == manifest:
         return stats, True
@@ -94,6 +107,8 @@ def publish(
             storage.write_json(generation_uri(config.output, each.key), each.to_json())
         if not unchanged:
             report.write(config, generations, final, manifest, stats, timing)
+            if sides.tables:
+                report.write_dropped(storage.join(config.output, report.SIDES_DROPPED), sides.listed())
             card.write(config.output, manifest)
             claim.confirm()
             # Next to the manifest, so that a corpus which is being replaced has a tree of its own as long as can be.
@@ -135,7 +150,13 @@ def _remove_unnamed(output: str, manifest: Manifest, generations: Sequence[Gener
         uri = storage.join(output, folder)
         others = ledger.remove_ours(uri, partial(_matches, ours), keep=named, recursive=False)
         foreign += [f"{folder}/{name}" for name in others]
-    for name in (report.DROPPED_WHEN_STOPPED, report.LISTED_WHEN_STOPPED):
+    kept = {storage.name_of(side.path) for table in manifest.side_tables for side in table.shards}
+    for uri in storage.list_folders(storage.join(output, FOLDER)):
+        ledger.remove_unfinished(uri, recursive=False)
+        others = ledger.remove_ours(uri, partial(_matches, SHARD_FILE), keep=kept, recursive=False)
+        foreign += [f"{FOLDER}/{storage.name_of(uri)}/{name}" for name in others]
+    gone = (report.DROPPED_WHEN_STOPPED, report.LISTED_WHEN_STOPPED)
+    for name in gone if manifest.side_tables else (*gone, report.SIDES_DROPPED):
         storage.remove(storage.join(output, name))
     ledger.say_kept(output, foreign)
 

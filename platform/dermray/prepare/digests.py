@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dermray.corpus.schema import MODALITY
 from dermray.raw.spill import blocks
 
 
@@ -23,9 +24,22 @@ def image_digests(table: pa.Table, source_uri: str) -> dict[str, int]:
 
 
 def row_digest(row: Mapping[str, Any], source_uri: str) -> int:
-    """64 bits over what a row says and where its image is; not over its place in the table."""
+    """64 bits over what a row says and where its image is; not over its place in the table.
+
+    Nor over its modality, which its other cells tell or its source as a whole (a sample that was prepared before has it
+    from nowhere else): a corpus from before it was read holds the same rows.
+    """
     said = {name: value for name, value in row.items() if name != "row"}
+    if not (row.get("prepared") and row.get(MODALITY.name)):
+        said.pop(MODALITY.name, None)
     return _digest(source_uri, json.dumps(said, sort_keys=True, ensure_ascii=False))
+
+
+def without_unknown(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row as builds from before modalities were read have it, if it names none."""
+    if row.get(MODALITY.name) is not None:
+        return row
+    return {name: value for name, value in row.items() if name != MODALITY.name}
 
 
 def group_digest(source: str, group: str) -> int:

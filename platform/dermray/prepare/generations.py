@@ -192,6 +192,8 @@ def standing(config: PrepareConfig, usable: Usable) -> Standing:
     generations = committed.generations
     mine = [generation for generation in generations if generation.identity == identity(config)]
     last = generations[-1]
+    if not mine and (config.side_tables or last.content.get("side_tables")):
+        return _replaced(committed, config, "would have side tables of some of its sources only")
     if not mine:
         return committed if _joins(last, config) else _replaced(committed, config, "has other settings")
     if mine[-1].content != content(config):

@@ -7,7 +7,6 @@ from functools import partial
 from typing import TypeVar
 
 from dermray import cluster, images, pieces
-from dermray.corpus.ontology import Ontology
 from dermray.errors import DermRayError, StorageError
 from dermray.prepare.amend import Amender
 from dermray.prepare.plan import ShardSpec
@@ -15,6 +14,7 @@ from dermray.prepare.reconcile import Amendment
 from dermray.prepare.records import ShardRecord
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import Made, ShardMaker
+from dermray.prepare.sides import SideMade, SideMaker, SideRows
 from dermray.progress import Progress
 
 ResultT = TypeVar("ResultT")
@@ -49,15 +49,15 @@ def make_shards(
 
 
 def amend_shards(
-    config: PrepareConfig, amendments: Sequence[Amendment], ontology: Ontology, tell_stats: Callable[[str], None]
+    config: PrepareConfig, amendments: Sequence[Amendment], amender: Amender, tell_stats: Callable[[str], None]
 ) -> Iterator[ShardRecord]:
-    """Write amended shards of a corpus with this disease tree, in the order in which they are done.
+    """Write amended shards, in the order in which they are done.
 
     Raises:
         DermRayError: a shard lost its worker again and again, also alone.
         StorageError: the output fails for good.
     """
-    work = partial(_amend_shard, amender=Amender(config.output, config.row_group_size, ontology))
+    work = partial(_amend_shard, amender=amender)
     pool = _pool(config, "amend_shard")
     named = {each.name: each for each in amendments}
     counted = Progress("prepare: written again", len(amendments), "shards", waits_for=pool.waits_for())
@@ -65,6 +65,24 @@ def amend_shards(
         for _, record in pieces.run(named, work, pool, tell_stats=tell_stats):
             progress.advance()
             yield record
+
+
+def make_sides(
+    config: PrepareConfig, rows: Sequence[SideRows], tell_stats: Callable[[str], None]
+) -> Iterator[tuple[str, SideMade]]:
+    """Write the files of side tables, each with its name, in the order in which they are done.
+
+    Raises:
+        DermRayError: a file lost its worker again and again, also alone.
+        StorageError: the input or the output fails for good.
+    """
+    work = partial(_make_side, maker=SideMaker(config))
+    pool = _pool(config, "make_side")
+    counted = Progress("prepare: side tables", len(rows), "files", waits_for=pool.waits_for())
+    with counted as progress:
+        for name, made in pieces.run({each.name: each for each in rows}, work, pool, tell_stats=tell_stats):
+            progress.advance()
+            yield name, made
 
 
 def _pool(config: PrepareConfig, operator: str) -> pieces.Pool:
@@ -88,6 +106,11 @@ def _make_shard(spec: ShardSpec, *, maker: ShardMaker, needs_file: bool) -> Made
 
 def _amend_shard(amendment: Amendment, *, amender: Amender) -> ShardRecord:
     return _answer(amendment.name, lambda: amender.make(amendment))
+
+
+def _make_side(rows: SideRows, *, maker: SideMaker) -> SideMade:
+    images.use_one_core()
+    return _answer(rows.name, lambda: maker.make(rows))
 
 
 def _answer(name: str, work: Callable[[], ResultT]) -> ResultT:

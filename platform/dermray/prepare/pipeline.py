@@ -10,38 +10,37 @@ returns a small record. The manifest is written last; whatever happens before ma
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from dermray import interrupts, ledger, storage
-from dermray.corpus.branches import Branch
 from dermray.corpus.manifest import Manifest, Shard
-from dermray.corpus.ontology import Ontology
-from dermray.corpus.schema import CaptionAspect
 from dermray.errors import CorpusError
-from dermray.prepare import labels, report, told
+from dermray.prepare import report, told
+from dermray.prepare.amend import Amender
 from dermray.prepare.commit import commit, publish
 from dermray.prepare.duplicates import near_groups, resembling
 from dermray.prepare.fetch import ahead
-from dermray.prepare.generations import NUM_READERS, Generation, Standing, content, identity, standing, tables_of
-from dermray.prepare.graph import KEPT, amend_shards, make_shards
+from dermray.prepare.generations import NUM_READERS, Generation, content, identity, tables_of
+from dermray.prepare.graph import KEPT, amend_shards, make_shards, make_sides
 from dermray.prepare.leakage import read_hashes
-from dermray.prepare.plan import Plan, ShardSpec, plan_shards, usable_rows, without_known
+from dermray.prepare.plan import ShardSpec
 from dermray.prepare.reconcile import Amendment, Excluded, Reconciled, reconcile
 from dermray.prepare.records import RECORDS, ShardRecord, read_record, record_uri
-from dermray.prepare.rewriting.captions import RewriteStats, rewrite_captions
+from dermray.prepare.rewriting.captions import RewriteStats
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import DATA, ShardMaker
-from dermray.prepare.sources import OF_FILES, RawRows, SourceRequest
-from dermray.prepare.sources import read as read_source
-from dermray.prepare.sources.rows import EXCLUDED, DroppedRow, RawTable
-from dermray.prepare.timing import Timing
+from dermray.prepare.sides import Sides, gathered, join
+from dermray.prepare.sources import OF_FILES
+from dermray.prepare.sources.rows import DroppedRow, RawTable
+from dermray.prepare.work import Work, check_ceiling, look, read, tell
 from dermray.printable import printable
+
+__all__ = ["PrepareResult", "Work", "look", "prepare", "read"]
 
 
 @dataclass(frozen=True)
@@ -83,113 +82,6 @@ class PrepareResult:
         }
 
 
-@dataclass(frozen=True)
-class Work:
-    """What there is to do, found without Ray."""
-
-    plan: Plan
-    ontology: Ontology
-    standing: Standing
-    captions_from: Mapping[CaptionAspect, str] = field(default_factory=dict)
-    rewritten: tuple[RewriteStats, ...] = ()
-    branches: tuple[Branch, ...] = ()
-    tables: tuple[RawTable, ...] = ()
-    not_understood: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    placeholders: Mapping[str, int] = field(default_factory=dict)
-    told: told.Counts = field(default_factory=dict)
-    timing: Timing = field(default_factory=Timing)
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that count for the limit on bad ones: what a committed corpus holds already counts as good."""
-        committed = self.standing.made(self.standing.generations)
-        return self.plan.num_rows + sum(record.num_rows - len(record.dropped) for record in committed)
-
-    @property
-    def is_void(self) -> bool:
-        """True if there is no image to look at, now or before."""
-        return not self.plan.shards and not self.standing.generations
-
-
-def read(config: PrepareConfig) -> Work:
-    """Read the table and make the plan: whatever is wrong with them shows here, before Ray starts.
-
-    Raises:
-        ConfigError: captions are to be rewritten, and the key is missing or the source brings its own.
-        CorpusError: the input has no table, a column is missing, too many rows are bad as they stand, or the corpus
-            at the output cannot take them in.
-        EndpointError: the language model that is to rewrite captions cannot be used.
-        OntologyError: the disease tree is malformed.
-        StorageError: the input cannot be read.
-    """
-    timing = Timing()
-    with timing.stage("read the table"):
-        request = SourceRequest(config.input, config.table, config.columns, config.limit)
-        raw = read_source(config.source, request)
-    if config.rewrite.mode != "off":
-        # A model is asked only once the table has turned out to be sound.
-        _check_ceiling(config, usable_rows(raw).dropped, num_rows=raw.num_rows, nothing_left=False)
-    with timing.stage("rewrite captions", tells=True):
-        raw, rewritten = rewrite_captions(raw, config.rewrite, output=config.output)
-    work = _planned(config, request, raw, rewritten, timing)
-    _check_ceiling(config, work.plan.dropped, num_rows=work.num_rows, nothing_left=work.is_void)
-    return work
-
-
-def look(config: PrepareConfig) -> Work:
-    """`read` without anything that writes or costs: no caption is rewritten, and any number of rows may be bad.
-
-    Raises:
-        CorpusError, OntologyError, StorageError: as `read`.
-    """
-    request = SourceRequest(config.input, config.table, config.columns, config.limit)
-    return _planned(config, request, read_source(config.source, request), (), Timing(), dry=True)
-
-
-def _planned(
-    config: PrepareConfig,
-    request: SourceRequest,
-    raw: RawRows,
-    rewritten: tuple[RewriteStats, ...],
-    timing: Timing,
-    *,
-    dry: bool = False,
-) -> Work:
-    """What there is to do with raw rows, told as it is found; `dry`: in full, since no report will list it."""
-    with timing.stage("plan"):
-        usable = usable_rows(raw)
-        committed = standing(config, usable)
-        held = committed.holdings()
-        if held.images:
-            usable = without_known(usable, config.input, held.images)
-        plan = plan_shards(
-            usable, split=config.split, seed=config.seed, rows_per_shard=config.rows_per_shard, held=held
-        )
-        tree = _tree(raw, committed.ontology)
-        ontology, learned = labels.learn_branches(raw.table, tree)
-    print(_announce(config, plan, committed), flush=True)
-    found = told.of_rows(config, request, raw, usable, (tree, ontology), whole=dry)
-    _tell(found)
-    return Work(
-        plan,
-        ontology,
-        committed,
-        captions_from=_captions_from(config, raw),
-        rewritten=rewritten,
-        branches=tuple(learned),
-        tables=tuple(request.tables.values()),
-        not_understood=raw.not_understood,
-        placeholders=request.findings.placeholders,
-        told=found.counts,
-        timing=timing,
-    )
-
-
-def _tell(found: told.Told) -> None:
-    for line in found.lines:
-        print(f"prepare: {printable(line)}", flush=True)
-
-
 def prepare(config: PrepareConfig, work: Work | None = None) -> PrepareResult:
     """Prepare a corpus on the connected Ray cluster; run again, it goes on where it was.
 
@@ -218,11 +110,12 @@ def _prepare(config: PrepareConfig, work: Work) -> PrepareResult:
         decided = _reconcile(config, work, made)
     with timing.stage("write shards again", tells=True):
         final, num_restored = _amend(config, work, decided)
-    _tell(told.of_equal_images(decided, final))
+    tell(told.of_equal_images(decided, final))
     generation = _generation(config, work, made, decided, final)
+    sides = _side_tables(config, work, final)
     with timing.stage("report and commit"):
         manifest, stats, unchanged = commit(
-            config, work.standing, generation, made, final, work.captions_from, timing.to_json()
+            config, work.standing, generation, made, final, work.captions_from, timing.to_json(), sides
         )
     return PrepareResult(
         output=config.output,
@@ -243,9 +136,11 @@ def _prepare(config: PrepareConfig, work: Work) -> PrepareResult:
 
 def _nothing_new(config: PrepareConfig, work: Work, num_shards: int, started: float) -> PrepareResult:
     """The corpus as it is: it holds every usable row already. A run that was to add others may have left its report."""
-    manifest, held = Manifest.load(config.output), work.standing
+    held = work.standing
+    sides = _side_tables(config, work, held.held)
+    manifest = Manifest.load(config.output).model_copy(update={"side_tables": sides.tables})
     made = held.made(held.generations)
-    stats, _ = publish(config, manifest, held.generations, made, held.held, work.timing.to_json())
+    stats, _ = publish(config, manifest, held.generations, made, held.held, work.timing.to_json(), sides)
     return PrepareResult(
         output=config.output,
         manifest=manifest,
@@ -258,71 +153,21 @@ def _nothing_new(config: PrepareConfig, work: Work, num_shards: int, started: fl
     )
 
 
-def _captions_from(config: PrepareConfig, raw: RawRows) -> dict[CaptionAspect, str]:
-    """How each caption aspect is made, in words: by the source, or else by this package."""
-    made: dict[CaptionAspect, str] = {
-        "ontology": "the published sentence over the path of the diagnosis",
-        "concept": "the published sentence over the visible features",
-    }
-    if config.sub_captions:
-        made["sub"] = f"the first {config.sub_captions} sentences of the raw caption"
-    return {**made, **raw.captions_from}
-
-
-def _tree(raw: RawRows, held: Ontology | None) -> Ontology:
-    """The source's disease tree, joined to that of the corpus; one level over its labels if it publishes none."""
-    if raw.ontology is not None:
-        return held.union(raw.ontology) if held else raw.ontology
-    times = labels.counted(raw.table)
-    if held is None:
-        return Ontology.folded(times)
-    return held.union(Ontology.folded({label: n for label, n in times.items() if not held.resolve_all(label).labels}))
-
-
-def _announce(config: PrepareConfig, plan: Plan, committed: Standing) -> str:
-    images = Counter[str]()
-    for spec in plan.shards:
-        images[spec.split] += len(set(spec.rows["image"].to_pylist()))
-    shown = ", ".join(f"{split} {count:,}" for split, count in images.items()) or "none"
-    held = sum(record.notes.num_rows for record in committed.held)
-    joins = f", to join {held:,} samples of {config.output}" if held else ""
-    return (
-        f"prepare: {plan.num_rows:,} rows of {config.source}, {plan.num_images:,} images ({shown}) "
-        f"in {len(plan.shards):,} shards{joins}"
-    )
-
-
 def _make(config: PrepareConfig, work: Work) -> tuple[list[ShardRecord], int]:
     """Records of all shards in the order of the plan, and how many had to be made."""
     records: list[ShardRecord] = []
     dropped = list(work.plan.dropped)
     num_fresh = 0
     if work.plan.shards:
-        maker, tell_stats = ShardMaker(config, work.ontology), work.timing.ray_data.append
+        maker, tell_stats = _maker(config, work), work.timing.ray_data.append
         for record, fresh, seconds in make_shards(config, work.plan.shards, maker, tell_stats=tell_stats):
             records.append(record)
             num_fresh += fresh
             dropped.extend(record.dropped)
             work.timing.tasks.update({kind: work.timing.tasks[kind] + spent for kind, spent in seconds.items()})
-            _check_ceiling(config, dropped, num_rows=work.num_rows, nothing_left=False)
+            check_ceiling(config, dropped, num_rows=work.num_rows, nothing_left=False)
     place = {(spec.split, spec.index): number for number, spec in enumerate(work.plan.shards)}
     return sorted(records, key=lambda record: place[record.place]), num_fresh
-
-
-def _check_ceiling(config: PrepareConfig, dropped: Sequence[DroppedRow], *, num_rows: int, nothing_left: bool) -> None:
-    """Stop while it is cheap when too much of the table is bad; finished shards stay for the next run."""
-    bad = [row for row in dropped if row.reason != EXCLUDED]
-    if len(bad) <= config.max_dropped_fraction * num_rows and not nothing_left:
-        return
-    by_name = config.source in OF_FILES
-    uri = report.list_dropped(config.output, [(config.input, row) for row in dropped])
-    found = f"{len(bad):,} of {num_rows:,} rows are unusable so far: {report.reasons_in_words(bad, by_name=by_name)}"
-    if nothing_left:
-        raise CorpusError(f"nothing to prepare from {config.input}: {found}; they are listed in {uri}")
-    raise CorpusError(
-        f"stopped: {found}, more than max_dropped_fraction={config.max_dropped_fraction:g} allows; they are listed in "
-        f"{uri}; mend the input or raise the limit and run again"
-    )
 
 
 def _reconcile(config: PrepareConfig, work: Work, made: Sequence[ShardRecord]) -> Reconciled:
@@ -356,7 +201,8 @@ def _amend(config: PrepareConfig, work: Work, decided: Reconciled) -> tuple[list
     pending = [each for each in decided.amendments if each.key not in finished]
     num_restored = _restore(config, work, decided, pending, sizes)
     if pending:
-        amended = amend_shards(config, pending, work.ontology, work.timing.ray_data.append)
+        amender = Amender(config.output, config.row_group_size, work.ontology, work.with_modality)
+        amended = amend_shards(config, pending, amender, work.timing.ray_data.append)
         finished.update((record.key, record) for record in amended)
     final = [shard if isinstance(shard, ShardRecord) else finished.get(shard.key) for shard in decided.shards]
     return [record for record in final if record is not None], num_restored
@@ -396,14 +242,32 @@ def _restore(
             "anew with if_exists=replace"
         )
     if specs:
-        return sum(
-            made.fresh for made in make_shards(config, specs, ShardMaker(config, work.ontology), needs_files=True)
-        )
+        return sum(made.fresh for made in make_shards(config, specs, _maker(config, work), needs_files=True))
     return 0
+
+
+def _maker(config: PrepareConfig, work: Work) -> ShardMaker:
+    return ShardMaker(config, work.ontology, with_modality=work.with_modality)
 
 
 def _is_whole(config: PrepareConfig, shard: Shard, sizes: Mapping[str, int]) -> bool:
     return sizes.get(storage.inside(config.output, shard.path)) == shard.num_bytes
+
+
+def _side_tables(config: PrepareConfig, work: Work, final: Sequence[ShardRecord]) -> Sides:
+    """The side tables beside these shards, with what became of their rows; told as it is known."""
+    joined = {name: join(config, name, cells, final) for name, cells in work.side_tables.items()}
+    if not joined:
+        return Sides()
+    with work.timing.stage("side tables", tells=True):
+        rows = [shard for each in joined.values() for shard in each.shards]
+        found = gathered(config, joined, dict(make_sides(config, rows, work.timing.ray_data.append)))
+    for name, figures in found.figures.items():
+        rows_told = found.dropped[name]
+        where = f": {report.reasons_in_words(rows_told)}" if rows_told else ""
+        line = f"side table {name}: {figures['used']:,} of {figures['in']:,} rows, {len(rows_told):,} left out{where}"
+        print(f"prepare: {printable(line)}", flush=True)
+    return found
 
 
 def _generation(

@@ -88,9 +88,9 @@ class Usable:
     dropped: tuple[DroppedRow, ...]
 
 
-def usable_rows(raw: RawRows) -> Usable:
-    """Drop the rows that need no look at their image."""
-    table, looked_at = raw.table, [_look(block) for block in blocks(raw.table)]
+def usable_rows(raw: RawRows, *, keep_untexted: bool = False) -> Usable:
+    """Drop the rows that need no look at their image; `keep_untexted`: not those without a caption."""
+    table, looked_at = raw.table, [_look(block, keep_untexted) for block in blocks(raw.table)]
     dropped = [*raw.dropped, *(row for found in looked_at if found for row in found.dropped)]
     if any(looked_at):
         table = collected(map(_kept, blocks(table), looked_at), table.schema)
@@ -151,10 +151,10 @@ class _Look(NamedTuple):
     paths: pa.Array
 
 
-def _look(block: pa.Table) -> _Look | None:
+def _look(block: pa.Table, keep_untexted: bool) -> _Look | None:
     """What there is to change in a block of raw rows; None where it may stay as it is."""
     images = block["image"].combine_chunks()
-    reasons = _reasons(block, images)
+    reasons = _reasons(block, images, keep_untexted)
     # Nearly all paths are normal as they are.
     odd = pc.fill_null(pc.match_substring_regex(images, _ODD_PATH), False)
     if reasons.null_count == len(reasons) and not pc.any(odd).as_py():
@@ -172,12 +172,12 @@ def _kept(block: pa.Table, found: _Look | None) -> pa.Table:
     return block.set_column(place, block.schema.field("image"), found.paths).filter(pc.is_null(found.reasons))
 
 
-def _reasons(block: pa.Table, images: pa.Array) -> pa.Array:
+def _reasons(block: pa.Table, images: pa.Array, keep_untexted: bool) -> pa.Array:
     odd = pc.match_substring_regex(images, _ODD_PATH)
     # A null path gives null here, and is caught by the first case.
     leaving = pa.array([leaves_root(path) for path in images.filter(odd).to_pylist()], pa.bool_())
     outside = pc.replace_with_mask(odd, pc.fill_null(odd, False), leaving)
-    captioned = pc.greater(pc.list_value_length(block["captions"].combine_chunks()), 0)
+    captioned = pc.greater_equal(pc.list_value_length(block["captions"].combine_chunks()), 0 if keep_untexted else 1)
     cases = pc.make_struct(pc.is_null(images), outside, pc.invert(captioned))
     return pc.case_when(cases, NO_IMAGE_PATH, PATH_OUTSIDE_ROOT, EMPTY_CAPTION)
 

@@ -20,15 +20,15 @@ import pyarrow.parquet as pq
 from dermray import reporting, storage
 from dermray.corpus.accounts import require_balance
 from dermray.corpus.branches import contradictions
-from dermray.corpus.manifest import Manifest, Shard
+from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import CAPTION_ASPECTS, PAIR_ASPECTS
-from dermray.corpus.shards import read_row_group
 from dermray.prepare.archives import shown
 from dermray.prepare.fetch import ImageStore
 from dermray.prepare.generations import Generation
 from dermray.prepare.records import ShardRecord
-from dermray.prepare.samples import WORDS_LIMIT, WORDS_STEP
+from dermray.prepare.report_pictures import samples_shown, twins_shown
+from dermray.prepare.samples import MODALITIES, UNTEXTED, WORDS_LIMIT, WORDS_STEP
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.sources.rows import DroppedRow, merged_counts
 from dermray.prepare.sources.telling import in_words
@@ -41,6 +41,8 @@ REPORT = "report/report.html"
 STATS = "report/stats.json"
 TIMING = "report/timing.json"
 DROPPED = "report/dropped.parquet"
+# The rows of side tables that no sample has got.
+SIDES_DROPPED = "report/side_tables-dropped.parquet"
 DROPPED_WHEN_STOPPED = "report/dropped-when-stopped.parquet"
 # The same rows, for people: Excel opens it.
 LISTED_WHEN_STOPPED = "report/dropped-when-stopped.csv"
@@ -77,15 +79,17 @@ REASONS = {
     "burned_in_annotation": "the file says that the picture shows who the patient is",
     "near_duplicate": "a near-duplicate of another image, which stays",
     "in_evaluation_corpus": "it resembles an image of an evaluation corpus",
+    "no_key": "the row of a side table names no sample",
+    "key_stood_above": "a row of the side table above it has the same key, and counts",
+    "no_sample": "no sample of the corpus has the key of the side table's row",
+    "several_samples": "several samples of the corpus have the key of the side table's row",
+    "mask_size": "the mask has not the proportions of its image, or fewer pixels",
     "blank": "the picture shows nothing: it is all of one colour",
 }
 SKIN_TYPES = {"1": "I", "2": "II", "3": "III", "4": "IV", "5": "V", "6": "VI", "unknown": "unknown"}
-NUM_THUMBNAILS = 24
 NUM_EXAMPLES = 3
 # Reasons that leave an image to look at.
 SHOWN = ("too_small", "blank", "near_duplicate", "in_evaluation_corpus", "empty_caption", "excluded_by_source")
-NUM_TWINS = 8
-NUM_TWIN_SHOTS = 4
 NUM_TOP = 25
 NUM_SHARES = 12
 NUM_SUGGESTED = 500
@@ -153,7 +157,19 @@ def summarise(
         "formats": _ranked(counts["formats"]),
         "sizes": _ranked(counts["sizes"]),
         "dark": counts["brightness"]["dark"],
+        **({"modalities": known} if (known := modalities(final)) else {}),
+        **({"untexted": silent} if (silent := untexted(final)) else {}),
     }
+
+
+def untexted(final: Iterable[ShardRecord]) -> dict[str, int]:
+    """Samples without any text, by split; splits without such are not there."""
+    return dict(sorted(_merged(record.sample_counts for record in final)[UNTEXTED].items()))
+
+
+def modalities(final: Iterable[ShardRecord]) -> dict[str, int]:
+    """Samples by the kind of their picture, most frequent first; those of which it is not known are not there."""
+    return _ranked(_merged(record.sample_counts for record in final)[MODALITIES])
 
 
 def all_dropped(generations: Sequence[Generation]) -> list[tuple[str, DroppedRow]]:
@@ -247,8 +263,8 @@ def write(
         plots=_plots(stats),
         shares=_shares(stats),
         reasons=_explained(config, dropped, stats["dropped"]),
-        shots=_shots(config.output, manifest),
-        twins=_twins(config.output, final),
+        shots=samples_shown(config.output, manifest),
+        twins=twins_shown(config.output, final),
         published=_published(generations, stats),
         timing=timing,
         num_top=NUM_TOP,
@@ -360,6 +376,7 @@ def _shares(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
     num_samples, num_originals = stats["samples"], sum(stats["formats"].values())
     cards = [
         ("Where the images are from", "as the source names it", stats["origins"], num_originals),
+        ("Modality", "the kind of picture, where the source says it", _with_unknown(stats), num_samples),
         ("Skin types", "Fitzpatrick I to VI", skin_types, num_samples),
         ("Body sites", "a sample may show several", stats["body_sites"], num_samples),
         ("Size of the originals", "shorter side, before it is reduced", stats["sizes"], num_originals),
@@ -370,6 +387,12 @@ def _shares(stats: Mapping[str, Any]) -> list[dict[str, Any]]:
         for title, note, counts, of in cards
         if counts
     ]
+
+
+def _with_unknown(stats: Mapping[str, Any]) -> dict[str, int]:
+    known = stats.get("modalities", {})
+    unknown = stats["samples"] - sum(known.values())
+    return {**known, **({"unknown": unknown} if known and unknown else {})}
 
 
 def _explained(
@@ -393,37 +416,6 @@ def _thumbnail_of(config: PrepareConfig, source_uri: str, row: DroppedRow) -> st
     store = ImageStore(source_uri, max_bytes=config.max_image_bytes, follow_links=config.follow_links)
     fetched = store.fetch(row.image)
     return reporting.thumbnail(fetched.data, max_side=96) if fetched.data else None
-
-
-def _shots(output: str, manifest: Manifest) -> list[dict[str, Any]]:
-    """Some samples, spread over the shards, each with a thumbnail."""
-    step = max(1, len(manifest.shards) // NUM_THUMBNAILS)
-    chosen = manifest.shards[::step][:NUM_THUMBNAILS]
-    each = -(-NUM_THUMBNAILS // max(1, len(chosen)))
-    places = [(shard, position) for shard in chosen for position in range(min(each, shard.row_groups[0]))]
-    return [_shot(output, shard, position) for shard, position in places[:NUM_THUMBNAILS]]
-
-
-def _twins(output: str, final: Sequence[ShardRecord]) -> list[list[dict[str, Any]]]:
-    """The largest groups of near-duplicates, the first members of each."""
-    places: dict[str, list[tuple[Shard, int]]] = defaultdict(list)
-    for record in final:
-        if record.shard is None:
-            continue
-        for position, group in enumerate(record.notes["duplicate_group"].to_pylist()):
-            if group is not None:
-                places[group].append((record.shard, position))
-    largest = sorted(places.items(), key=lambda item: (-len(item[1]), item[0]))[:NUM_TWINS]
-    return [[_shot(output, shard, position) for shard, position in found[:NUM_TWIN_SHOTS]] for _, found in largest]
-
-
-def _shot(output: str, shard: Shard, position: int) -> dict[str, Any]:
-    """One sample with a thumbnail."""
-    columns = ["image", "captions", "labels", "concepts", "split", "source_id", "skin_type"]
-    group = position // shard.row_groups[0]
-    table = read_row_group(storage.inside(output, shard.path), group, columns)
-    row = table.slice(position - group * shard.row_groups[0], 1).to_pylist()[0]
-    return {**row, "thumbnail": reporting.thumbnail(row.pop("image"), max_side=220)}
 
 
 def _published(generations: Sequence[Generation], stats: Mapping[str, Any]) -> list[tuple[str, int | str, int]]:

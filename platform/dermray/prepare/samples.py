@@ -28,6 +28,10 @@ WORDS_STEP = 10
 WORDS_LIMIT = 300
 # Counts of a shard: equal images whose rows name different diseases.
 COPIES = "copies"
+# Samples by the kind of their picture; those of which nothing is known are not counted.
+MODALITIES = "modalities"
+# Samples of which no text says anything, by split.
+UNTEXTED = "untexted"
 
 
 def build_sample(
@@ -39,7 +43,7 @@ def build_sample(
     *,
     num_sub_captions: int = 0,
 ) -> dict[str, Any]:
-    """One sample of `corpus.schema.SAMPLE` from all the rows of an image, in table order, and their `resolve_labels`.
+    """One sample of `corpus.schema.WHOLE` from all the rows of an image, in table order, and their `resolve_labels`.
 
     Captions, labels and concepts are the union over the rows; single values are those of the first row that has them.
     `num_sub_captions` sentences of the raw captions become sub-captions, unless the source brings its own.
@@ -63,6 +67,7 @@ def build_sample(
         "split": split,
         "phash": image.phash,
         "duplicate_group": None,
+        "modality": next((row["modality"] for row in rows if row["modality"] is not None), None),
     }
 
 
@@ -167,7 +172,7 @@ def merge_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first["captions"] = [{"aspect": aspect, "text": text} for aspect, text in _bounded(captions)]
     for name in ("labels", "concepts"):
         first[name] = list(dict.fromkeys(value for sample in samples for value in sample[name]))
-    for name in ("skin_type", "meta"):
+    for name in ("skin_type", "meta", "modality"):
         first[name] = next((sample[name] for sample in samples if sample[name] is not None), None)
     return first
 
@@ -204,6 +209,10 @@ def count_sample(counts: Counts, sample: Mapping[str, Any]) -> None:
     """Add one sample to the counts that the report shows."""
     counts["sources"][sample["source"]] += 1
     counts["skin_types"][str(sample["skin_type"] or "unknown")] += 1
+    if sample["modality"]:
+        counts[MODALITIES][sample["modality"]] += 1
+    if not sample["captions"]:
+        counts[UNTEXTED][sample["split"]] += 1
     counts["captions"].update(caption["aspect"] for caption in sample["captions"])
     for caption in sample["captions"]:
         words = min(len(caption["text"].split()), WORDS_LIMIT)

@@ -9,11 +9,12 @@ from pydantic import Field, field_validator, model_validator
 
 from dermray.config import ClusterConfig, Config, TrackingConfig, Uri
 from dermray.corpus.captions import MAX_SUB_CAPTIONS
+from dermray.corpus.manifest import SideKind
 from dermray.images import DEFAULT_MAX_PIXELS, PILLOW_MAX_PIXELS
 from dermray.ledger import WaitForOutput
 from dermray.prepare.rewriting.settings import RewriteConfig
 from dermray.prepare.sources import READERS
-from dermray.prepare.sources.rows import Columns
+from dermray.prepare.sources.rows import DEFAULT_COLUMNS, Columns
 
 NearDuplicates = Literal["keep", "mark", "drop"]
 IfExists = Literal["append", "replace"]
@@ -22,6 +23,38 @@ SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]*")
 TRAIN = "train"
 # Sources of tables of one's own, whose columns have the names that `columns` gives.
 OWN_COLUMNS = ("csv", "parquet")
+# Keys of `columns` that corpora of earlier builds do not name: left at their default, they are no other setting.
+NEWER_COLUMNS = ("label_map", "modality")
+
+
+class SideTableConfig(Config):
+    """A table beside that of the samples, of what only some tasks know of them."""
+
+    uri: str = Field(description="the table (CSV, TSV, Parquet), under input or elsewhere")
+    key: str = Field(description="column of it that names the sample")
+    by: Literal["source_id", "image", "sample_id"] = Field(
+        "source_id", description="what of a sample the key is: its source_id, the path of its image, its sample_id"
+    )
+    texts: tuple[str, ...] = Field((), description="columns to keep as text")
+    numbers: tuple[str, ...] = Field((), description="columns to keep as numbers (float64)")
+    masks: tuple[str, ...] = Field((), description="columns of paths under input: grey pictures of an image's size")
+
+    @property
+    def kinds(self) -> dict[str, SideKind]:
+        """The columns that are kept, each with what it holds."""
+        kinds: dict[str, SideKind] = dict.fromkeys(self.texts, "text")
+        return {**kinds, **dict.fromkeys(self.numbers, "number"), **dict.fromkeys(self.masks, "mask")}
+
+    @model_validator(mode="after")
+    def _each_once(self) -> SideTableConfig:
+        named = [*self.texts, *self.numbers, *self.masks]
+        if not named:
+            raise ValueError("name the columns to keep: texts, numbers or masks")
+        if len(set(named)) < len(named) or "sample_id" in named:
+            raise ValueError("texts, numbers, masks: name each column once, and none sample_id, which is there already")
+        if odd := next((name for name in named if "." in name), None):
+            raise ValueError(f"a column cannot be called {odd!r}: Parquet reads a dot as a part; rename it")
+        return self
 
 
 class PrepareConfig(Config):
@@ -42,6 +75,12 @@ class PrepareConfig(Config):
     seed: int = Field(0, ge=0, description="decides splits and order")
     limit: int | None = Field(None, ge=1, description="take the first rows of the table only, for a trial")
 
+    keep_untexted: bool = Field(
+        False, description="true: images of which no text says anything are samples too, to learn from images alone"
+    )
+    side_tables: dict[str, SideTableConfig] = Field(
+        {}, description="tables keyed by sample, by name, kept beside the shards (side_tables.masks.uri=masks.csv)"
+    )
     sub_captions: int = Field(
         0, ge=0, le=MAX_SUB_CAPTIONS, description="sentences of a raw caption to keep as captions of their own as well"
     )
@@ -106,6 +145,14 @@ class PrepareConfig(Config):
             raise ValueError(f"give fractions of the other splits, at most 1 in all; {TRAIN} is what they leave")
         return split
 
+    @field_validator("side_tables")
+    @classmethod
+    def _valid_names(cls, found: dict[str, SideTableConfig]) -> dict[str, SideTableConfig]:
+        for name in found:
+            if not SPLIT_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a side table: lower-case letters, digits and _ only")
+        return found
+
     @model_validator(mode="after")
     def _apart(self) -> PrepareConfig:
         if self.input == self.output:
@@ -155,9 +202,13 @@ class PrepareConfig(Config):
         how = {"output", "cpus_per_task", "max_tasks", "num_fetch_threads", "wait_for_output_s"}
         how |= {"run_name", "cluster", "tracking"}
         content = self.model_dump(mode="json", exclude=how | {"max_dropped_fraction", "if_exists", "rewrite"})
+        for name in ("side_tables", "keep_untexted"):
+            if not content[name]:
+                del content[name]
         if self.licence is None:
             # A corpus from before the key was there is not another one for that.
             del content["licence"]
-        if self.columns.label_map is None:
-            del content["columns"]["label_map"]
+        for name in NEWER_COLUMNS:
+            if content["columns"][name] == DEFAULT_COLUMNS.model_dump(mode="json")[name]:
+                del content["columns"][name]
         return content if self.rewrite.mode == "off" else {**content, "rewrite": self.rewrite.content()}

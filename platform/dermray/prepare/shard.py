@@ -26,10 +26,10 @@ from dermray import __version__, images, storage
 from dermray.corpus.accounts import require_balance
 from dermray.corpus.manifest import Shard
 from dermray.corpus.ontology import Ontology
-from dermray.corpus.schema import SAMPLE, SCHEMA_VERSION
+from dermray.corpus.schema import MODALITY, SAMPLE, SCHEMA_VERSION, WHOLE
 from dermray.corpus.shards import stored_columns
 from dermray.errors import ImageError
-from dermray.prepare.digests import group_digest, row_digest
+from dermray.prepare.digests import group_digest, row_digest, without_unknown
 from dermray.prepare.fetch import Fetched, ImageStore, Stamp, ahead
 from dermray.prepare.plan import ShardSpec
 from dermray.prepare.records import NOTES, ShardRecord, read_record, write_record
@@ -54,11 +54,15 @@ class Made(NamedTuple):
 
 
 class ShardMaker:
-    """Makes the shards of one corpus; knows nothing of Ray, and travels to where the work is done."""
+    """Makes the shards of one corpus; knows nothing of Ray, and travels to where the work is done.
 
-    def __init__(self, config: PrepareConfig, ontology: Ontology) -> None:
+    `with_modality`: some row of the corpus says what kind of picture it has, so that all its shards get the column.
+    """
+
+    def __init__(self, config: PrepareConfig, ontology: Ontology, *, with_modality: bool = False) -> None:
         self.config = config
         self.ontology = ontology
+        self.with_modality = with_modality
         self._identity = {
             "format": FORMAT,
             "schema": SCHEMA_VERSION,
@@ -66,6 +70,8 @@ class ShardMaker:
             "prescribed": isinstance(config.split, str),
             "ontology": ontology.to_json(),
             "versions": versions(),
+            # Shards without the column keep the names that earlier builds gave them.
+            **({"modality": True} if with_modality else {}),
         }
 
     @cached_property
@@ -95,7 +101,8 @@ class ShardMaker:
         return Made(record, True, dict(clock.seconds))
 
     def _key(self, rows: list[RawRow]) -> str:
-        content = json.dumps([self._identity, rows], sort_keys=True, ensure_ascii=False)
+        said = [without_unknown(row) for row in rows]
+        content = json.dumps([self._identity, said], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def _finished(self, name: str, rows: list[RawRow], needs_file: bool) -> ShardRecord | None:
@@ -200,19 +207,32 @@ class ShardMaker:
     def _write(self, spec: ShardSpec, samples: list[dict[str, Any]]) -> Shard | None:
         if not samples:
             return None
-        return write_shard(self.config.output, spec.name, spec.split, samples, self.config.row_group_size)
+        schema = schema_of(samples, with_modality=self.with_modality)
+        return write_shard(self.config.output, spec.name, spec.split, samples, self.config.row_group_size, schema)
 
 
-def write_shard(output: str, place: str, split: str, samples: Sequence[dict[str, Any]], row_group_size: int) -> Shard:
+def schema_of(samples: Sequence[dict[str, Any]], *, with_modality: bool) -> pa.Schema:
+    """The columns of a shard: a modality where one of its samples has one, or where its corpus has the column."""
+    return WHOLE if with_modality or any(sample[MODALITY.name] for sample in samples) else SAMPLE
+
+
+def write_shard(
+    output: str,
+    place: str,
+    split: str,
+    samples: Sequence[dict[str, Any]],
+    row_group_size: int,
+    schema: pa.Schema = SAMPLE,
+) -> Shard:
     """Publish samples as a Parquet file under `output`, named by its place (`train-00000`) and its content."""
     sink = io.BytesIO()
     pq.write_table(
-        pa.Table.from_pylist(samples, schema=SAMPLE),
+        pa.Table.from_pylist(samples, schema=schema),
         sink,
         row_group_size=row_group_size,
         # JPEGs do not get smaller, and a plain column can be read without copying.
-        compression={leaf: "NONE" if leaf == IMAGE_COLUMN else "ZSTD" for leaf in stored_columns(SAMPLE)},
-        use_dictionary=[leaf for leaf in stored_columns(SAMPLE) if leaf not in (IMAGE_COLUMN, "sample_id", "phash")],
+        compression={leaf: "NONE" if leaf == IMAGE_COLUMN else "ZSTD" for leaf in stored_columns(schema)},
+        use_dictionary=[leaf for leaf in stored_columns(schema) if leaf not in (IMAGE_COLUMN, "sample_id", "phash")],
         write_statistics=["source", "split", "skin_type", "width", "height"],
         write_page_checksum=True,
     )

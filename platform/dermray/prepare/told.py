@@ -63,7 +63,7 @@ def of_rows(
     survey = labels.survey(raw.table, ontology, has_tree=raw.ontology is not None, by_name=config.source in OF_FILES)
     others = Counter[str]() if isinstance(config.split, str) else splits.others(_prescribed(raw), config.split)
     conflicts = labels.conflicts(usable.table, ontology)
-    silent = _labelled_without_caption(raw)
+    silent = 0 if config.keep_untexted else _labelled_without_caption(raw)
     lines = (
         *told_of(raw, request.findings),
         *_told_of_silent(silent, config.source),

@@ -121,7 +121,7 @@ class Generations(StatelessSearcher):
             checkpoint.adopt(
                 donor,
                 trial.uri,
-                trajectory=epochs.trajectory(trial.config, Corpora.of(trial.config.corpora[0].uri, self._manifest)),
+                trajectory=epochs.trajectory(trial.config, Corpora.of(trial.config.corpus_uris[0], self._manifest)),
                 corpus_digest=self._manifest.digest,
                 sha256=exploit.sha256,
             )

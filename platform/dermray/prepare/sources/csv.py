@@ -19,6 +19,7 @@ from dermray.documents import parse_json
 from dermray.errors import CorpusError, DocumentError
 from dermray.prepare.sources.joining import joined_rows
 from dermray.prepare.sources.label_map import LabelMap, read_label_map
+from dermray.prepare.sources.pictures import modalities
 from dermray.prepare.sources.rows import (
     PATIENT_FIELDS,
     PREPARED,
@@ -77,7 +78,7 @@ def interpret(request: SourceRequest, blocks: Iterable[StringTable], default_sou
     """
     rest = iter(blocks)
     first = next(rest)
-    names = _present(first, request.columns)
+    names = _present(first, request.columns, request.keep_untexted)
     label_map = read_label_map(request) if names["label"] else None
     tree = read_tree(request)
     blocks = itertools.chain([first], rest)
@@ -93,8 +94,8 @@ def interpret(request: SourceRequest, blocks: Iterable[StringTable], default_sou
     return replace(raw, ontology=tree, captions_from={"raw": made})
 
 
-def _used(names: Mapping[str, list[str]]) -> set[str]:
-    return {name for names_used in names.values() for name in names_used}
+def _used(names: Mapping[str, list[str]], without: str | None = None) -> set[str]:
+    return {name for key, names_used in names.items() if key != without for name in names_used}
 
 
 def _rows(
@@ -117,13 +118,13 @@ def _rows(
     if labels is not None and label_map:
         labels = label_map.applied(labels, matched)
     patients, lesions = column("patient_id"), column("lesion_id")
-    images = cells[names["image"][0]]
+    images, kinds = cells[names["image"][0]], next(iter(names["modality"]), None)
     table = assemble(
         row=cells.rows,
         source=first_of(column("source"), pa.repeat(default_source, num_rows)),
         source_id=first_of(column("source_id"), images),
         image=path(images),
-        captions=raw_captions(column("caption") if names["caption"] else label_sentences(labels, tree)),
+        captions=raw_captions(_texts(column("caption"), labels, tree, num_rows)),
         labels=labels,
         concepts=column("concepts", lambda cell: listed(text(cell, lower=True))),
         skin_type=said.skin_type,
@@ -137,10 +138,19 @@ def _rows(
             symptoms=column("symptoms"),
             patient_id=patients,
             lesion_id=lesions,
-            extra=extras({**leftover(cells.table, _used(names)), **said.as_written}),
+            # The modality stays there as it is written: its reading is one of few words.
+            extra=extras({**leftover(cells.table, _used(names, without="modality")), **said.as_written}),
         ),
+        modality=modalities(request.findings, kinds, cells[kinds], cells.rows) if kinds else None,
     )
     return RawRows(table, cells.dropped, not_understood=said.not_understood)
+
+
+def _texts(captions: pa.Array | None, labels: pa.Array | None, tree: Ontology | None, num_rows: int) -> pa.Array:
+    """The raw caption of each row: its own, or a sentence over its labels; null where a table has neither."""
+    if captions is not None:
+        return captions
+    return pa.nulls(num_rows, pa.string()) if labels is None else label_sentences(labels, tree)
 
 
 def _prepared(request: SourceRequest, blocks: Iterable[StringTable]) -> RawRows:
@@ -172,7 +182,7 @@ def _samples(request: SourceRequest, cells: StringTable) -> RawRows:
     return RawRows(prepared_rows(pa.concat_tables(tables)), tuple(dropped))
 
 
-def _present(cells: StringTable, columns: Columns) -> dict[str, list[str]]:
+def _present(cells: StringTable, columns: Columns, keep_untexted: bool) -> dict[str, list[str]]:
     """Each key of `columns` with those of its columns that the table has; what is not a default must be there."""
     found: dict[str, list[str]] = {}
     for key, field in type(columns).model_fields.items():
@@ -181,11 +191,12 @@ def _present(cells: StringTable, columns: Columns) -> dict[str, list[str]]:
         if (value != field.default or key == "image") and key not in NOT_COLUMNS:
             cells.require(*wanted, hint=f"; say which it is with columns.{key}=")
         found[key] = [name for name in wanted if name in cells]
-    if not found["caption"] and not found["label"]:
+    if not found["caption"] and not found["label"] and not keep_untexted:
         known = ", ".join(cells.table.column_names)
         raise CorpusError(
             f"{cells.uri} has neither captions ({columns.caption}) nor labels ({columns.label}); its columns are: "
-            f"{known}; name one with columns.caption= or columns.label="
+            f"{known}; name one with columns.caption= or columns.label=, or keep_untexted=true to "
+            "learn from images alone"
         )
     return found
 

@@ -111,6 +111,7 @@ def read(request: SourceRequest) -> RawRows:
             source_id=pc.binary_join_element_wise(cells["case_num"], kind, "-"),
             image=_images(request, cells[kind]),
             origin=name,
+            modality=name,
         )
         for kind, name in KINDS.items()
     ]

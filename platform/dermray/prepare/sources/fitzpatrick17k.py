@@ -61,6 +61,7 @@ def read(request: SourceRequest) -> RawRows:
         origin=map_values(text(cells["url"]), lambda url: urlsplit(url).hostname, pa.string())
         if "url" in cells
         else None,
+        modality="clinical",
         meta=meta(
             len(cells.rows),
             extra=extras({**leftover(cells.table, used), **said.as_written}),

@@ -63,6 +63,7 @@ def read(request: SourceRequest) -> RawRows:
         captions=diagnosis_sentences(labels),
         labels=listed(labels, separator=None),
         group=lesions,
+        modality="dermoscopic",
         meta=meta(
             len(cells.rows),
             age=said.age,

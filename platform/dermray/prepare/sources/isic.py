@@ -12,6 +12,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from dermray.errors import CorpusError
+from dermray.prepare.sources.pictures import modalities
 from dermray.prepare.sources.places import locate
 from dermray.prepare.sources.rows import (
     FROM_DIAGNOSIS,
@@ -33,6 +34,7 @@ from dermray.prepare.sources.tables import StringTable, read_table
 TABLE_NAME = "metadata.csv"
 IDS = ("isic_id", "image", "image_name")
 LEVELS = ("diagnosis_1", "diagnosis_2", "diagnosis_3", "diagnosis_4", "diagnosis_5")
+IMAGE_TYPE = "image_type"
 SITES = ("anatom_site_special", "anatom_site_general", "anatom_site_general_challenge")
 
 
@@ -59,6 +61,7 @@ def read(request: SourceRequest) -> RawRows:
         len(cells.rows), age=column("age_approx"), sex=column("sex"), skin_type=column("fitzpatrick_skin_type")
     )
     patients, lesions = column("patient_id"), column("lesion_id")
+    kinds = cells.get(IMAGE_TYPE)
     used = {id_column, *levels, *SITES, "patient_id", "lesion_id", "age_approx", "sex", "fitzpatrick_skin_type"}
     table = assemble(
         row=cells.rows,
@@ -70,7 +73,8 @@ def read(request: SourceRequest) -> RawRows:
         hierarchy=hierarchy,
         skin_type=said.skin_type,
         group=first_of(patients, lesions),
-        origin=column("image_type", lower=True),
+        origin=column(IMAGE_TYPE, lower=True),
+        modality=modalities(request.findings, IMAGE_TYPE, kinds, cells.rows) if kinds is not None else None,
         meta=meta(
             len(cells.rows),
             age=said.age,

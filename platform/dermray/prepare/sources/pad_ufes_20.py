@@ -71,6 +71,7 @@ def read(request: SourceRequest) -> RawRows:
         labels=listed(labels, separator=None),
         skin_type=said.skin_type,
         group=patients,
+        modality="clinical",
         meta=meta(
             num_rows,
             age=said.age,

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from dermray import storage
 from dermray.corpus.exchange import FIELDS
-from dermray.corpus.schema import SCHEMA_VERSION, VERSION_KEY
+from dermray.corpus.schema import MODALITY, SCHEMA_VERSION, VERSION_KEY
 from dermray.documents import parse_json
 from dermray.errors import CorpusError, DocumentError
 from dermray.prepare import parquet_images
@@ -36,8 +36,8 @@ from dermray.raw.litter import litter
 from dermray.raw.splits import split_of_file
 
 SPLIT = "split"
-# What a prepared corpus of an early version lacks.
-HASH = "phash"
+# What a prepared corpus of an early version lacks, or one of which nobody says it.
+NEWER = frozenset({"phash", MODALITY.name})
 
 
 def read(request: SourceRequest) -> RawRows:
@@ -115,8 +115,8 @@ def _read_file(request: SourceRequest, file: str) -> tuple[pa.Table | None, bool
             images = pa.array(list(_addresses(parquet, content, file, column)), pa.string())
             others = list(FIELDS) if is_prepared else [name for name in schema.names if name != column]
             table = parquet.read(columns=others, use_threads=False)
-            if is_prepared and HASH not in table.column_names:
-                table = table.append_column(RAW.field(HASH), pa.nulls(table.num_rows, pa.uint64()))
+            for name in sorted(NEWER.difference(table.column_names)) if is_prepared else ():
+                table = table.append_column(RAW.field(name), pa.nulls(table.num_rows, RAW.field(name).type))
             return table.append_column(pa.field(column, pa.string()), images), is_prepared
 
     try:
@@ -128,7 +128,7 @@ def _read_file(request: SourceRequest, file: str) -> tuple[pa.Table | None, bool
 def _is_prepared(uri: str, schema: pa.Schema) -> bool:
     """True for a file that has all of a prepared sample's columns and says so."""
     version = (schema.metadata or {}).get(VERSION_KEY.encode(), b"").decode()
-    if not version or not set(FIELDS) - {HASH} <= set(schema.names):
+    if not version or not set(FIELDS) - NEWER <= set(schema.names):
         return False
     if version != str(SCHEMA_VERSION):
         raise CorpusError(f"{uri} holds samples of schema {version}, this code reads {SCHEMA_VERSION}; export it again")

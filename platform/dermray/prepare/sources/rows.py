@@ -21,7 +21,7 @@ from dermray.corpus import patients
 from dermray.corpus.captions import ontology_caption
 from dermray.corpus.exchange import FIELDS
 from dermray.corpus.ontology import Ontology
-from dermray.corpus.schema import CAPTION, CAPTION_ASPECTS, META, CaptionAspect
+from dermray.corpus.schema import CAPTION, CAPTION_ASPECTS, META, MODALITY, CaptionAspect
 from dermray.corpus.spelling import is_placeholder
 from dermray.raw.cells import captions_in, written_list
 from dermray.raw.tables import DroppedRow
@@ -52,6 +52,9 @@ RAW = pa.schema(
         pa.field("prepared", pa.bool_()),
         # Of such a sample its perceptual hash.
         pa.field("phash", pa.uint64()),
+        # What kind of picture it is, where the table says it or the layout guarantees it; never in place of a cell that
+        # says more (`digests.row_digest`).
+        MODALITY,
     ]
 )
 # What `prepared_rows` takes.
@@ -86,6 +89,7 @@ class Columns(Config):
     symptoms: str | None = Field("symptoms", description="symptoms")
     patient_id: str | None = Field("patient_id", description="patient; groups the rows where group is absent")
     lesion_id: str | None = Field("lesion_id", description="lesion; groups the rows where group and patient are absent")
+    modality: str | None = Field("modality", description="kind of picture: clinical, dermoscopic, …")
 
 
 DEFAULT_COLUMNS = Columns()
@@ -119,6 +123,8 @@ class Findings:
         extra_columns: columns of a table of one's own that nothing names, so that they are only kept in `extra`.
         map_rows_unused: texts of the rows of `columns.label_map` that no label of the table is.
         doubled_keys: keys that stand twice in one object of JSON, of which the last counts, and in how many objects.
+        unread_modalities: texts of a column of modalities that no reading fits, each with its column, and how often.
+        unread_modality_rows: the first rows that hold them.
     """
 
     passed_over: Counter[str] = field(default_factory=Counter)
@@ -129,6 +135,8 @@ class Findings:
     extra_columns: list[str] = field(default_factory=list)
     map_rows_unused: list[str] = field(default_factory=list)
     doubled_keys: Counter[str] = field(default_factory=Counter)
+    unread_modalities: Counter[str] = field(default_factory=Counter)
+    unread_modality_rows: list[int] = field(default_factory=list)
 
     def counts(self) -> dict[str, Mapping[str, int]]:
         """What was found, for the report: kind → text → how often; a name of a column or a text of a map counts 1."""
@@ -138,6 +146,7 @@ class Findings:
             "not used, or perhaps not as it is meant": +self.unused,
             "columns that nothing names, only kept in meta.extra": dict.fromkeys(self.extra_columns, 1),
             "keys that stand twice in one object of JSON": self.doubled_keys,
+            "modalities that are not understood, only kept in meta.extra": self.unread_modalities,
             "rows of columns.label_map that match no label": Counter(self.map_rows_unused),
         }
 
@@ -161,6 +170,7 @@ class SourceRequest:
     table: str | None = None
     columns: Columns = DEFAULT_COLUMNS
     limit: int | None = None
+    keep_untexted: bool = False
     tables: dict[str, RawTable] = field(default_factory=dict, compare=False)
     findings: Findings = field(default_factory=Findings, compare=False)
     rows_met: Counter[str] = field(default_factory=Counter, compare=False)

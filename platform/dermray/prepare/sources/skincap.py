@@ -58,6 +58,7 @@ def read(request: SourceRequest) -> RawRows:
         labels=listed(text(cells["disease"], lower=True), separator=None) if "disease" in cells else None,
         concepts=marked(cells, concepts, request.findings),
         skin_type=said.skin_type,
+        modality="clinical",
         meta=meta(
             len(cells.rows),
             extra=extras({**leftover(cells.table, used), **said.as_written}),

@@ -91,6 +91,7 @@ def read(request: SourceRequest) -> RawRows:
         hierarchy=hierarchy,
         concepts=concepts,
         skin_type=said.skin_type,
+        modality="clinical",
         meta=meta(len(cells.rows), extra=extras({**others, **said.as_written})),
     )
     dropped = (*cells.dropped, *rejected)

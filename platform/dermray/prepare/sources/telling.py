@@ -29,6 +29,13 @@ def told_of(raw: RawRows, findings: Findings) -> Iterator[str]:
     if findings.doubled_keys:
         shown = most_frequent(findings.doubled_keys, "keys")
         yield f"keys stand twice in one object of JSON, and the last one counts: {shown}"
+    if findings.unread_modalities:
+        shown = most_frequent(findings.unread_modalities, max_chars=2 * MAX_SHOWN_CHARS)
+        where = ", ".join(map(str, findings.unread_modality_rows))
+        yield (
+            f"{findings.unread_modalities.total():,} rows have a modality that is not understood, and kept as written: "
+            f"{shown}; the first are rows {where}"
+        )
     if findings.placeholders:
         shown = ", ".join(f"{text!r} ({count:,})" for text, count in findings.placeholders.most_common())
         yield f"{findings.placeholders.total():,} labels only stand for nothing and count as none: {shown}"

@@ -4,10 +4,11 @@ What follows the last dot of a name is the kind of the file, so that keys may ho
 Every `*.tar` below the input is read, in the order of their paths; nothing is unpacked. `.txt` is a caption. `.json`
 may hold more of them in caption, text and captions (each a text, {aspect, text}, or a list of these; equal ones are
 one), label and labels, concepts, skin_type, split, source, source_id, age, sex, body_site, symptoms, patient_id,
-lesion_id, group; whatever else it holds is kept in `meta.extra`, and so is what of these fields is not understood,
-which is told. Where a sample names no split, the archive's name or folder may (`test-0003.tar`, `val/0.tar`), unless
-all that they tell is train. A sample without a caption takes the published sentence over its labels. Row numbers count
-the samples. A `.json` that jobs/export.py has written (`dermray` in it) gives the prepared sample back.
+lesion_id, group, modality; whatever else it holds is kept in `meta.extra`, and so is what of these fields is not
+understood, which is told. Where a sample names no split, the archive's name or folder may (`test-0003.tar`,
+`val/0.tar`), unless all that they tell is train. A sample without a caption takes the published sentence over its
+labels. Row numbers count the samples. A `.json` that jobs/export.py has written (`dermray` in it) gives the prepared
+sample back.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from dermray.corpus.schema import CAPTION, CAPTION_ASPECTS
 from dermray.documents import parse_json
 from dermray.errors import CorpusError, DocumentError
 from dermray.prepare.archives import LEFT_OUT, heads, inside, join_address, open_tar, tar_member
+from dermray.prepare.sources.pictures import modalities
 from dermray.prepare.sources.places import PHOTOGRAPH_ENDINGS, ending_of
 from dermray.prepare.sources.rows import (
     PATIENT_FIELDS,
@@ -111,7 +113,7 @@ def read(request: SourceRequest) -> RawRows:
                     _note_placeholders(request.findings, document)
             except ValueError as error:
                 dropped.append(DroppedRow(row, sample_id, "", "malformed_row", f"{sample_id}: {error}"))
-        rows, not_understood = _rows(samples)
+        rows, not_understood = _rows(samples, request.findings)
         told.append(not_understood)
         tables.extend((rows, prepared_rows(pa.Table.from_pylist(prepared, PREPARED))))
     if not row:
@@ -251,8 +253,11 @@ def _sample(sample_id: str, document: dict[str, Any], caption: str | None) -> di
     single = {name: value for name in SINGLE if _says(value := document.get(name)) and _string(value) is None}
     unread = {**captions.unread, **labels.unread, **concepts.unread, **single}
     others = {name: value for name, value in document.items() if name not in USED}
+    # It stays in `extra` too, as it is written: its reading is one of few words.
+    kind = document.get("modality")
     return {
         **{name: _string(document.get(name)) for name in (*META, *PATIENT_FIELDS, "group", "split")},
+        "modality": _string(kind) or (json.dumps(_kept(kind)) if _says(kind) else None),
         "source": _string(document.get("source")) or "webdataset",
         "source_id": _string(document.get("source_id")) or sample_id,
         "captions": captions.found,
@@ -362,7 +367,7 @@ def _concepts(value: Any) -> list[str] | None:
     )
 
 
-def _rows(samples: list[dict[str, Any]]) -> tuple[pa.Table, dict[str, dict[str, int]]]:
+def _rows(samples: list[dict[str, Any]], findings: Findings) -> tuple[pa.Table, dict[str, dict[str, int]]]:
     """Samples as a table of raw rows, and what they say of patients that is not understood."""
 
     def column(name: str) -> pa.Array:
@@ -380,6 +385,7 @@ def _rows(samples: list[dict[str, Any]]) -> tuple[pa.Table, dict[str, dict[str, 
         skin_type=said.skin_type,
         group=first_of(text(column("group")), patients, lesions),
         split=text(column("split")),
+        modality=modalities(findings, "modality", column("modality"), column("row")),
         meta=meta(
             len(samples),
             age=said.age,

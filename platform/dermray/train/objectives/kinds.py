@@ -57,7 +57,7 @@ class ObjectiveKind:
             drivers and workers of a run that names it.
         scores: of its validation, and whether the highest or the lowest is best (`dermray.scales.best` says it by
             their names).
-        counts: `(PretrainConfig, Manifest)` → how often each sample of the split is drawn in an epoch; a pure function
+        counts: `(PretrainConfig, Manifest)` → draws of each sample of the split by epoch, or None; a pure function
             of both, the epoch and the corpus, with the same sum each epoch. A sample that the objective cannot use is
             drawn 0 times, one of a rare class perhaps twice. None: once each. A run does not resume with other draws. Of
             several corpora it is asked for each alone, by a configuration whose `corpus` is that one.
@@ -66,7 +66,7 @@ class ObjectiveKind:
     settings: type[ObjectiveConfig]
     module: str
     scores: Mapping[str, Best] = field(default_factory=dict)
-    counts: Callable[[Any, Manifest], Counts] | None = None
+    counts: Callable[[Any, Manifest], Counts | None] | None = None
 
     def __post_init__(self) -> None:
         unsaid = undeclared(self.settings)

@@ -1,6 +1,7 @@
 """CLIP and SigLIP: an image and one of its captions, compared with those of the whole global batch."""
 
 from dermray import scales
+from dermray.train.objectives.contrastive.texted import texted
 from dermray.train.objectives.kinds import ObjectiveConfig, ObjectiveKind
 
 RETRIEVAL_KS = (1, 5, 10)
@@ -14,4 +15,5 @@ OBJECTIVE = ObjectiveKind(
             *(f"validation_{way}_R_at_{k}" for way in scales.RETRIEVAL_WAYS for k in RETRIEVAL_KS),
         )
     ),
+    counts=texted,
 )

@@ -81,6 +81,8 @@ class Validator:
             predicted = zero_shot.probabilities(torch.from_numpy(image_features[labelled]), classifier).argmax(1)
             scores["zero_shot_accuracy"] = float((predicted.numpy() == self._labels[labelled]).mean())
         captions = {index: text for index, text in enumerate(self._samples.captions) if text is not None}
+        if not captions:
+            return scores
         # Equal texts are one: two ranks might not give them the same last bit, and ties are scored as such.
         texts = {text: place for place, text in enumerate(dict.fromkeys(captions.values()))}
         vectors = _of_all_ranks(encoder.encode_texts(list(texts)[_part(len(texts))]), len(texts), device)

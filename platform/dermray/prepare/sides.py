@@ -1,0 +1,299 @@
+"""Side tables of a corpus that is being prepared: their rows dealt to its shards, and one file beside each shard.
+
+A row is in a side table, or told: its key is blank or stood above, no sample or several have it, its row is malformed,
+or its mask cannot be used. Shards are finished by then, so a side file's rows and row groups are those of its shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dermray import masks, storage
+from dermray.corpus.accounts import require_balance
+from dermray.corpus.manifest import Shard, SideShard, SideTable
+from dermray.corpus.shards import read_row_group, stored_columns
+from dermray.corpus.side_tables import FOLDER, ID, schema_of
+from dermray.corpus.spelling import is_placeholder
+from dermray.errors import CorpusError, ImageError
+from dermray.prepare.fetch import ImageStore, ahead
+from dermray.prepare.plan import leaves_root
+from dermray.prepare.records import ShardRecord
+from dermray.prepare.settings import PrepareConfig, SideTableConfig
+from dermray.prepare.sources.rows import RawTable
+from dermray.raw import tables
+from dermray.raw.tables import DroppedRow, StringTable
+
+NO_KEY, DOUBLED, NO_SAMPLE, SEVERAL = "no_key", "key_stood_above", "no_sample", "several_samples"
+DETAILS = {
+    NO_KEY: "the row names no sample",
+    DOUBLED: "a row above has the same key, and counts",
+    NO_SAMPLE: "no sample of the corpus has this key",
+    SEVERAL: "several samples of the corpus have this key",
+}
+NUM_READERS = 8
+
+
+@dataclass(frozen=True)
+class SideRows:
+    """The rows of a side table for one shard: cells by column, each row at the place of its sample."""
+
+    table: str
+    shard: Shard
+    rows: Mapping[int, Mapping[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """What it is called while it is made."""
+        return f"{self.table} of {storage.name_of(self.shard.path)}"
+
+
+@dataclass(frozen=True)
+class SideMade:
+    """A side file, and the rows that it could not take."""
+
+    file: SideShard
+    dropped: tuple[DroppedRow, ...]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The side tables of a corpus; by name what became of their rows, and the rows that are told."""
+
+    tables: tuple[SideTable, ...] = ()
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    dropped: Mapping[str, tuple[DroppedRow, ...]] = field(default_factory=dict)
+
+    def listed(self) -> list[tuple[str, DroppedRow]]:
+        """The rows that are told, each with its table's name."""
+        return [(name, row) for name, rows in self.dropped.items() for row in rows]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A side table's rows by shard, and those that no sample gets. `num_rows` counts all, malformed ones too."""
+
+    uri: str
+    num_rows: int
+    shards: tuple[SideRows, ...]
+    dropped: tuple[DroppedRow, ...]
+
+
+def read_side_tables(config: PrepareConfig, noted: dict[str, RawTable]) -> dict[str, StringTable]:
+    """All side tables that are asked for, by name; `noted` gets their files' digests.
+
+    Raises:
+        CorpusError, StorageError: as `read_side_table`.
+    """
+    return {name: read_side_table(config, name, noted) for name in config.side_tables}
+
+
+def read_side_table(config: PrepareConfig, name: str, noted: dict[str, RawTable]) -> StringTable:
+    """Read a side table, and look whether it has its columns and numbers.
+
+    Raises:
+        CorpusError: there is no such table, a column of it is missing, or a number is none.
+        StorageError: it cannot be read.
+    """
+    asked = config.side_tables[name]
+    below = storage.join(config.input, asked.uri)
+    uri = below if "://" not in asked.uri and storage.exists(below) else storage.normalise(asked.uri)
+    try:
+        data = storage.read_bytes(uri, max_bytes=tables.MAX_TABLE_BYTES)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise CorpusError(
+            f"side_tables.{name}.uri: {asked.uri} is no file, neither as it stands nor under input"
+        ) from None
+    noted[uri] = RawTable(uri, len(data), hashlib.sha256(data).hexdigest())
+    cells = tables.parse(uri, data)
+    cells.require(asked.key, *asked.kinds, hint=f"; say which it is with side_tables.{name}")
+    for column in asked.numbers:
+        for row, cell in zip(cells.rows.to_pylist(), cells[column].to_pylist(), strict=True):
+            _number(cells.uri, row, column, cell)
+    return cells
+
+
+def join(config: PrepareConfig, name: str, cells: StringTable, final: Sequence[ShardRecord]) -> Joined:
+    """Deal the rows of a side table to the samples of a corpus's shards by their keys.
+
+    Raises:
+        CorpusError: not one row has the key of a sample.
+    """
+    asked = config.side_tables[name]
+    shards = [(record.shard, record) for record in final if record.shard is not None]
+    places = _places(config, asked, shards)
+    rows: list[dict[int, dict[str, Any]]] = [{} for _ in shards]
+    dropped, seen = list(cells.dropped), set[str]()
+    columns = [cells[column].to_pylist() for column in asked.kinds]
+    keys = (cell.strip() for cell in cells[asked.key].to_pylist())
+    for row, key, *values in zip(cells.rows.to_pylist(), keys, *columns, strict=True):
+        found = places.get(key, [])
+        reason = NO_KEY if is_placeholder(key) else DOUBLED if key in seen else ""
+        reason = reason or ("" if len(found) == 1 else SEVERAL if found else NO_SAMPLE)
+        seen.add(key)
+        if reason:
+            dropped.append(DroppedRow(row, key, "", reason, DETAILS[reason]))
+        else:
+            ((shard, place),) = found
+            said = dict(zip(asked.kinds, values, strict=True))
+            rows[shard][place] = {"row": row, "key": key, "cells": said}
+    num_rows = len(cells.rows) + len(cells.dropped)
+    used = sum(map(len, rows))
+    require_balance(f"side table {name}", num_rows, used, Counter(each.reason for each in dropped))
+    if not used:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in Counter(row.reason for row in dropped).items())
+        raise CorpusError(
+            f"{cells.uri}: none of its {num_rows:,} rows has the {asked.by} of a sample in column {asked.key!r} (such "
+            f"as {next(iter(places), '')!r}); name another column with side_tables.{name}.key or what it holds with "
+            f"side_tables.{name}.by ({reasons})"
+        )
+    dealt = tuple(SideRows(name, shard, found) for (shard, _), found in zip(shards, rows, strict=True))
+    return Joined(cells.uri, num_rows, dealt, tuple(dropped))
+
+
+def _places(
+    config: PrepareConfig, asked: SideTableConfig, shards: Sequence[tuple[Shard, ShardRecord]]
+) -> dict[str, list[tuple[int, int]]]:
+    """The samples of each key, as number of the shard and place in it."""
+
+    def keys(number: int) -> list[str]:
+        shard, record = shards[number]
+        if asked.by != "source_id":
+            return record.notes[asked.by].to_pylist()
+        uri = storage.inside(config.output, shard.path)
+        groups = (read_row_group(uri, group, [asked.by]) for group in range(len(shard.row_groups)))
+        return [key for table in groups for key in table[asked.by].to_pylist()]
+
+    places: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for number, found in enumerate(ahead(list(range(len(shards))), keys, num_threads=NUM_READERS)):
+        for place, key in enumerate(found):
+            places[key.strip()].append((number, place))
+    return places
+
+
+class SideMaker:
+    """Makes the files of one corpus's side tables; knows nothing of Ray, and travels to where the work is done."""
+
+    def __init__(self, config: PrepareConfig) -> None:
+        self.config = config
+
+    @cached_property
+    def _store(self) -> ImageStore:
+        config = self.config
+        return ImageStore(config.input, max_bytes=config.max_image_bytes, follow_links=config.follow_links)
+
+    def make(self, work: SideRows) -> SideMade:
+        """Write the file beside a shard.
+
+        Raises:
+            CorpusError: the shard is gone or damaged.
+            StorageError: the input or the output fails for good.
+        """
+        kinds = self.config.side_tables[work.table].kinds
+        uri = storage.inside(self.config.output, work.shard.path)
+        schema, dropped = schema_of(kinds), list[DroppedRow]()
+        sink, place = io.BytesIO(), 0
+        with pq.ParquetWriter(sink, schema, write_page_checksum=True, **_encoding(schema, kinds)) as writer:
+            # One row group after the other: masks are the size of pictures.
+            for group, size in enumerate(work.shard.row_groups):
+                samples = read_row_group(uri, group, [ID, "width", "height"]).to_pylist()
+                rows = [self._row(each, work.rows.get(place + at), kinds, dropped) for at, each in enumerate(samples)]
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=size)
+                place += size
+        content = sink.getvalue()
+        digest = hashlib.sha256(content).hexdigest()
+        at = "-".join(storage.name_of(work.shard.path).split("-")[:2])
+        path = f"{FOLDER}/{work.table}/{at}-{digest[:16]}.parquet"
+        storage.write_bytes(storage.join(self.config.output, path), content)
+        return SideMade(SideShard(path=path, num_bytes=len(content), sha256=digest), tuple(dropped))
+
+    def _row(
+        self,
+        sample: Mapping[str, Any],
+        said: Mapping[str, Any] | None,
+        kinds: Mapping[str, str],
+        dropped: list[DroppedRow],
+    ) -> dict[str, Any]:
+        """A sample's row; one whose mask is no good is told and says nothing."""
+        if said is None:
+            return {ID: sample[ID]}
+        row = {ID: sample[ID]}
+        for column, cell in said["cells"].items():
+            try:
+                row[column] = self._value(kinds[column], column, cell, sample)
+            except ImageError as error:
+                dropped.append(DroppedRow(said["row"], said["key"], cell, error.reason, f"column {column}: {error}"))
+                return {ID: sample[ID]}
+        return row
+
+    def _value(self, kind: str, column: str, cell: str, sample: Mapping[str, Any]) -> Any:
+        if is_placeholder(cell):
+            return None
+        if kind == "text":
+            return " ".join(cell.split())
+        if kind == "number":
+            return _number("", 0, column, cell)
+        if leaves_root(cell):
+            raise ImageError("path_outside_root", "the path is absolute or leaves the input folder")
+        fetched = self._store.fetch(cell)
+        if fetched.data is None:
+            raise ImageError(fetched.reason, fetched.detail)
+        mask = masks.decode_mask(fetched.data, max_pixels=self.config.max_pixels)
+        return masks.encode_mask(masks.fitted(mask, sample["width"], sample["height"]))
+
+
+def _number(uri: str, row: int, column: str, cell: str) -> float | None:
+    if is_placeholder(cell):
+        return None
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise CorpusError(f"{uri}, row {row}, column {column!r}: {cell[:40]!r} is no number; mend it or leave it blank")
+    return value
+
+
+def _encoding(schema: pa.Schema, kinds: Mapping[str, str]) -> dict[str, Any]:
+    leaves = stored_columns(schema)
+    # PNGs do not get smaller.
+    plain = [name for name, kind in kinds.items() if kind == "mask"]
+    return {
+        "compression": {leaf: "NONE" if leaf in plain else "ZSTD" for leaf in leaves},
+        "use_dictionary": [leaf for leaf in leaves if kinds.get(leaf) == "text"],
+        "write_statistics": False,
+    }
+
+
+def gathered(config: PrepareConfig, joined: Mapping[str, Joined], made: Mapping[str, SideMade]) -> Sides:
+    """The side tables, of the files that were made, by `SideRows.name`."""
+    found, figures, told = [], {}, {}
+    for name, each in joined.items():
+        files = [made[rows.name] for rows in each.shards]
+        kinds = config.side_tables[name].kinds
+        found.append(SideTable(name=name, columns=kinds, shards=tuple(side.file for side in files)))
+        figures[name], told[name] = accounts(each, files)
+    return Sides(tuple(found), figures, told)
+
+
+def accounts(joined: Joined, made: Sequence[SideMade]) -> tuple[dict[str, Any], tuple[DroppedRow, ...]]:
+    """The figures of a side table for the report, and its rows that are told, in the table's order.
+
+    Raises:
+        AssertionError: rows are unaccounted for.
+    """
+    dropped = [*joined.dropped, *(row for each in made for row in each.dropped)]
+    lost = sum(len(each.dropped) for each in made)
+    used = sum(len(each.rows) for each in joined.shards) - lost
+    told = Counter(row.reason for row in dropped)
+    figures = require_balance(joined.uri, joined.num_rows, used, dict(sorted(told.items())))
+    return figures, tuple(sorted(dropped, key=lambda row: row.row))

@@ -1,0 +1,278 @@
+"""Side tables: dealt to the samples' shards, kept without loss in their order, every row in or told. Without Ray."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dermray import config as configuration
+from dermray import images, masks, storage
+from dermray.corpus.manifest import Manifest
+from dermray.corpus.shards import ShardIndex
+from dermray.corpus.side_tables import side_index
+from dermray.errors import ConfigError, CorpusError, ImageError
+from dermray.prepare import report
+from dermray.prepare.commit import commit
+from dermray.prepare.generations import Generation, content, identity
+from dermray.prepare.pipeline import read
+from dermray.prepare.records import ShardRecord
+from dermray.prepare.settings import PrepareConfig
+from dermray.prepare.shard import ShardMaker
+from dermray.prepare.sides import SideMaker, Sides, gathered, join
+from tests.conftest import ROOT
+from tests.raw_corpus import photograph
+
+NUM = 11
+SHAPE = (90, 120)
+
+
+def png(pixels: np.ndarray, **options: Any) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "PNG", **options)
+    return sink.getvalue()
+
+
+def mask_of(number: int) -> np.ndarray:
+    """Numbers of classes in squares of 10 pixels, so that halving them loses none."""
+    return np.kron(np.random.default_rng(number).integers(0, 4, (9, 12), dtype=np.uint8), np.ones((10, 10), np.uint8))
+
+
+def write(folder: Path) -> None:
+    """A corpus of NUM photographs with a table of masks and one of times."""
+    (folder / "masks").mkdir(parents=True)
+    for number in range(NUM):
+        (folder / f"{number}.jpg").write_bytes(photograph(number))
+        (folder / "masks" / f"{number}.png").write_bytes(png(mask_of(number)))
+    (folder / "masks" / "narrow.png").write_bytes(png(mask_of(0)[:, :60]))
+    table(folder / "metadata.csv", ["image", "source_id", "caption"], [[f"{n}.jpg", f"s{n}", "x"] for n in range(NUM)])
+    rows = [[f"s{number}", f"masks/{number}.png"] for number in (9, 1, 4, 0)]
+    bad = [["", "masks/2.png"], ["s1", "masks/3.png"], ["elsewhere", "masks/2.png"], ["s2", "masks/narrow.png"]]
+    table(folder / "masks.csv", ["id", "mask"], [*rows, *bad, ["s3", "masks/gone.png"], ["s5", "../m.png"], ["s6"]])
+    times = [[f"{number}.jpg", str(number * 30.5), "dead" if number % 2 else "n/a"] for number in range(NUM)]
+    table(folder / "times.csv", ["file", "days", "state"], times)
+
+
+def table(file: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    with file.open("w", encoding="utf-8", newline="") as sink:
+        csv.writer(sink).writerows([names, *rows])
+
+
+MASKS = ("side_tables.masks.uri=masks.csv", "side_tables.masks.key=id", "side_tables.masks.masks=[mask]")
+TIMES = (
+    *("side_tables.times.uri=times.csv", "side_tables.times.key=file", "side_tables.times.by=image"),
+    *("side_tables.times.numbers=[days]", "side_tables.times.texts=[state]"),
+)
+
+
+def settings(raw: Path, output: Path, *keys: str) -> PrepareConfig:
+    sizes = ["image_size=45", "rows_per_shard=4", "row_group_size=3", "split={val: 0.3}"]
+    return configuration.parse(PrepareConfig, ["source=csv", f"input={raw}", f"output={output}", *sizes, *keys])
+
+
+def prepared(config: PrepareConfig) -> tuple[Manifest, Sides, dict[str, Any]]:
+    """What the pipeline does, without Ray."""
+    work = read(config)
+    maker, beside = ShardMaker(config, work.ontology), SideMaker(config)
+    records: list[ShardRecord] = [maker.make(spec).record for spec in work.plan.shards]
+    joined = {name: join(config, name, cells, records) for name, cells in work.side_tables.items()}
+    made = {rows.name: beside.make(rows) for each in joined.values() for rows in each.shards}
+    sides = gathered(config, joined, made)
+    keys = tuple(record.key for record in records)
+    generation = Generation(
+        number=1,
+        identity=identity(config),
+        content=content(config),
+        made=keys,
+        final=keys,
+        num_rows=work.plan.num_rows,
+        dropped=work.plan.dropped,
+        ontology=work.ontology.to_json(),
+        figures={"merged": 0, "left_out": 0, "moved": 0},
+    )
+    timing: dict[str, Any] = {"stages": {}, "tasks": {}, "ray_data": []}
+    manifest, stats, _ = commit(config, work.standing, generation, records, records, {}, timing, sides)
+    return manifest, sides, stats
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sides") / "raw"
+    write(folder)
+    return folder
+
+
+def test_a_row_group_of_a_side_table_is_that_of_the_samples(raw: Path, tmp_path: Path) -> None:
+    config = settings(raw, tmp_path / "corpus", *MASKS, *TIMES)
+    manifest, sides, stats = prepared(config)
+    assert Manifest.load(config.output) == manifest
+    assert stats["side_tables"] == sides.figures
+    for part in (manifest, manifest.select("val"), manifest.select("train")):
+        samples = ShardIndex.of(config.output, part)
+        found, times = (side_index(config.output, part, name, "digests") for name in ("masks", "times"))
+        for group, _ in enumerate(samples.locations):
+            rows = samples.read_row_group(group, ["sample_id", "source_id", "width", "height"]).to_pylist()
+            said = found.read_row_group(group, ["sample_id", "mask"]).to_pylist()
+            told = times.read_row_group(group, ["days", "state"]).to_pylist()
+            for row, beside, time in zip(rows, said, told, strict=True):
+                number = int(row["source_id"][1:])
+                assert beside["sample_id"] == row["sample_id"]
+                assert time == {"days": number * 30.5, "state": "dead" if number % 2 else None}
+                assert (beside["mask"] is not None) == (number in (9, 1, 4, 0))
+                if beside["mask"]:
+                    decoded = masks.decode_mask(beside["mask"])
+                    assert decoded.shape == (row["height"], row["width"]) == (45, 60)
+                    np.testing.assert_array_equal(decoded, mask_of(number)[::2, ::2])
+
+
+def test_the_documented_lines_read_masks(raw: Path, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "corpus.md").read_text(encoding="utf-8")
+    (example,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "side_index" in code]
+    config = settings(raw, tmp_path / "corpus", *MASKS)
+    prepared(config)
+    names: dict[str, Any] = {}
+    exec(example.replace("/data/pad-prepared", config.output), names)
+    assert len(names["masks"]) == names["samples"].num_rows == 3
+    assert any(mask is not None and mask.shape == (45, 60) for mask in names["masks"])
+
+
+def test_every_row_is_joined_or_told_with_where(raw: Path, tmp_path: Path) -> None:
+    _, sides, _ = prepared(config := settings(raw, tmp_path / "corpus", *MASKS))
+    reasons = {
+        **{"no_key": 5, "key_stood_above": 6, "no_sample": 7, "mask_size": 8, "missing_file": 9},
+        **{"path_outside_root": 10, "malformed_row": 11},
+    }
+    assert sides.figures["masks"] == {"in": 11, "used": 4, "told": dict.fromkeys(sorted(reasons), 1)}
+    assert {row.reason: row.row for row in sides.dropped["masks"]} == reasons
+    assert set(reasons) <= set(report.REASONS)
+    # Two images of one id: which of them is meant, nobody says.
+    table(raw / "one.csv", ["key", "is"], [["x", "y"]])
+    one = ["side_tables.one.uri=one.csv", "side_tables.one.key=key", "side_tables.one.texts=[is]"]
+    work = read(twice := settings(raw, tmp_path / "twice", *one, "columns.source_id=caption"))
+    records = [ShardMaker(twice, work.ontology).make(spec).record for spec in work.plan.shards]
+    reason = "several_samples"
+    with pytest.raises(CorpusError, match=f"none of its 1 rows .*{reason} 1"):
+        join(twice, "one", work.side_tables["one"], records)
+    listed = pq.read_table(Path(config.output) / report.SIDES_DROPPED).to_pylist()
+    assert {(row["input"], row["reason"], row["row"]) for row in listed} == {
+        ("masks", *each) for each in reasons.items()
+    }
+    page = storage.read_text(storage.join(config.output, report.REPORT))
+    assert "Side tables" in page
+    assert "mask_size 1" in page
+
+
+def test_the_same_again_is_the_same_and_others_go(raw: Path, tmp_path: Path) -> None:
+    output = tmp_path / "corpus"
+    plain, _, stats = prepared(settings(raw, output))
+    document = json.loads((output / "manifest.json").read_text())
+    # Nobody can tell that side tables exist from a corpus that has none.
+    assert "side_tables" not in document
+    assert "side_tables" not in stats
+    assert not (output / "sides").exists()
+    assert "side_tables" not in settings(raw, output).content()
+
+    first, _, _ = prepared(settings(raw, output, *MASKS, "if_exists=replace"))
+    assert first.shards == plain.shards
+    assert first.digest != plain.digest
+    again, _, _ = prepared(settings(raw, output, *MASKS, "if_exists=replace"))
+    assert again.side_tables == first.side_tables
+    (raw / "masks" / "4.png").write_bytes(png(mask_of(40)))
+    changed, _, _ = prepared(settings(raw, output, *MASKS, "if_exists=replace"))
+    (raw / "masks" / "4.png").write_bytes(png(mask_of(4)))
+    assert changed.shards == plain.shards
+    assert changed.digest != first.digest
+    files = {f"sides/masks/{file.name}" for file in (output / "sides" / "masks").iterdir()}
+    assert files == {shard.path for shard in changed.side_tables[0].shards}
+    prepared(settings(raw, output, "if_exists=replace"))
+    assert not list((output / "sides" / "masks").iterdir())
+
+
+def test_a_corpus_of_two_sources_takes_no_side_tables(raw: Path, tmp_path: Path) -> None:
+    output, other = tmp_path / "corpus", tmp_path / "other"
+    prepared(settings(raw, output, *MASKS))
+    other.mkdir()
+    (other / "a.jpg").write_bytes(photograph(77))
+    table(other / "metadata.csv", ["image", "caption"], [["a.jpg", "x"]])
+    with pytest.raises(CorpusError, match="side tables of some of its sources only"):
+        read(settings(other, output))
+
+
+def test_what_is_asked_wrongly_is_refused_by_name(raw: Path, tmp_path: Path) -> None:
+    output = tmp_path / "corpus"
+    for keys, message in (
+        (
+            (*MASKS[:2], "side_tables.masks.numbers=[mask]"),
+            r"masks\.csv, row 1, column 'mask': 'masks/9\.png' is no number",
+        ),
+        ((*MASKS[:2], "side_tables.masks.texts=[size]"), r"has no column 'size'.*side_tables\.masks"),
+        (("side_tables.masks.uri=no.csv", *MASKS[1:]), r"side_tables\.masks\.uri: no\.csv is no file"),
+    ):
+        with pytest.raises(CorpusError, match=message):
+            read(settings(raw, output, *keys))
+    with pytest.raises(CorpusError, match="none of its 11 rows has the image of a sample in column 'id'"):
+        prepared(settings(raw, output, *MASKS, "side_tables.masks.by=image"))
+    for keys, message in (
+        (MASKS[:2], "name the columns to keep"),
+        ((*MASKS, "side_tables.masks.texts=[mask]"), "name each column once"),
+        (
+            ("side_tables.My Masks.uri=a", "side_tables.My Masks.key=b", "side_tables.My Masks.texts=[c]"),
+            "no name of a",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            settings(raw, output, *keys)
+    manifest, _, _ = prepared(config := settings(raw, output, *MASKS))
+    with pytest.raises(CorpusError, match="has no side table 'times'; it has: masks"):
+        side_index(config.output, manifest, "times")
+    short = manifest.model_copy(update={"shards": manifest.shards[:1]})
+    short.save(config.output)
+    with pytest.raises(CorpusError, match="side table 'masks' has other shards than the samples"):
+        Manifest.load(config.output)
+
+
+@pytest.mark.parametrize("width", [45, 60, 61, 97, 200, 640])
+@pytest.mark.parametrize("height", [46, 83, 480])
+def test_a_mask_of_any_image_fits_what_is_stored_of_it(width: int, height: int) -> None:
+    stored = images.standardise(
+        cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8))[1].tobytes(),
+        image_size=45,
+        jpeg_quality=90,
+    )
+    mask = np.full((height, width), 7, np.uint8)
+    fitted = masks.fitted(mask, stored.width, stored.height)
+    assert fitted.shape == (stored.height, stored.width)
+    assert (masks.decode_mask(masks.encode_mask(fitted)) == 7).all()
+    with pytest.raises(ImageError, match="not those of its image"):
+        masks.fitted(mask.repeat(2, axis=1), stored.width, stored.height)
+    with pytest.raises(ImageError, match="not those of its image"):
+        masks.fitted(mask[:20, : 20 * width // height], stored.width, stored.height)
+
+
+def test_masks_that_are_no_numbers_are_refused() -> None:
+    grey = mask_of(1)
+    np.testing.assert_array_equal(masks.decode_mask(png(np.stack([grey] * 3, axis=2))), grey)
+    assert set(np.unique(masks.decode_mask(png(grey > 1)))) == {0, 255}
+    for data, message in (
+        (png(np.stack([grey, grey, grey + 1], axis=2)), "in colours"),
+        (png(grey.astype(np.uint16)), "16 bits"),
+        (png(np.stack([grey] * 4, axis=2)), "transparency"),
+    ):
+        with pytest.raises(ImageError, match=message) as caught:
+            masks.decode_mask(data)
+        assert caught.value.reason == "unsupported_format"
+    with pytest.raises(ImageError):
+        masks.decode_mask(png(grey)[:60])
+    with pytest.raises(ImageError) as caught:
+        masks.decode_mask(png(grey), max_pixels=100)
+    assert caught.value.reason == "too_many_pixels"
