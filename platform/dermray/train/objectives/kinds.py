@@ -59,8 +59,8 @@ class ObjectiveKind:
             their names).
         counts: `(PretrainConfig, Manifest)` → draws of each sample of the split by epoch, or None; a pure function
             of both, the epoch and the corpus, with the same sum each epoch. A sample that the objective cannot use is
-            drawn 0 times, one of a rare class perhaps twice. None: once each. A run does not resume with other draws. Of
-            several corpora it is asked for each alone, by a configuration whose `corpus` is that one.
+            drawn 0 times, one of a rare class perhaps twice. None: once each. A run does not resume with other draws.
+            Of several corpora it is asked for each alone, by a configuration whose `corpus` is that one.
     """
 
     settings: type[ObjectiveConfig]
