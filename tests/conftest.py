@@ -48,6 +48,10 @@ EXPECTED_SKIPS = (
 )
 
 
+# Tests may put another clock in its place.
+_now = time.time
+
+
 def _clock(name: str) -> float:
     """A moment in seconds since 1970, which `.ci/run` sets; without it the time never ends."""
     return float(os.environ.get(name, "inf"))
@@ -61,7 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     if _clock("DERMRAY_TESTS_BEGIN_UNTIL") < float("inf"):
         files = sorted({item.path for item in items})
-        first = int(time.time() // 86_400) % max(1, len(files))
+        first = int(_now() // 86_400) % max(1, len(files))
         turn = {path: (place - first) % len(files) for place, path in enumerate(files)}
         items.sort(key=lambda item: turn[item.path])
     items.sort(key=lambda item: item.get_closest_marker("own_cluster") is None)
@@ -70,13 +74,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test of minutes is not begun when `.ci/run` has no time for it; the summary names it."""
-    if item.get_closest_marker("long") is not None and time.time() > _clock("DERMRAY_TESTS_BEGIN_UNTIL"):
+    if item.get_closest_marker("long") is not None and _now() > _clock("DERMRAY_TESTS_BEGIN_UNTIL"):
         pytest.skip(NOT_BEGUN)
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     """pytest ends by itself, with a summary, before it is ended from outside."""
-    if time.time() > _clock("DERMRAY_TESTS_END"):
+    if _now() > _clock("DERMRAY_TESTS_END"):
         item.session.shouldfail = "the time of the whole run is over"
 
 
