@@ -1,6 +1,7 @@
 """An objective of the tests alone, and the kind that it exports: a student of a frozen teacher.
 
-It has an average of its own as state, which is exported, two learning rates, and a parameter that gets no gradient.
+It has an average of its own as state, which is exported, two learning rates, and a parameter that gets no gradient. Of
+an image it learns what the mask beside it leaves.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dermray.config import DecidesWeights
 from dermray.ingest import augment
 from dermray.ingest.loader import Batch
 from dermray.ingest.views import Arrays, ArraySpec, Item
+from dermray.masks import decode_mask
 from dermray.models import weights
 from dermray.models.image_encoders import ImageEncoder, ImageTransform
 from dermray.models.kinds import ModelKind
@@ -62,14 +64,17 @@ class Student(nn.Module):
 
 @dataclass(frozen=True)
 class TwoCrops:
-    columns = ("image",)
+    columns = ("image", "sides.masks.mask")
 
     def specs(self, step: int) -> dict[str, ArraySpec]:
         return dict.fromkeys(("one", "other"), ArraySpec("uint8", (SIDE, SIDE, 3)))
 
     def make(self, items: Sequence[Item], out: Arrays) -> None:
         for place, item in enumerate(items):
-            pixels = images.decode(item.rows[0]["image"])
+            (row,) = item.rows
+            pixels = images.decode(row["image"])
+            if row["sides.masks.mask"] is not None:
+                pixels = pixels * (decode_mask(row["sides.masks.mask"]) > 0)[:, :, None]
             for name in ("one", "other"):
                 out[name][place] = augment.crop_and_resize(
                     pixels, item.random, size=SIDE, scale=(0.7, 1.0), horizontal_flip=0.0

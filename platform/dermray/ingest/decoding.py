@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dermray.corpus.shards import ShardIndex
+from dermray.corpus.side_tables import RowGroups
 from dermray.ingest import augment
-from dermray.ingest.corpora import JoinedIndex, read_from
+from dermray.ingest.corpora import read_from
 from dermray.ingest.views import Arrays, Item, Row, Views
 
 # Of every row, for messages.
 NAMED_BY = "sample_id"
 
 
-def read(index: ShardIndex | JoinedIndex, groups: Sequence[int], columns: Sequence[str]) -> list[pa.Buffer]:
+def read(index: RowGroups, groups: Sequence[int], columns: Sequence[str]) -> list[pa.Buffer]:
     """Row groups by their numbers in manifest order, fetched at the same time and packed for `unpacked`.
 
     Raises:

@@ -97,7 +97,7 @@ class Loader:
         first = self._plan(0)
         first.streams_of(self.rank, self.world_size)  # refuses an inadmissible world before any work
         self.steps_per_epoch, self._num_draws = len(first), first.num_draws
-        self._index = self.corpora.index(self.settings.verify)
+        self._index = self.corpora.index(self.settings.verify, self.views.columns)
         self._decoder = Decoder(self._index.corpus, self.seed, self.views)
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:

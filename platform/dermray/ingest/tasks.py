@@ -18,10 +18,9 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
-from dermray.corpus.shards import ShardIndex
+from dermray.corpus.side_tables import RowGroups
 from dermray.errors import DermRayError
 from dermray.ingest import decoding
-from dermray.ingest.corpora import JoinedIndex
 from dermray.ingest.decoding import Decoder
 from dermray.ingest.plan import EpochPlan
 from dermray.ingest.schedule import Chunk
@@ -49,7 +48,7 @@ class RankTasks:
 
     def __init__(
         self,
-        index: ShardIndex | JoinedIndex,
+        index: RowGroups,
         decoder: Decoder,
         plan_of: Callable[[int], EpochPlan],
         *,
@@ -149,7 +148,7 @@ class RankTasks:
                 del self._held[epoch, group]
 
 
-def _reading(index: ShardIndex | JoinedIndex, columns: Sequence[str]) -> Callable[..., list[pa.Buffer]]:
+def _reading(index: RowGroups, columns: Sequence[str]) -> Callable[..., list[pa.Buffer]]:
     def read(groups: list[int]) -> list[pa.Buffer]:
         return decoding.read(index, groups, columns)
 
