@@ -87,8 +87,10 @@ def test_what_it_learns_survives_a_kill_and_is_scored_promoted_and_served(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     objective, task, untrained = OBJECTIVES[name]
     corpus = tmp_path / "corpus"
-    write_prepared_corpus(corpus, {"train": 80, "val": 64}, samples_per_shard=32, draw=bright_above)
+    write_prepared_corpus(corpus, {"train": 160, "val": 64}, samples_per_shard=32, draw=bright_above)
     add_side_table(corpus, "masks", "mask", "mask", mask_of)
+    # Lesions of three images: a pair, and one in no item.
+    add_side_table(corpus, "lesions", "lesion", "text", lambda index: f"lesion {index // 3}")
 
     whole = learned(corpus, tmp_path / "whole", objective)
     wait_for(lambda: not training_workers(), "the end of the workers", interval_s=0.2)
