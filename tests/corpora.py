@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dermray.corpus.manifest import Manifest, Shard
+from dermray.corpus.manifest import Manifest, Shard, SideKind, SideShard, SideTable
 from dermray.corpus.ontology import ONTOLOGY_NAME
 from dermray.corpus.schema import SAMPLE, sample_id
+from dermray.corpus.side_tables import schema_of
 
 # Two levels; one node holds synonyms, as published ontologies do.
 ONTOLOGY = {
@@ -129,6 +130,24 @@ def _write_shard(folder: Path, name: str, split: str, rows: list[dict[str, Any]]
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         row_groups=tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)),
     )
+
+
+def add_side_table(folder: Path, name: str, column: str, kind: SideKind, said: Callable[[int], Any]) -> Manifest:
+    """Give a corpus of `write_prepared_corpus` a side table of one column, by the index of a sample in its shard."""
+    manifest, sides = Manifest.load(str(folder)), []
+    (folder / "sides" / name).mkdir(parents=True)
+    for shard in manifest.shards:
+        ids = pq.read_table(folder / shard.path, columns=["sample_id"])["sample_id"].to_pylist()
+        rows = [{"sample_id": each, column: said(index)} for index, each in enumerate(ids)]
+        path = f"sides/{name}/{Path(shard.path).name}"
+        table = pa.Table.from_pylist(rows, schema=schema_of({column: kind}))
+        pq.write_table(table, folder / path, row_group_size=shard.row_groups[0])
+        content = (folder / path).read_bytes()
+        sides.append(SideShard(path=path, num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()))
+    tables = (*manifest.side_tables, SideTable(name=name, columns={column: kind}, shards=tuple(sides)))
+    manifest = manifest.model_copy(update={"side_tables": tables})
+    manifest.save(str(folder))
+    return manifest
 
 
 def write_model(

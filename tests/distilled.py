@@ -1,6 +1,7 @@
 """An objective of the tests alone, and the kind that it exports: a student of a frozen teacher.
 
-It has an average of its own as state, which is exported, two learning rates, and a parameter that gets no gradient.
+It has an average of its own as state, which is exported, two learning rates, and a parameter that gets no gradient. It
+learns from pairs of one lesion, of each image what the mask beside it leaves.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -19,9 +22,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dermray import images
 from dermray.config import DecidesWeights
-from dermray.ingest import augment
+from dermray.corpus.manifest import Manifest
+from dermray.corpus.side_tables import side_index
+from dermray.ingest import augment, items
 from dermray.ingest.loader import Batch
 from dermray.ingest.views import Arrays, ArraySpec, Item
+from dermray.masks import decode_mask
 from dermray.models import weights
 from dermray.models.image_encoders import ImageEncoder, ImageTransform
 from dermray.models.kinds import ModelKind
@@ -38,12 +44,17 @@ class DistilledConfig(ObjectiveConfig):
     trunk_lr_factor: DecidesWeights[float] = 0.2
 
 
-OBJECTIVE = ObjectiveKind(DistilledConfig, __name__)
+def pairs(config: PretrainConfig, manifest: Manifest) -> np.ndarray:
+    tables = side_index(config.corpus_uris[0], manifest, "lesions").row_groups(["lesion"])
+    lesions = pa.concat_tables(tables)["lesion"].to_pylist()
+    return items.of_neighbours(lesions, manifest.row_group_sizes(), most=2, least=2)
+
+
+OBJECTIVE = ObjectiveKind(DistilledConfig, __name__, items=pairs)
 KIND = ModelKind(__name__, frozenset({"images"}), "agreement.cosine")
 
 
 def teacher() -> nn.Linear:
-    """Frozen, and the same everywhere: `[N, S * S * 3]` → `[N, WIDTH]`."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
         return nn.Linear(3 * SIDE**2, WIDTH).requires_grad_(False)
@@ -61,16 +72,18 @@ class Student(nn.Module):
 
 
 @dataclass(frozen=True)
-class TwoCrops:
-    columns = ("image",)
+class Pairs:
+    columns = ("image", "sides.masks.mask")
 
     def specs(self, step: int) -> dict[str, ArraySpec]:
         return dict.fromkeys(("one", "other"), ArraySpec("uint8", (SIDE, SIDE, 3)))
 
     def make(self, items: Sequence[Item], out: Arrays) -> None:
         for place, item in enumerate(items):
-            pixels = images.decode(item.rows[0]["image"])
-            for name in ("one", "other"):
+            for name, row in zip(("one", "other"), item.rows, strict=True):
+                pixels = images.decode(row["image"])
+                if row["sides.masks.mask"] is not None:
+                    pixels = pixels * (decode_mask(row["sides.masks.mask"]) > 0)[:, :, None]
                 out[name][place] = augment.crop_and_resize(
                     pixels, item.random, size=SIDE, scale=(0.7, 1.0), horizontal_flip=0.0
                 )
@@ -118,7 +131,7 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
     slow = ParameterGroup([*model.trunk.parameters()], 0.0, settings.trunk_lr_factor)
     groups = [slow, ParameterGroup([*model.head.parameters(), model.unused])]
     export = functools.partial(save, objective.average)
-    return Built(model, objective, TwoCrops(), export, groups=groups, unused_parameters=True)
+    return Built(model, objective, Pairs(), export, groups=groups, unused_parameters=True)
 
 
 def save(average: dict[str, Tensor], model: nn.Module, uri: str, provenance: dict[str, Any]) -> str:

@@ -20,10 +20,11 @@ from dermray.commands import evaluate, promote, register
 from dermray.config import parse
 from dermray.encoder import Encoder
 from dermray.errors import TrackingError
+from dermray.masks import encode_mask
 from dermray.train.pretrain import PretrainResult, pretrain
 from dermray.train.settings import PretrainConfig
 from tests import distilled, rotation_model
-from tests.corpora import write_prepared_corpus
+from tests.corpora import add_side_table, write_prepared_corpus
 from tests.fault.test_pretrain_kill import Killer, training_workers, wait_for
 from tests.serving import data_uri, running
 from tests.turned import turn
@@ -44,6 +45,13 @@ def bright_above(index: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def mask_of(index: int) -> bytes | None:
+    """The middle of a picture, of another width each; there is none for every fourth."""
+    mask = np.zeros((40, 48), np.uint8)
+    mask[4:36, 4 + index % 5 : 44] = 1
+    return None if index % 4 == 3 else encode_mask(mask)
 
 
 def untrained_rotation(folder: Path) -> None:
@@ -79,7 +87,10 @@ def test_what_it_learns_survives_a_kill_and_is_scored_promoted_and_served(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     objective, task, untrained = OBJECTIVES[name]
     corpus = tmp_path / "corpus"
-    write_prepared_corpus(corpus, {"train": 80, "val": 64}, samples_per_shard=32, draw=bright_above)
+    write_prepared_corpus(corpus, {"train": 160, "val": 64}, samples_per_shard=32, draw=bright_above)
+    add_side_table(corpus, "masks", "mask", "mask", mask_of)
+    # Lesions of three images: a pair, and one in no item.
+    add_side_table(corpus, "lesions", "lesion", "text", lambda index: f"lesion {index // 3}")
 
     whole = learned(corpus, tmp_path / "whole", objective)
     wait_for(lambda: not training_workers(), "the end of the workers", interval_s=0.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import resource
 from collections import Counter, defaultdict
@@ -334,3 +335,26 @@ def test_a_full_folder_of_temporary_files_is_named() -> None:
             collected([table], RAW, max_held_bytes=0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def meta(patient: str | None, lesion: str | None) -> dict[str, Any]:
+    return {"patient_id": patient, "lesion_id": lesion}
+
+
+def test_images_of_a_patient_and_of_a_lesion_follow_each_other_where_they_are_kept_together() -> None:
+    """The order is another one, and nothing else: splits, shards' sizes and rows stay."""
+    number = range(1, 61)
+    rows = [raw_row(n, group=f"p{n % 7}", meta=meta(f"p{n % 7}", f"l{n % 14}" if n % 3 else None)) for n in number]
+    apart, together = (plan(raw_rows(*rows), keep_together=flag) for flag in (False, True))
+    assert split_of(apart) == split_of(together)
+    assert [(spec.name, spec.num_rows) for spec in apart.shards] == [(s.name, s.num_rows) for s in together.shards]
+    for split in ("train", "val"):
+        found = [row for spec in together.shards if spec.split == split for row in spec.rows.to_pylist()]
+        patients = [row["group"] for row in found]
+        lesions = [(row["group"], row["meta"]["lesion_id"]) for row in found]
+        for names in (patients, lesions):
+            assert sum(1 for _ in itertools.groupby(names)) == len(set(names))
+        others = [row["group"] for spec in apart.shards if spec.split == split for row in spec.rows.to_pylist()]
+        assert sum(1 for _ in itertools.groupby(others)) > len(set(others))
+    with pytest.raises(CorpusError, match="keep_together=true: no row of the table says which patient or lesion"):
+        plan(raw_rows(raw_row(1), raw_row(2)), keep_together=True)

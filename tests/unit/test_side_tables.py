@@ -22,6 +22,8 @@ from dermray.corpus.manifest import Manifest
 from dermray.corpus.shards import ShardIndex
 from dermray.corpus.side_tables import side_index
 from dermray.errors import ConfigError, CorpusError, ImageError
+from dermray.ingest import decoding
+from dermray.ingest.corpora import Corpora
 from dermray.prepare import report
 from dermray.prepare.commit import commit
 from dermray.prepare.generations import Generation, content, identity
@@ -31,6 +33,7 @@ from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import ShardMaker
 from dermray.prepare.sides import SideMaker, Sides, gathered, join
 from tests.conftest import ROOT
+from tests.corpora import add_side_table, write_prepared_corpus
 from tests.raw_corpus import photograph
 
 NUM = 11
@@ -276,3 +279,40 @@ def test_masks_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(ImageError) as caught:
         masks.decode_mask(png(grey), max_pixels=100)
     assert caught.value.reason == "too_many_pixels"
+
+
+def test_the_loader_finds_what_side_tables_say_among_the_columns_of_a_row(tmp_path: Path) -> None:
+    """Of one corpus as of several; a view that asks for what no table says is told so."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        write_prepared_corpus(folder, {"train": 10}, row_group_size=4, samples_per_shard=6)
+        add_side_table(folder, "times", "days", "number", lambda index: None if index == 2 else index + 0.5)
+        add_side_table(folder, "states", "state", "text", lambda index: f"state {index}")
+    columns = ["sides.times.days", "source_id", "sides.states.state"]
+    for chosen in (folders[:1], folders):
+        corpora = Corpora.load([str(folder) for folder in chosen]).select("train")
+        index = corpora.index("digests", columns)
+        # Shards of 4 + 2 and 4 samples.
+        assert index.starts.tolist() == [0, 4, 6, 10, 14, 16, 20][: 3 * len(chosen) + 1]
+        groups = [decoding.unpacked(group) for group in decoding.read(index, range(3 * len(chosen)), columns)]
+        assert all(group.schema.names == [*columns, "sample_id"] for group in groups)
+        days = [day for group in groups for day in group["sides.times.days"].to_pylist()]
+        assert days == [0.5, 1.5, None, 3.5, 4.5, 5.5, 0.5, 1.5, None, 3.5] * len(chosen)
+        assert groups[1]["sides.states.state"].to_pylist() == ["state 4", "state 5"]
+    assert isinstance(Corpora.load([str(folders[0])]).index(), ShardIndex)
+    with pytest.raises(CorpusError, match=r"a has no side table 'time'; it has: times, states"):
+        corpora.index(columns=["sides.time.days"])
+    with pytest.raises(CorpusError, match=r"a: the side table 'times' has no column 'day'; it has: days"):
+        corpora.index(columns=["sides.times.day"])
+
+
+def test_a_side_file_of_other_samples_is_refused(tmp_path: Path) -> None:
+    manifest = write_prepared_corpus(tmp_path, {"train": 8}, row_group_size=4, samples_per_shard=4)
+    manifest = add_side_table(tmp_path, "times", "days", "number", float)
+    (table,) = manifest.side_tables
+    turned = table.model_copy(update={"shards": table.shards[::-1]})
+    index = Corpora.of(str(tmp_path), manifest.model_copy(update={"side_tables": (turned,)})).index(
+        columns=["sides.times.days"]
+    )
+    with pytest.raises(CorpusError, match=r"row group 0 of sides/times/train-00001.parquet is not about the samples"):
+        index.read_row_group(0, ["sides.times.days"])

@@ -6,13 +6,18 @@ groups, so that what is said of a row group of samples is one row group too, and
     data/train-00000-1f3c….parquet            sample_id image captions …      row groups 128 128 57
     sides/masks/train-00000-77ab….parquet     sample_id mask                  row groups 128 128 57
 
-A sample of which the table says nothing has nulls there.
+A sample of which the table says nothing has nulls there. Beside the columns of the samples its column `mask` is called
+`sides.masks.mask`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from dermray import storage
@@ -22,6 +27,7 @@ from dermray.errors import CorpusError
 
 ID = "sample_id"
 FOLDER = "sides"
+_AMONG_COLUMNS = "sides."
 _TYPES: Mapping[SideKind, pa.DataType] = {"text": pa.string(), "number": pa.float64(), "mask": pa.binary()}
 
 
@@ -62,3 +68,96 @@ def side_index(corpus: str, manifest: Manifest, name: str, verify: Verify = "aut
     whole = verify == "digests" or (verify == "auto" and storage.is_local(corpus))
     digests = {side.path: side.sha256 for side in table.shards} if whole else {}
     return ShardIndex(samples.corpus, locations, samples.starts, digests)
+
+
+class RowGroups(Protocol):
+    """What a reader needs to know of samples that lie in row groups, numbered from 0 on."""
+
+    @property
+    def corpus(self) -> str:
+        """URI, for messages."""
+        ...
+
+    @property
+    def starts(self) -> np.ndarray:
+        """First sample of every row group plus the total at the end, int64 `[num_row_groups + 1]`."""
+        ...
+
+    def read_row_group(self, group: int, columns: Sequence[str]) -> pa.Table:
+        """These columns of one row group.
+
+        Raises:
+            CorpusError: its shard is shorter than its manifest says, damaged, or gone.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SidedIndex:
+    """Where samples lie, and what side tables say of them.
+
+    Attributes:
+        samples: the index of the samples.
+        tables: that of each side table, by its name.
+    """
+
+    samples: ShardIndex
+    tables: Mapping[str, ShardIndex]
+
+    @property
+    def corpus(self) -> str:
+        """URI of the corpus."""
+        return self.samples.corpus
+
+    @property
+    def starts(self) -> np.ndarray:
+        """As `ShardIndex.starts`."""
+        return self.samples.starts
+
+    def read_row_group(self, group: int, columns: Sequence[str]) -> pa.Table:
+        """One row group with columns of the samples and, as `sides.TABLE.COLUMN`, of side tables.
+
+        Raises:
+            CorpusError: a file is shorter than the manifest says, damaged, or gone, or has other samples.
+        """
+        own = [name for name in columns if not name.startswith(_AMONG_COLUMNS)]
+        table = self.samples.read_row_group(group, list(dict.fromkeys([*own, ID])))
+        for name, wanted in _by_table(columns).items():
+            beside = self.tables[name].read_row_group(group, [ID, *wanted])
+            if beside[ID] != table[ID]:
+                path, number = self.tables[name].locations[group]
+                raise CorpusError(
+                    f"{self.corpus}: row group {number} of {path} is not about the samples of its shard; "
+                    "prepare the corpus again"
+                )
+            for column in wanted:
+                table = table.append_column(f"{_AMONG_COLUMNS}{name}.{column}", beside[column])
+        return table.select(columns)
+
+
+def index_of(corpus: str, manifest: Manifest, columns: Sequence[str], verify: Verify = "auto") -> RowGroups:
+    """The index of a manifest (or of one split of it), with the side tables of which there are columns.
+
+    Raises:
+        CorpusError: the corpus has no such table, or the table no such column.
+    """
+    samples, asked = ShardIndex.of(corpus, manifest, verify), _by_table(columns)
+    for name, wanted in asked.items():
+        known = side_table(corpus, manifest, name).columns
+        if missing := [column for column in wanted if column not in known]:
+            raise CorpusError(
+                f"{corpus}: the side table {name!r} has no column {missing[0]!r}; it has: {', '.join(known)}"
+            )
+    return (
+        SidedIndex(samples, {name: side_index(corpus, manifest, name, verify) for name in asked}) if asked else samples
+    )
+
+
+def _by_table(columns: Sequence[str]) -> dict[str, list[str]]:
+    """Columns of side tables, by table: `["image", "sides.masks.mask"]` → `{"masks": ["mask"]}`."""
+    asked: dict[str, list[str]] = defaultdict(list)
+    for name in columns:
+        if name.startswith(_AMONG_COLUMNS):
+            table, _, column = name.removeprefix(_AMONG_COLUMNS).partition(".")
+            asked[table].append(column)
+    return dict(asked)

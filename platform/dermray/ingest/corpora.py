@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from dermray.corpus.manifest import Manifest
-from dermray.corpus.shards import ShardIndex, Verify
+from dermray.corpus.shards import Verify
+from dermray.corpus.side_tables import RowGroups, index_of
 from dermray.errors import SplitError
 
 # Between the digests of several corpora; none is hexadecimal.
@@ -72,17 +73,21 @@ class Corpora:
         """Samples of every row group, int64 `[num_row_groups]`."""
         return np.concatenate([manifest.row_group_sizes() for manifest in self.manifests])
 
-    def index(self, verify: Verify = "auto") -> ShardIndex | JoinedIndex:
-        """Where each sample lies."""
-        parts = [ShardIndex.of(uri, of, verify) for uri, of in zip(self.uris, self.manifests, strict=True)]
+    def index(self, verify: Verify = "auto", columns: Sequence[str] = ()) -> RowGroups:
+        """Where each sample lies, and what the side tables say of it that these columns are of.
+
+        Raises:
+            CorpusError: a corpus has no such side table, or no such column in it.
+        """
+        parts = [index_of(uri, of, columns, verify) for uri, of in zip(self.uris, self.manifests, strict=True)]
         return parts[0] if len(parts) == 1 else JoinedIndex(tuple(parts))
 
 
 @dataclass(frozen=True)
 class JoinedIndex:
-    """Where each sample of several corpora lies; of what the loader asks of it as a `ShardIndex`."""
+    """Where each sample of several corpora lies."""
 
-    parts: tuple[ShardIndex, ...]
+    parts: tuple[RowGroups, ...]
 
     @property
     def corpus(self) -> str:
@@ -102,10 +107,11 @@ class JoinedIndex:
             CorpusError: its shard is shorter than its manifest says, damaged, or gone.
         """
         for part in self.parts:
-            if group < len(part.locations):
+            num_groups = len(part.starts) - 1
+            if group < num_groups:
                 table = part.read_row_group(group, columns)
                 return table.replace_schema_metadata({_READ_FROM: part.corpus.encode()})
-            group -= len(part.locations)
+            group -= num_groups
         raise IndexError(f"{self.corpus} have no row group {group}")
 
 

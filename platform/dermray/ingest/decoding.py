@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dermray.corpus.shards import ShardIndex
+from dermray.corpus.side_tables import RowGroups
 from dermray.ingest import augment
-from dermray.ingest.corpora import JoinedIndex, read_from
+from dermray.ingest.corpora import read_from
 from dermray.ingest.views import Arrays, Item, Row, Views
 
 # Of every row, for messages.
 NAMED_BY = "sample_id"
 
 
-def read(index: ShardIndex | JoinedIndex, groups: Sequence[int], columns: Sequence[str]) -> list[pa.Buffer]:
+def read(index: RowGroups, groups: Sequence[int], columns: Sequence[str]) -> list[pa.Buffer]:
     """Row groups by their numbers in manifest order, fetched at the same time and packed for `unpacked`.
 
     Raises:
@@ -69,6 +69,7 @@ class Decoder:
         group_of: npt.NDArray[np.int64],
         row_of: npt.NDArray[np.int64],
         *,
+        lengths: npt.NDArray[np.int64] | None = None,
         out: Arrays | None = None,
     ) -> Arrays:
         """Make the arrays of n draws.
@@ -79,7 +80,8 @@ class Decoder:
             draws: of the epoch's plan, which seed the random choices.
             row_groups: those that hold their samples.
             group_of: position in `row_groups` of each draw's row group.
-            row_of: and its row there.
+            row_of: and its row there, the first of its item.
+            lengths: rows of each draw's item, which follow each other; None: one each.
             out: contiguous arrays as declared, which are new memory otherwise.
 
         Raises:
@@ -88,9 +90,15 @@ class Decoder:
         arrays = self.empty(step, len(draws)) if out is None else out
         columns = [dict(zip(group.schema.names, group.columns, strict=True)) for group in row_groups]
         corpora = [read_from(group.schema.metadata) or self.corpus for group in row_groups]
+        ends = row_of + (1 if lengths is None else lengths)
         items = [
-            Item((Row(columns[number], row, corpora[number]),), augment.generator(self.seed, epoch, draw))
-            for number, row, draw in zip(group_of.tolist(), row_of.tolist(), draws.tolist(), strict=True)
+            Item(
+                tuple(Row(columns[number], row, corpora[number]) for row in range(first, end)),
+                augment.generator(self.seed, epoch, draw),
+            )
+            for number, first, end, draw in zip(
+                group_of.tolist(), row_of.tolist(), ends.tolist(), draws.tolist(), strict=True
+            )
         ]
         self.views.make(items, arrays)
         return arrays

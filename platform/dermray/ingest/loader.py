@@ -76,6 +76,7 @@ class Loader:
         world_size: number of workers.
         num_steps: total steps of the run; the last epoch may be cut.
         counts: epoch → how often each sample is drawn (`EpochPlan`), with the same sum each time; None: once each.
+        items: samples of the item that begins with each that is drawn (`dermray.ingest.items`); None: one each.
 
     Raises:
         PlanError: the corpus and the global batch do not admit the world.
@@ -90,6 +91,7 @@ class Loader:
     world_size: int
     num_steps: int
     counts: Counts | None = None
+    items: npt.NDArray[np.int64] | None = None
     _num_draws: int | None = field(default=None, init=False, repr=False)
     _plans: dict[int, EpochPlan] = field(default_factory=dict, init=False, repr=False)
 
@@ -97,7 +99,7 @@ class Loader:
         first = self._plan(0)
         first.streams_of(self.rank, self.world_size)  # refuses an inadmissible world before any work
         self.steps_per_epoch, self._num_draws = len(first), first.num_draws
-        self._index = self.corpora.index(self.settings.verify)
+        self._index = self.corpora.index(self.settings.verify, self.views.columns)
         self._decoder = Decoder(self._index.corpus, self.seed, self.views)
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
@@ -113,6 +115,7 @@ class Loader:
             rank=self.rank,
             world_size=self.world_size,
             cpus_per_task=self.settings.cpus_per_task,
+            items=self.items,
         )
         memory = BatchMemory()
         decoded = self._decoded(tasks, start_step)

@@ -107,11 +107,6 @@ class EpochPlan:
         return self._num_steps
 
     @property
-    def num_not_drawn(self) -> int:
-        """Samples that are drawn 0 times."""
-        return 0 if self._counts is None else int((self._counts == 0).sum())
-
-    @property
     def num_samples_used(self) -> int:
         """Draws that are in a global batch, as the streams have them."""
         return self._num_steps * sum(self._width(stream) for stream in range(self.num_streams))

@@ -18,10 +18,9 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
-from dermray.corpus.shards import ShardIndex
+from dermray.corpus.side_tables import RowGroups
 from dermray.errors import DermRayError
 from dermray.ingest import decoding
-from dermray.ingest.corpora import JoinedIndex
 from dermray.ingest.decoding import Decoder
 from dermray.ingest.plan import EpochPlan
 from dermray.ingest.schedule import Chunk
@@ -45,19 +44,21 @@ class RankTasks:
         rank: of the training worker.
         world_size: number of training workers.
         cpus_per_task: logical CPUs that Ray reserves for a task.
+        items: samples of the item that begins with each (`dermray.ingest.items`), `[num_samples]`; None: one each.
     """
 
     def __init__(
         self,
-        index: ShardIndex | JoinedIndex,
+        index: RowGroups,
         decoder: Decoder,
         plan_of: Callable[[int], EpochPlan],
         *,
         rank: int,
         world_size: int,
         cpus_per_task: float,
+        items: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        self._starts = index.starts
+        self._starts, self._items = index.starts, items
         self._plan_of = plan_of
         self._rank, self._world_size = rank, world_size
         # Both travel inside the functions: Ray sends a function to a process once, an argument with every call.
@@ -131,8 +132,10 @@ class RankTasks:
         held = [self._held[epoch, int(group)] for group in used]
         bundles = list(dict.fromkeys(ref for ref, _ in held))
         places = [(bundles.index(ref), place) for ref, place in held]
-        rows = draws % self._starts[-1] - self._starts[groups]
-        return self._decode.remote(step, epoch, draws, places, group_of, rows, *bundles)
+        samples = draws % self._starts[-1]
+        lengths = None if self._items is None else self._items[samples]
+        where = (places, group_of, samples - self._starts[groups], lengths)
+        return self._decode.remote(step, epoch, draws, *where, *bundles)
 
     def _groups(self, draws: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return np.searchsorted(self._starts, draws % self._starts[-1], side="right") - 1
@@ -149,7 +152,7 @@ class RankTasks:
                 del self._held[epoch, group]
 
 
-def _reading(index: ShardIndex | JoinedIndex, columns: Sequence[str]) -> Callable[..., list[pa.Buffer]]:
+def _reading(index: RowGroups, columns: Sequence[str]) -> Callable[..., list[pa.Buffer]]:
     def read(groups: list[int]) -> list[pa.Buffer]:
         return decoding.read(index, groups, columns)
 
@@ -175,10 +178,11 @@ def _decoding(decoder: Decoder) -> Callable[..., Arrays]:
         places: list[tuple[int, int]],
         group_of: npt.NDArray[np.int64],
         row_of: npt.NDArray[np.int64],
+        lengths: npt.NDArray[np.int64] | None,
         *bundles: list[pa.Buffer],
     ) -> Arrays:
         row_groups = [decoding.unpacked(bundles[bundle][place]) for bundle, place in places]
         out = {name: lent(name, spec, len(draws)) for name, spec in decoder.views.specs(step).items()}
-        return decoder(step, epoch, draws, row_groups, group_of, row_of, out=out)
+        return decoder(step, epoch, draws, row_groups, group_of, row_of, lengths=lengths, out=out)
 
     return decode

@@ -74,7 +74,10 @@ class Views(Protocol):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Of the corpus: what rows shall have; `sample_id` they always have."""
+        """Of the corpus: what rows shall have; `sample_id` they always have.
+
+        Those of a side table are `sides.TABLE.COLUMN`, such as `sides.masks.mask`, None where it says nothing.
+        """
         ...
 
     def specs(self, step: int) -> Mapping[str, ArraySpec]:

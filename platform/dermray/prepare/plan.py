@@ -1,8 +1,9 @@
 """Which sample goes into which split, shard and place: a pure function of rows, configuration and what is committed.
 
 Rows of one image become one sample. Splits are drawn inside each condition, in the order of a hash of the group, and
-never part a group. The order inside a split is a seeded shuffle, so every shard is a random draw of its split. Rows
-that join a committed corpus follow their groups and come into shards of their own.
+never part a group. The order inside a split is a seeded shuffle of its images, or of groups of images that are kept
+together, so every shard is a random draw of its split. Rows that join a committed corpus follow their groups and come
+into shards of their own.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from dermray.prepare.dealing import Dealt, deal
 from dermray.prepare.digests import image_digests
 from dermray.prepare.settings import TRAIN
 from dermray.prepare.sources.rows import DroppedRow, RawRows
-from dermray.prepare.splitting import NOTHING, Holdings, narrow_rows, split_images
+from dermray.prepare.splitting import NOTHING, Holdings, belonging, narrow_rows, split_images
 from dermray.raw.spill import blocks, collected
 
 # Reasons for which a row is dropped before its image is looked at, in the order in which they are tried.
@@ -99,16 +100,22 @@ def usable_rows(raw: RawRows, *, keep_untexted: bool = False) -> Usable:
 
 
 def plan_shards(
-    usable: Usable, *, split: str | Mapping[str, float], seed: int, rows_per_shard: int, held: Holdings = NOTHING
+    usable: Usable,
+    *,
+    split: str | Mapping[str, float],
+    seed: int,
+    rows_per_shard: int,
+    held: Holdings = NOTHING,
+    keep_together: bool = False,
 ) -> Plan:
-    """Assign splits, shuffle, cut into shards.
+    """Assign splits, shuffle, cut into shards; `keep_together`: images of a group follow each other.
 
     Raises:
-        CorpusError: the source prescribes a split whose name cannot be one.
+        CorpusError: the source prescribes a split whose name cannot be one, or no row says what to keep together.
         StorageError: the rows are too many for memory, and the disk for temporary files is full.
     """
     table = usable.table
-    places, num_images, cuts = _placed(table, split, seed, rows_per_shard, held)
+    places, num_images, cuts = _placed(table, split, seed, rows_per_shard, held, keep_together)
     dealt = deal(table, places, [shard for _, _, shard in cuts])
     shards = tuple(ShardSpec(name, index, rows) for (name, index, _), rows in zip(cuts, dealt, strict=True))
     num_rows = table.num_rows + len(usable.dropped)
@@ -118,12 +125,18 @@ def plan_shards(
 
 
 def _placed(
-    table: pa.Table, split: str | Mapping[str, float], seed: int, rows_per_shard: int, held: Holdings
+    table: pa.Table,
+    split: str | Mapping[str, float],
+    seed: int,
+    rows_per_shard: int,
+    held: Holdings,
+    keep_together: bool,
 ) -> tuple[np.ndarray, int, list[tuple[str, int, range]]]:
     """`(place of each row's image, number of images, shards as _cut gives them)`; what it took is not kept."""
     narrow = narrow_rows(table, seed)
     names, splits = split_images(table, narrow, split, seed, held)
-    places, cuts = _cut(names, splits, rows_per_shard, held.num_shards)
+    belongs = belonging(table, narrow, seed) if keep_together else None
+    places, cuts = _cut(names, splits, rows_per_shard, held.num_shards, belongs)
     return places[narrow.image], narrow.num_images, cuts
 
 
@@ -191,7 +204,11 @@ def _dropped(table: pa.Table, reasons: pa.Array) -> list[DroppedRow]:
 
 
 def _cut(
-    names: Sequence[str], splits: np.ndarray, rows_per_shard: int, taken: Mapping[str, int]
+    names: Sequence[str],
+    splits: np.ndarray,
+    rows_per_shard: int,
+    taken: Mapping[str, int],
+    belongs: np.ndarray | None,
 ) -> tuple[np.ndarray, list[tuple[str, int, range]]]:
     """`(place of each image in the corpus [num_images], (split, number, places) of each shard)`; train comes first."""
     places = np.empty(len(splits), dtype=np.int32)
@@ -199,13 +216,23 @@ def _cut(
     begin = 0
     for split in sorted((names[code] for code in np.unique(splits)), key=lambda name: (name != TRAIN, name)):
         members = np.flatnonzero(splits == names.index(split))
+        if belongs is not None:
+            # Groups [b a b c] are laid as [b b a c], each to where its first image is; in a group its lesions likewise.
+            groups, lesions = (_first_places(codes) for codes in belongs[:, members])
+            members = members[np.lexsort((lesions, groups))]
         end = begin + len(members)
         places[members] = np.arange(begin, end, dtype=np.int32)
-        firsts = range(begin, end, rows_per_shard)
+        begins = range(begin, end, rows_per_shard)
         numbers = itertools.count(taken.get(split, 0))
         cuts += [
             (split, number, range(first, min(first + rows_per_shard, end)))
-            for number, first in zip(numbers, firsts, strict=False)
+            for number, first in zip(numbers, begins, strict=False)
         ]
         begin = end
     return places, cuts
+
+
+def _first_places(codes: np.ndarray) -> np.ndarray:
+    """Where each value stands first: `[7, 4, 7, 9]` → `[0, 1, 0, 3]`."""
+    _, firsts, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    return firsts[inverse]

@@ -78,6 +78,10 @@ class PrepareConfig(Config):
     keep_untexted: bool = Field(
         False, description="true: images of which no text says anything are samples too, to learn from images alone"
     )
+    keep_together: bool = Field(
+        False,
+        description="true: images of a patient, and of a lesion, follow each other, to be learned from together",
+    )
     side_tables: dict[str, SideTableConfig] = Field(
         {}, description="tables keyed by sample, by name, kept beside the shards (side_tables.masks.uri=masks.csv)"
     )
@@ -202,7 +206,7 @@ class PrepareConfig(Config):
         how = {"output", "cpus_per_task", "max_tasks", "num_fetch_threads", "wait_for_output_s"}
         how |= {"run_name", "cluster", "tracking"}
         content = self.model_dump(mode="json", exclude=how | {"max_dropped_fraction", "if_exists", "rewrite"})
-        for name in ("side_tables", "keep_untexted"):
+        for name in ("side_tables", "keep_untexted", "keep_together"):
             if not content[name]:
                 del content[name]
         if self.licence is None:

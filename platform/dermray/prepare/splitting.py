@@ -90,6 +90,29 @@ def narrow_rows(table: pa.Table, seed: int) -> Narrow:
     return Narrow(codes, drawn, grouped, ranks[label], prescribed, list(splits), len(distinct), len(labels))
 
 
+def belonging(table: pa.Table, narrow: Narrow, seed: int) -> np.ndarray:
+    """Numbers of each image's group and lesion, uint64 `[2, num_images]`; those of its first row.
+
+    Raises:
+        CorpusError: no row has either.
+    """
+    lesions, end, any_lesion = np.empty(table.num_rows, np.uint64), 0, False
+    for block in blocks(table):
+        names = pc.struct_field(block["meta"].combine_chunks(), "lesion_id")
+        any_lesion |= names.null_count < len(names)
+        rows = slice(end, end := end + block.num_rows)
+        lesions[rows] = _hashed(pc.fill_null(names, ""), partial(hashes, seed=seed, purpose="lesion"))
+    if not any_lesion and not narrow.grouped.any():
+        raise CorpusError(
+            "keep_together=true: no row of the table says which patient or lesion its image is of; name the column "
+            "with columns.patient_id=, columns.lesion_id= or columns.group=, or leave keep_together out"
+        )
+    found = np.empty((2, narrow.num_images), np.uint64)
+    # Backwards, so that the first row is the last to be written.
+    found[:, narrow.image[::-1]] = np.stack([narrow.drawn, lesions])[:, ::-1]
+    return found
+
+
 def _hashed(texts: pa.Array, function: partial[np.ndarray]) -> np.ndarray:
     """A number of each text, made once for each different one."""
     encoded = texts.dictionary_encode()

@@ -115,7 +115,12 @@ def _planned(
         if held.images:
             usable = without_known(usable, config.input, held.images)
         plan = plan_shards(
-            usable, split=config.split, seed=config.seed, rows_per_shard=config.rows_per_shard, held=held
+            usable,
+            split=config.split,
+            seed=config.seed,
+            rows_per_shard=config.rows_per_shard,
+            held=held,
+            keep_together=config.keep_together,
         )
         tree = _tree(raw, committed.ontology)
         ontology, learned = labels.learn_branches(raw.table, tree)

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from dermray.corpus.accounts import require_balance, told_in_words
+from dermray.corpus.manifest import Manifest
 from dermray.errors import PlanError
 from dermray.ingest import draws
+from dermray.ingest import items as several
 from dermray.ingest.corpora import Corpora
 from dermray.ingest.plan import Counts, EpochPlan, checked_counts
 from dermray.train.checkpoint import DRAWS
@@ -36,6 +38,7 @@ class CorpusDraws:
         of_objective: how often the objective draws each sample, by epoch; None: once each.
         kept: 1 for samples that are trained on, 0 for those outside `data.fraction`; None: all are.
         length: draws of every epoch; None: as many as the other attributes say.
+        items: samples of the item that begins with each, int64 `[num_samples]`; None: each is one.
     """
 
     uri: str
@@ -43,6 +46,7 @@ class CorpusDraws:
     of_objective: Counts | None
     kept: np.ndarray | None
     length: int | None = None
+    items: np.ndarray | None = None
 
     def weights(self, epoch: int) -> np.ndarray:
         """What the objective draws of the kept samples, int64 `[num_samples]`."""
@@ -50,6 +54,8 @@ class CorpusDraws:
         drawn = np.ones(num_samples, dtype=np.int64)
         if self.of_objective is not None:
             drawn = checked_counts(self.of_objective(epoch), num_samples)
+        if self.items is not None:
+            drawn = drawn * (self.items > 0)
         return drawn if self.kept is None else drawn * self.kept
 
     def counts(self, epoch: int, seed: int) -> np.ndarray:
@@ -69,24 +75,32 @@ class CorpusDraws:
 
     def left_out(self, counts: np.ndarray) -> dict[str, int]:
         """How many samples the first epoch leaves out, by reason, given its counts."""
-        num_not_kept = 0 if self.kept is None else int((self.kept == 0).sum())
-        num_unused = int((self.weights(0) == 0).sum())
-        num_left_out = int((counts == 0).sum())
+        used = several.covered(self.weights(0) > 0, self.items)
+        num_not_kept = 0 if self.kept is None else int(((self.kept == 0) & ~used).sum())
+        num_unused = int((~used).sum())
+        num_left_out = len(counts) - self.num_drawn(counts)
         return {NOT_KEPT: num_not_kept, NOT_DRAWN: num_unused - num_not_kept, NOT_YET: num_left_out - num_unused}
+
+    def num_drawn(self, counts: np.ndarray) -> int:
+        """How many different samples are in an item that is drawn, given counts of an epoch."""
+        return int(several.covered(counts > 0, self.items).sum())
 
 
 def trajectory(config: PretrainConfig, corpora: Corpora) -> dict[str, Any]:
     """All that decides the weights over whole corpora: the keys, and what the run draws by counts.
 
-    Of the draws it is the SHA-256 of the first two epochs' counts: an objective whose code draws others now than when
-    a run began must not go on with that run. None: each sample is drawn once.
+    Of the draws it is the SHA-256 of the first two epochs' counts, and of the items: an objective whose code draws
+    others now than when a run began must not go on with that run. None: each sample is drawn once.
 
     Raises:
         CorpusError: a corpus has no such split.
     """
-    drawn, digest = counts(config, corpora.select(config.data.split)), None
+    split, digest = corpora.select(config.data.split), None
+    drawn, of_several = counts(config, split), items(config, split)
     if drawn is not None:
-        digest = hashlib.sha256(b"".join(np.asarray(drawn(epoch), np.int64).tobytes() for epoch in (0, 1))).hexdigest()
+        parts = [np.asarray(drawn(epoch), np.int64) for epoch in (0, 1)]
+        parts += [] if of_several is None else [of_several]
+        digest = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
     return {**config.trajectory(), DRAWS: digest}
 
 
@@ -97,9 +111,28 @@ def counts(config: PretrainConfig, split: Corpora) -> Counts | None:
         PlanError: a corpus has too small a weight, or what the objective says of the first epoch says nothing.
     """
     parts = _of_corpora(config, split)
-    if all(part.of_objective is None and part.kept is None and part.length is None for part in parts):
+    if all(value is None for part in parts for value in (part.of_objective, part.kept, part.length, part.items)):
         return None
     return lambda epoch: np.concatenate([part.counts(epoch, config.seed) for part in parts])
+
+
+def items(config: PretrainConfig, split: Corpora) -> np.ndarray | None:
+    """Samples of the item that begins with each of the split, int64 `[num_samples]`; None: each is an item.
+
+    Raises:
+        PlanError: what the objective says are no items.
+    """
+    of_parts = [_items_of(config, uri, of) for uri, of in zip(split.uris, split.manifests, strict=True)]
+    found = [part for part in of_parts if part is not None]
+    return np.concatenate(found) if found else None
+
+
+def _items_of(config: PretrainConfig, uri: str, manifest: Manifest) -> np.ndarray | None:
+    """Items of one corpus, whose objective is asked as by a run over it alone."""
+    of_kind = kinds.find(config.objective.kind).items
+    if of_kind is None:
+        return None
+    return several.checked(of_kind(config.model_copy(update={"corpus": uri}), manifest), manifest.row_group_sizes())
 
 
 def _of_corpora(config: PretrainConfig, split: Corpora) -> list[CorpusDraws]:
@@ -111,7 +144,7 @@ def _of_corpora(config: PretrainConfig, split: Corpora) -> list[CorpusDraws]:
         alone = config.model_copy(update={"corpus": uri})
         of_objective = None if of_kind is None else of_kind(alone, manifest)
         kept = None if fraction == 1 else draws.share(sizes, seed=config.seed, fraction=fraction)
-        parts.append(CorpusDraws(uri, sizes, of_objective, kept))
+        parts.append(CorpusDraws(uri, sizes, of_objective, kept, items=_items_of(config, uri, manifest)))
     weights = [share.weight for share in config.corpora if share.weight is not None]
     if not weights and fraction == 1:
         return parts
@@ -178,14 +211,15 @@ def account(config: PretrainConfig, corpora: Corpora) -> str:
         for part, of_part in zip(parts, of_parts, strict=True)
     ]
     by_corpus = f"; draws by corpus: {', '.join(shares)}" if len(parts) > 1 else ""
-    if plan.num_draws == plan.num_samples and not plan.num_not_drawn:
+    num_drawn = sum(part.num_drawn(of_part) for part, of_part in zip(parts, of_parts, strict=True))
+    if plan.num_draws == plan.num_samples == num_drawn:
         figures = require_balance("epoch", plan.num_samples, plan.num_samples_used, told)
         return f"an epoch of the split {config.data.split}: {told_in_words(figures)}{by_corpus}"
     figures = require_balance("epoch", plan.num_draws, plan.num_samples_used, told)
     not_drawn = Counter[str]()
     for part, of_part in zip(parts, of_parts, strict=True):
         not_drawn.update(part.left_out(of_part))
-    samples = require_balance("split", plan.num_samples, plan.num_samples - plan.num_not_drawn, not_drawn)
+    samples = require_balance("split", plan.num_samples, num_drawn, not_drawn)
     return (
         f"an epoch of the split {config.data.split} draws {told_in_words(samples)}; "
         f"of its draws: {told_in_words(figures, unit='draws')}{by_corpus}"

@@ -140,6 +140,7 @@ def _build(
         world_size=world_size,
         num_steps=0,
         counts=epochs.counts(config, split),
+        items=epochs.items(config, split),
     )
     loader.num_steps = config.num_steps(loader.steps_per_epoch)
     trainer = loop.Trainer(

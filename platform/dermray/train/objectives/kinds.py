@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from dermray import extensions
@@ -61,12 +62,16 @@ class ObjectiveKind:
             of both, the epoch and the corpus, with the same sum each epoch. A sample that the objective cannot use is
             drawn 0 times, one of a rare class perhaps twice. None: once each. A run does not resume with other draws.
             Of several corpora it is asked for each alone, by a configuration whose `corpus` is that one.
+        items: likewise `(PretrainConfig, Manifest)` → int64 `[num_samples]`, samples of the item that begins with each,
+            which follow each other in a row group; 0: none begins there (`dermray.ingest.items`). Batches are of items,
+            `counts` says how often each is drawn at its first sample. None: every sample is an item.
     """
 
     settings: type[ObjectiveConfig]
     module: str
     scores: Mapping[str, Best] = field(default_factory=dict)
     counts: Callable[[Any, Manifest], Counts | None] | None = None
+    items: Callable[[Any, Manifest], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         unsaid = undeclared(self.settings)
