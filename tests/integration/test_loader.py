@@ -196,6 +196,7 @@ def test_samples_are_drawn_by_counts_and_each_copy_is_treated_otherwise(root: Pa
     seen: list[list[int]] = [[], []]
     for batch in loader.batches():
         samples, copies = batch.draws % len(counts), batch.draws // len(counts)
+        np.testing.assert_array_equal(batch.samples, samples)
         assert (copies < np.roll(counts, batch.epoch)[samples]).all()
         assert batch["is_dark"].tolist() == dark[samples].tolist()
         for draw, drawn in zip(batch.draws.tolist(), batch["drawn"], strict=True):

@@ -69,6 +69,14 @@ def test_what_no_corpora_are_is_refused(corpus: str, message: str) -> None:
         configured(corpus)
 
 
+def test_a_corpus_of_which_the_first_epoch_draws_nothing_has_no_draws_in_the_others() -> None:
+    weights = np.array([0, 1, 2])
+    none = epochs.CorpusDraws("c", np.array([3]), lambda epoch: np.roll(weights, epoch), np.array([1, 0, 0]), 0)
+    assert [none.counts(epoch, 0).sum() for epoch in range(3)] == [0, 0, 0]
+    with pytest.raises(PlanError, match="the objective uses none of the samples of a, b"):
+        epochs._weighted(0, [1, 2], ["a", "b"])
+
+
 @given(st.integers(0, 1000), st.lists(st.floats(0.01, 100), min_size=1, max_size=6))
 def test_shares_add_up_and_are_exact_to_one(total: int, weights: list[float]) -> None:
     parts = draws.apportioned(total, weights)

@@ -69,6 +69,13 @@ def test_what_are_no_items_is_refused(lengths: object, said: str) -> None:
         items.checked(lengths, np.array([2, 2]))  # type: ignore[arg-type]
 
 
+def test_groups_are_one_a_sample_and_items_have_some() -> None:
+    for groups, most in ((["a", "b"], 0), (["a"], 1)):
+        with pytest.raises(PlanError, match=rf"items of at most {most} of 2 samples with {len(groups)} groups"):
+            items.of_neighbours(groups, np.array([2]), most=most)
+    assert items.of_neighbours(["a", "a"], np.array([2, 0]), most=2).tolist() == [2, 0]
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     """20 samples in row groups of 8, 4 and 8; lesions of three images, so a pair and a single each."""

@@ -295,7 +295,10 @@ def test_the_loader_finds_what_side_tables_say_among_the_columns_of_a_row(tmp_pa
         # Shards of 4 + 2 and 4 samples.
         assert index.starts.tolist() == [0, 4, 6, 10, 14, 16, 20][: 3 * len(chosen) + 1]
         groups = [decoding.unpacked(group) for group in decoding.read(index, range(3 * len(chosen)), columns)]
-        assert all(group.schema.names == [*columns, "sample_id"] for group in groups)
+        assert all({*group.schema.names} == {*columns, "sample_id"} for group in groups)
+        assert index.read_row_group(0, ["meta.lesion_id", "sides.times.days"]).column_names == [
+            *("meta", "sides.times.days"),
+        ]
         days = [day for group in groups for day in group["sides.times.days"].to_pylist()]
         assert days == [0.5, 1.5, None, 3.5, 4.5, 5.5, 0.5, 1.5, None, 3.5] * len(chosen)
         assert groups[1]["sides.states.state"].to_pylist() == ["state 4", "state 5"]

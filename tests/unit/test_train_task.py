@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,19 @@ def test_the_loss_is_the_one_asked_for(name: Any, mask_duplicates: bool) -> None
     torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5)
     unmasked = loss(*outputs(model), labels=None).detach()
     assert bool((value - unmasked).abs() > 1e-3) == mask_duplicates
+
+
+@pytest.mark.parametrize("mask_duplicates", [False, True])
+def test_two_draws_of_a_sample_are_no_negatives_of_each_other(mask_duplicates: bool) -> None:
+    model, samples = make_model(), np.array([5, 6, 5, 7, 8, 9, 1, 2, 5, 3])
+    loss = LossConfig(mask_duplicates=mask_duplicates)
+    task = Contrastive(MEAN, STD, CPU, ColorAugmentation(DataConfig(), 0), loss)
+    value = task.backward(model, replace(batch(), samples=samples), CPU, nullcontext).loss
+    texts_are = [0, 1, 2, 0, 0, 0, 6, 7, 8, 9] if mask_duplicates else [*range(10)]
+    labels = torch.stack([torch.from_numpy(samples), torch.tensor(texts_are)], dim=1)
+    expected, unmasked = (ClipLoss()(*outputs(model), labels=each).detach() for each in (labels, labels[:, 1]))
+    torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5)
+    assert (value - unmasked).abs() > 1e-3
 
 
 @pytest.mark.parametrize("settings_of_loss", [{"name": "siglip"}, {"mask_duplicates": True}, {"method": "dense"}])

@@ -132,7 +132,7 @@ class SidedIndex:
                 )
             for column in wanted:
                 table = table.append_column(f"{_AMONG_COLUMNS}{name}.{column}", beside[column])
-        return table.select(columns)
+        return table if ID in columns else table.drop_columns(ID)
 
 
 def index_of(corpus: str, manifest: Manifest, columns: Sequence[str], verify: Verify = "auto") -> RowGroups:
@@ -160,4 +160,4 @@ def _by_table(columns: Sequence[str]) -> dict[str, list[str]]:
         if name.startswith(_AMONG_COLUMNS):
             table, _, column = name.removeprefix(_AMONG_COLUMNS).partition(".")
             asked[table].append(column)
-    return dict(asked)
+    return {table: list(dict.fromkeys(names)) for table, names in asked.items()}

@@ -30,15 +30,21 @@ def of_neighbours(
 
     Returns:
         int64 `[num_samples]`: samples of the item that begins with each, 0 where none begins.
+
+    Raises:
+        PlanError: items of no sample are asked for, or the groups are not one a sample.
     """
     num_samples = len(groups)
+    if most < 1 or num_samples != row_group_sizes.sum():
+        raise PlanError(f"items of at most {most} of {row_group_sizes.sum()} samples with {num_samples} groups")
     if not num_samples:
         return np.zeros(0, dtype=np.int64)
     known: dict[str, int] = {}
     codes = np.array([-1 if group is None else known.setdefault(group, len(known)) for group in groups])
     begins = np.ones(num_samples, dtype=bool)
     begins[1:] = (codes[1:] != codes[:-1]) | (codes[1:] < 0)
-    begins[np.cumsum(row_group_sizes)[:-1]] = True
+    ends = np.cumsum(row_group_sizes)
+    begins[ends[ends < num_samples]] = True
     # Runs [a a a] [b] begin at [0, 3], are [3, 1] long, and place their samples at [0, 1, 2, 0].
     firsts = np.flatnonzero(begins)
     sizes = np.diff(np.append(firsts, num_samples))
@@ -56,14 +62,14 @@ def checked(lengths: npt.NDArray[np.int64], row_group_sizes: npt.NDArray[np.int6
     num_samples = int(row_group_sizes.sum())
     if not isinstance(lengths, np.ndarray) or lengths.shape != (num_samples,) or lengths.dtype.kind not in "iu":
         raise PlanError(f"items must be an array of {num_samples} integers, the samples of the item that begins there")
-    ends = np.repeat(np.cumsum(row_group_sizes), row_group_sizes)
-    bad = np.flatnonzero((lengths < 0) | (np.arange(num_samples) + lengths.astype(np.int64) > ends))
+    lengths, ends = lengths.astype(np.int64), np.repeat(np.cumsum(row_group_sizes), row_group_sizes)
+    bad = np.flatnonzero((lengths < 0) | (np.arange(num_samples) + lengths > ends))
     if len(bad):
         raise PlanError(
             f"the item that begins with sample {bad[0]} is to have {lengths[bad[0]]} samples, and from there its row "
             f"group has {ends[bad[0]] - bad[0]}"
         )
-    return lengths.astype(np.int64)
+    return lengths
 
 
 def covered(drawn: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64] | None) -> npt.NDArray[np.bool_]:

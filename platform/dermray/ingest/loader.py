@@ -50,12 +50,14 @@ class Batch:
         draws: of the epoch's plan, int64 `[n]`: sample indices, where each sample is drawn once.
         arrays: by name `[n, *shape]`, as the objective's views declare them, to be left as they are: they may lie in
             Ray's object store. Page-locked where there is a CUDA device.
+        samples: which one each is, int64 `[n]`, in an epoch that draws some more than once; None in others.
     """
 
     step: int
     epoch: int
     draws: np.ndarray
     arrays: Mapping[str, torch.Tensor]
+    samples: np.ndarray | None = None
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """An array by its name."""
@@ -119,7 +121,9 @@ class Loader:
         )
         memory = BatchMemory()
         decoded = self._decoded(tasks, start_step)
-        made = (batch for chunk, units in decoded for batch in _assembled(chunk, units, memory))
+        made = (
+            batch for chunk, units in decoded for batch in _assembled(chunk, units, memory, self._plan(chunk.epoch))
+        )
         assembling = ThreadPoolExecutor(1, thread_name_prefix="batches")
         try:
             upcoming = assembling.submit(next, made, None)
@@ -183,7 +187,7 @@ class Loader:
         return self._plans[epoch]
 
 
-def _assembled(chunk: Chunk, units: list[Arrays], memory: BatchMemory) -> Iterator[Batch]:
+def _assembled(chunk: Chunk, units: list[Arrays], memory: BatchMemory, plan: EpochPlan) -> Iterator[Batch]:
     """The batches of a chunk from what its tasks made."""
     step, made = chunk.first_step, iter(units)
     for block in chunk.blocks:
@@ -201,6 +205,7 @@ def _assembled(chunk: Chunk, units: list[Arrays], memory: BatchMemory) -> Iterat
                     name: _joined(name, [of_unit[position] for of_unit in arrays], memory)
                     for name, arrays in shaped.items()
                 },
+                samples=draws[position] % plan.num_samples if plan.has_copies else None,
             )
             step += 1
 

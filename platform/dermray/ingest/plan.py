@@ -107,6 +107,11 @@ class EpochPlan:
         return self._num_steps
 
     @property
+    def has_copies(self) -> bool:
+        """Whether a sample is drawn more than once, and may meet itself in a batch."""
+        return self._counts is not None and bool((self._counts > 1).any())
+
+    @property
     def num_samples_used(self) -> int:
         """Draws that are in a global batch, as the streams have them."""
         return self._num_steps * sum(self._width(stream) for stream in range(self.num_streams))

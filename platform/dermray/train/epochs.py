@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,9 @@ LEFT_OVER = "less than a global batch, others each epoch"
 NOT_DRAWN = "not used by the objective"
 NOT_KEPT = "outside data.fraction"
 NOT_YET = "beyond the corpus's weight, others each epoch"
+# What objectives have said, by all that decides it: a driver and its workers ask several times.
+MAX_ASKED = 4
+_asked: dict[tuple[str, tuple[str, ...], str], list[CorpusDraws]] = {}
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,10 @@ class CorpusDraws:
             PlanError: there are to be some, and the objective uses no sample.
         """
         weights = self.weights(epoch)
-        if not self.length:
+        if self.length is None:
             return weights
+        if self.length == 0:
+            return np.zeros_like(weights)
         if not weights.any():
             kept = "" if self.kept is None else " that data.fraction keeps"
             raise PlanError(f"the objective uses none of the samples{kept} of {self.uri} in epoch {epoch}")
@@ -122,8 +128,7 @@ def items(config: PretrainConfig, split: Corpora) -> np.ndarray | None:
     Raises:
         PlanError: what the objective says are no items.
     """
-    of_parts = [_items_of(config, uri, of) for uri, of in zip(split.uris, split.manifests, strict=True)]
-    found = [part for part in of_parts if part is not None]
+    found = [part.items for part in _of_corpora(config, split) if part.items is not None]
     return np.concatenate(found) if found else None
 
 
@@ -136,6 +141,16 @@ def _items_of(config: PretrainConfig, uri: str, manifest: Manifest) -> np.ndarra
 
 
 def _of_corpora(config: PretrainConfig, split: Corpora) -> list[CorpusDraws]:
+    """What is drawn of each corpus; remembered, since the objective may read columns of all samples to say it."""
+    key = (json.dumps(config.trajectory(), sort_keys=True, default=str), split.uris, split.digest)
+    if key not in _asked:
+        while len(_asked) >= MAX_ASKED:
+            _asked.pop(next(iter(_asked)))
+        _asked[key] = _ask(config, split)
+    return _asked[key]
+
+
+def _ask(config: PretrainConfig, split: Corpora) -> list[CorpusDraws]:
     fraction, of_kind = config.data.fraction, kinds.find(config.objective.kind).counts
     parts = []
     for uri, manifest in zip(split.uris, split.manifests, strict=True):
@@ -156,6 +171,8 @@ def _of_corpora(config: PretrainConfig, split: Corpora) -> list[CorpusDraws]:
 
 def _weighted(total: int, weights: Sequence[float], uris: Sequence[str]) -> list[int]:
     """Draws of each corpus, so that all together are as many as without weights."""
+    if not total:
+        raise PlanError(f"the objective uses none of the samples of {', '.join(uris)}")
     lengths = draws.apportioned(total, weights)
     for uri, weight, length in zip(uris, weights, lengths, strict=True):
         if not length:

@@ -111,12 +111,15 @@ class Contrastive(Objective):
     def backward(self, model: nn.Module, batch: Batch, device: torch.device, autocast: Autocast) -> Outcome:
         """The gradient of the whole batch.
 
-        Texts go through their tower without needless padding, and equal ones of a micro-batch once: gradients stay.
+        Texts go through their tower without needless padding, and equal ones of a micro-batch once: gradients stay. Two
+        draws of one sample, perhaps with different captions, are no negatives of each other.
         """
         from dermray.models import texts
 
         tokens = batch[TOKENS].long()
-        labels = text_labels(tokens).to(device) if self._mask_duplicates else None
+        kinds = [text_labels(tokens)] if self._mask_duplicates else []
+        kinds += [] if batch.samples is None else [torch.from_numpy(batch.samples)]
+        labels = torch.stack(kinds, dim=1).to(device) if kinds else None
         plain = model.module if isinstance(model, DistributedDataParallel) else model
         num_tokens = 0
 
