@@ -5,27 +5,42 @@ a mask's file ─ decode_mask ─▶ uint8 [H, W] ─ fitted ─▶ uint8 [h, w]
 
 from __future__ import annotations
 
+import io
+
 import cv2
 import numpy as np
+from PIL import Image
 
 from dermray import images
 from dermray.errors import ImageError
 
 FORMATS = ("PNG", "BMP", "GIF", "JPEG")
 _PNG = b"\x89PNG"
-# Of a PNG: bits of a value, and the kind of its pixels, of which these two have transparency.
-_BITS, _KIND, _WITH_ALPHA = 24, 25, (4, 6)
+# Of a PNG: bits of a value, and the kind of its pixels: grey, and two with transparency.
+_BITS, _KIND, _GREY, _WITH_ALPHA = 24, 25, 0, (4, 6)
+_WANTED = "save it as 8-bit grey PNG without transparency"
 
 
 def decode_mask(data: bytes, *, max_pixels: int = images.DEFAULT_MAX_PIXELS) -> np.ndarray:
     """A mask's file (PNG, BMP, GIF, JPEG) → its numbers, uint8 [H, W]. Masks of two colours are 0 and 255.
 
     Raises:
-        ImageError: as `images.decode`; `unsupported_format`: another format, colours, 16 bits or transparency.
+        ImageError: as `images.decode`; `unsupported_format`: another format, colours, transparency, or a grey of 2, 4
+            or 16 bits, whose numbers decoding changes.
     """
-    images.inspect(data, accepted=FORMATS)
-    if data.startswith(_PNG) and (data[_BITS] == 16 or data[_KIND] in _WITH_ALPHA):
-        raise ImageError("unsupported_format", "a mask of 16 bits or with transparency; save it as 8-bit grey PNG")
+    try:
+        images.inspect(data, accepted=FORMATS)
+    except ImageError as error:
+        if error.reason not in ("unsupported_format", "not_an_image"):
+            raise
+        raise ImageError(error.reason, f"no mask of one of {', '.join(FORMATS)}; {_WANTED}") from None
+    if data.startswith(_PNG) and (
+        data[_BITS] == 16 or data[_KIND] in _WITH_ALPHA or (data[_KIND] == _GREY and data[_BITS] in (2, 4))
+    ):
+        raise ImageError("unsupported_format", f"a mask of 2, 4 or 16 bits or with transparency; {_WANTED}")
+    with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+        if "transparency" in opened.info:
+            raise ImageError("unsupported_format", f"a mask of which a number is transparent; {_WANTED}")
     pixels = images.decode(data, max_pixels=max_pixels)
     grey = pixels[:, :, 0]
     if not (np.array_equal(grey, pixels[:, :, 1]) and np.array_equal(grey, pixels[:, :, 2])):

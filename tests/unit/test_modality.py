@@ -102,7 +102,7 @@ def test_texts_that_are_not_understood_are_told_with_their_rows_and_kept(
     work = read(config)
     told = "3 rows have a modality that is not understood, and kept as written: 'kind: ultrasound' (2), 'kind: x-ray'"
     assert told in (said := capsys.readouterr().out)
-    assert "the first are rows 2, 5, 6" in said
+    assert "the first: rows 2, 5, 6" in said
     kind = "modalities that are not understood, only kept in meta.extra"
     assert work.told[kind] == {"kind: ultrasound": 2, "kind: x-ray": 1}
     samples = [row for record in made(config, work) for row in rows_of(config, record)]

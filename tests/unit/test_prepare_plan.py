@@ -22,7 +22,7 @@ from dermray.prepare.dealing import Dealt, deal
 from dermray.prepare.digests import group_digest, image_digests
 from dermray.prepare.plan import Plan, ShardSpec, leaves_root, plan_shards, usable_rows, without_known
 from dermray.prepare.sources.rows import RAW, DroppedRow, RawRows
-from dermray.prepare.splitting import Holdings
+from dermray.prepare.splitting import Holdings, require_groups
 from dermray.raw.spill import Spill, collected
 
 
@@ -357,4 +357,15 @@ def test_images_of_a_patient_and_of_a_lesion_follow_each_other_where_they_are_ke
         others = [row["group"] for spec in apart.shards if spec.split == split for row in spec.rows.to_pylist()]
         assert sum(1 for _ in itertools.groupby(others)) > len(set(others))
     with pytest.raises(CorpusError, match="keep_together=true: no row of the table says which patient or lesion"):
-        plan(raw_rows(raw_row(1), raw_row(2)), keep_together=True)
+        require_groups(raw_rows(raw_row(1), raw_row(2)).table)
+    for rows in ([], [raw_row(1), raw_row(2, group="p")], [raw_row(1, meta=meta(None, "l"))]):
+        require_groups(raw_rows(*rows).table)
+
+
+def test_patients_of_many_images_stand_anywhere_where_they_are_kept_together() -> None:
+    """As often in the first half as in the second; ordered by their first image they would all come first."""
+    rows = [raw_row(n, group=f"p{n % 40}" if n <= 400 else f"single {n}") for n in range(1, 801)]
+    made = plan(raw_rows(*rows), split="train", rows_per_shard=800, keep_together=True)
+    found = [row["group"] for row in made.shards[0].rows.to_pylist()]
+    many = [place for place, group in enumerate(found) if not group.startswith("single")]
+    assert 120 < sum(place < 400 for place in many) < 280

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import re
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ from dermray.prepare.records import ShardRecord
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import ShardMaker
 from dermray.prepare.sides import SideMaker, Sides, gathered, join
+from dermray.tracking import verification
+from dermray.tracking.lineage import Node
 from tests.conftest import ROOT
 from tests.corpora import add_side_table, write_prepared_corpus
 from tests.raw_corpus import photograph
@@ -43,6 +47,35 @@ SHAPE = (90, 120)
 def png(pixels: np.ndarray, **options: Any) -> bytes:
     sink = io.BytesIO()
     Image.fromarray(pixels).save(sink, "PNG", **options)
+    return sink.getvalue()
+
+
+def palette(pixels: np.ndarray, form: str, **options: Any) -> bytes:
+    """With a palette of greys, each of which is its number."""
+    sink, image = io.BytesIO(), Image.fromarray(pixels, "P")
+    image.putpalette([level for level in range(256) for _ in range(3)])
+    image.save(sink, form, **options)
+    return sink.getvalue()
+
+
+def few_bits(pixels: np.ndarray, bits: int) -> bytes:
+    """A grey PNG of 2 bits, as no library here writes one: packed by hand."""
+    height, width = pixels.shape
+    packed = np.zeros((height, width // 4), np.uint8)
+    for place in range(4):
+        packed |= pixels[:, place::4] << (6 - bits * place)
+    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in packed))
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def tiff(pixels: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "TIFF")
     return sink.getvalue()
 
 
@@ -270,10 +303,17 @@ def test_masks_that_are_no_numbers_are_refused() -> None:
         (png(np.stack([grey, grey, grey + 1], axis=2)), "in colours"),
         (png(grey.astype(np.uint16)), "16 bits"),
         (png(np.stack([grey] * 4, axis=2)), "transparency"),
+        (png(grey, transparency=0), "a number is transparent"),
+        (palette(grey, "PNG", transparency=0), "a number is transparent"),
+        (palette(grey, "GIF", transparency=0), "a number is transparent"),
+        (few_bits(grey, 2), "2, 4 or 16 bits"),
+        (tiff(grey), "no mask of one of PNG, BMP, GIF, JPEG; save it as 8-bit grey PNG"),
     ):
         with pytest.raises(ImageError, match=message) as caught:
             masks.decode_mask(data)
-        assert caught.value.reason == "unsupported_format"
+        assert caught.value.reason in ("unsupported_format", "not_an_image")
+    np.testing.assert_array_equal(masks.decode_mask(palette(grey, "PNG")), grey)
+    np.testing.assert_array_equal(masks.decode_mask(palette(grey, "GIF")), grey)
     with pytest.raises(ImageError):
         masks.decode_mask(png(grey)[:60])
     with pytest.raises(ImageError) as caught:
@@ -319,3 +359,38 @@ def test_a_side_file_of_other_samples_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(CorpusError, match=r"row group 0 of sides/times/train-00001.parquet is not about the samples"):
         index.read_row_group(0, ["sides.times.days"])
+
+
+def test_a_number_of_minus_one_is_one_and_paths_meet_however_they_are_written(raw: Path, tmp_path: Path) -> None:
+    rows = [[f"./{number}.jpg", change] for number, change in enumerate(["-1", "-1.0", "-2", "n/a", "", "0"])]
+    table(raw / "change.csv", ["file", "change"], rows)
+    keys = ["side_tables.c.uri=change.csv", "side_tables.c.key=file", "side_tables.c.by=image"]
+    manifest, sides, _ = prepared(config := settings(raw, tmp_path / "corpus", *keys, "side_tables.c.numbers=[change]"))
+    ids = [name for group in ShardIndex.of(config.output, manifest).row_groups(["source_id"]) for name in group[0]]
+    said = [value for group in side_index(config.output, manifest, "c").row_groups(["change"]) for value in group[0]]
+    found = {str(name): value.as_py() for name, value in zip(ids, said, strict=True)}
+    assert [found[f"s{number}"] for number in range(6)] == [-1.0, -1.0, -2.0, None, None, 0.0]
+    assert sides.figures["c"] == {"in": 6, "used": 6, "told": {}}
+
+
+def test_masks_of_which_none_can_be_used_stop_the_run(raw: Path, tmp_path: Path) -> None:
+    table(raw / "gone.csv", ["id", "mask"], [["s1", "elsewhere/1.png"], ["s2", "elsewhere/2.png"]])
+    keys = ("side_tables.masks.uri=gone.csv", *MASKS[1:])
+    with pytest.raises(
+        CorpusError, match=r"none of its 2 rows can be used; row 1: column mask: .*run the same command"
+    ):
+        prepared(settings(raw, tmp_path / "corpus", *keys))
+
+
+def test_a_table_under_another_name_leaves_nothing_and_a_changed_file_is_found(raw: Path, tmp_path: Path) -> None:
+    prepared(settings(raw, tmp_path / "corpus", *MASKS))
+    renamed = [key.replace("side_tables.masks", "side_tables.lesions") for key in MASKS]
+    manifest, _, _ = prepared(config := settings(raw, tmp_path / "corpus", *renamed, "if_exists=replace"))
+    assert not list((tmp_path / "corpus" / "sides" / "masks").iterdir())
+    node = Node("corpus", "corpus", "corpus", config.output, manifest.digest)
+    assert verification._corpus(node)[0] is verification.State.SAME
+    (side, *_) = manifest.side_tables[0].shards
+    (tmp_path / "corpus" / side.path).write_bytes(b"other")
+    state, told = verification._corpus(node)
+    assert state is verification.State.CHANGED
+    assert side.path in told

@@ -28,6 +28,7 @@ class LineageConfig(Config):
     verify: bool = Field(False, description="true, or --verify: compute all digests again and say what is not the same")
     format: Literal["text", "json"] = Field("text", description="what is printed")
     output: str | None = Field(None, description="URI of a folder for lineage.json and lineage.html")
+    wait_for_output_s: ledger.WaitForOutput = 0.0
     tracking: TrackingConfig = TrackingConfig()
 
 
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if findings is not None:
             print(f"verified: {verification.summary(findings)}")
     if config.output is not None:
-        _write(config.output, graph, findings)
+        _write(config.output, config.wait_for_output_s, graph, findings)
     return int(any(finding.is_bad for finding in findings or ()))
 
 
@@ -64,7 +65,7 @@ def _document(graph: lineage.Graph, findings: list[verification.Finding] | None)
     return {**graph.to_json(), "findings": found}
 
 
-def _write(output: str, graph: lineage.Graph, findings: list[verification.Finding] | None) -> None:
+def _write(output: str, wait_s: float, graph: lineage.Graph, findings: list[verification.Finding] | None) -> None:
     from dermray.reporting import lineage_page
 
     document = redaction.hidden(_document(graph, findings))
@@ -72,6 +73,6 @@ def _write(output: str, graph: lineage.Graph, findings: list[verification.Findin
     layers = [[by_id[node.id] for node in layer] for layer in graph.layers()]
     page = lineage_page.render(layers, sorted(graph.edges), graph.start, document["findings"])
     written = documents.json_text(document)
-    with ledger.claim(output) as claim:
+    with ledger.claim(output, wait_s=wait_s) as claim:
         claim.write_together({storage.join(output, HTML_NAME): page, storage.join(output, JSON_NAME): written})
     print(f"page: {storage.join(storage.normalise(output), HTML_NAME)}")

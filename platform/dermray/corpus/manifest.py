@@ -12,7 +12,7 @@ import json
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dermray import documents, links, storage
 from dermray.corpus.schema import SCHEMA_VERSION
@@ -90,6 +90,15 @@ class Manifest(_Record):
     provenance: dict[str, Any] = Field(
         default_factory=dict, description="what made it: source, input, configuration, code version"
     )
+
+    @field_validator("provenance")
+    @classmethod
+    def _counts(cls, found: dict[str, Any]) -> dict[str, Any]:
+        for name in ("untexted", "modalities"):
+            counts = found.get(name, {})
+            if not isinstance(counts, dict) or not all(type(count) is int for count in counts.values()):
+                raise ValueError(f"{name} must be numbers of samples by name")
+        return found
 
     @classmethod
     def load(cls, uri: str) -> Manifest:

@@ -124,11 +124,11 @@ class SidedIndex:
         table = self.samples.read_row_group(group, list(dict.fromkeys([*own, ID])))
         for name, wanted in _by_table(columns).items():
             beside = self.tables[name].read_row_group(group, [ID, *wanted])
-            if beside[ID] != table[ID]:
-                path, number = self.tables[name].locations[group]
+            path, number = self.tables[name].locations[group]
+            if beside.column_names != [ID, *wanted] or beside[ID] != table[ID]:
                 raise CorpusError(
-                    f"{self.corpus}: row group {number} of {path} is not about the samples of its shard; "
-                    "prepare the corpus again"
+                    f"{self.corpus}: row group {number} of {path} is not about the samples of its shard, or lacks "
+                    "columns that the manifest names; prepare the corpus again"
                 )
             for column in wanted:
                 table = table.append_column(f"{_AMONG_COLUMNS}{name}.{column}", beside[column])

@@ -71,7 +71,7 @@ def commit(
         stats, unchanged = publish(config, manifest, generations, all_made, final, timing, sides)
         # A run that stood still must not take the shards that another is making for what it has left itself.
         claim.confirm()
-        _remove_unnamed(config.output, manifest, generations)
+        remove_unnamed(config.output, manifest, generations)
     return manifest, stats, unchanged
 
 
@@ -138,7 +138,7 @@ def _but_tables(manifest: Manifest) -> Manifest:
     return manifest.model_copy(update={"provenance": provenance})
 
 
-def _remove_unnamed(output: str, manifest: Manifest, generations: Sequence[Generation]) -> None:
+def remove_unnamed(output: str, manifest: Manifest, generations: Sequence[Generation]) -> None:
     """Remove what earlier runs with other settings, and crashes, have left beside the committed shards."""
     shards = {storage.name_of(shard.path) for shard in manifest.shards}
     records = {f"{key}.parquet" for each in generations for key in (*each.made, *each.final)}
@@ -150,8 +150,9 @@ def _remove_unnamed(output: str, manifest: Manifest, generations: Sequence[Gener
         uri = storage.join(output, folder)
         others = ledger.remove_ours(uri, partial(_matches, ours), keep=named, recursive=False)
         foreign += [f"{folder}/{name}" for name in others]
-    kept = {storage.name_of(side.path) for table in manifest.side_tables for side in table.shards}
+    named_sides = {table.name: {storage.name_of(side.path) for side in table.shards} for table in manifest.side_tables}
     for uri in storage.list_folders(storage.join(output, FOLDER)):
+        kept = named_sides.get(storage.name_of(uri), set())
         ledger.remove_unfinished(uri, recursive=False)
         others = ledger.remove_ours(uri, partial(_matches, SHARD_FILE), keep=kept, recursive=False)
         foreign += [f"{FOLDER}/{storage.name_of(uri)}/{name}" for name in others]

@@ -17,7 +17,7 @@ from dermray.corpus.sides import side_of
 from dermray.corpus.synonyms import Synonyms
 from dermray.prepare.archives import shown
 from dermray.prepare.samples import differing, resolve_labels
-from dermray.prepare.sources.telling import NUM_SHOWN_ROWS, in_words
+from dermray.prepare.sources.telling import NUM_SHOWN_ROWS, in_words, names_of
 from dermray.printable import printable
 from dermray.raw.spill import blocks
 
@@ -126,7 +126,7 @@ def survey(table: pa.Table, ontology: Ontology, *, has_tree: bool, by_name: bool
         len(nodes),
         _ranked(strange),
         first,
-        _names(table, {row for rows in first.values() for row in rows}) if by_name else {},
+        names_of(table, {row for rows in first.values() for row in rows}) if by_name else {},
     )
 
 
@@ -263,17 +263,6 @@ def _distinct_in(block: pa.Table) -> Iterator[tuple[_Said, int, list[int]]]:
     columns = (grouped[name].to_pylist() for name in ("hierarchy", "prepared", "row_list"))
     for texts, path, prepared, rows in zip(said, *columns, strict=True):
         yield (tuple(texts), path, bool(prepared)), len(rows), rows
-
-
-def _names(table: pa.Table, rows: set[int]) -> dict[int, str]:
-    """The files of some rows: of each its image, or what it is called where there is none."""
-    wanted = pa.array(sorted(rows), pa.int64())
-    names: dict[int, str] = {}
-    for block in blocks(table):
-        found = block.filter(pc.is_in(block["row"], value_set=wanted))
-        columns = (found[name].to_pylist() for name in ("row", "image", "source_id"))
-        names.update((row, printable(shown(image or name))) for row, image, name in zip(*columns, strict=True))
-    return names
 
 
 def _ranked(counts: Mapping[str, int]) -> dict[str, int]:

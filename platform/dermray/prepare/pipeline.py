@@ -22,7 +22,7 @@ from dermray.corpus.manifest import Manifest, Shard
 from dermray.errors import CorpusError
 from dermray.prepare import report, told
 from dermray.prepare.amend import Amender
-from dermray.prepare.commit import commit, publish
+from dermray.prepare.commit import commit, publish, remove_unnamed
 from dermray.prepare.duplicates import near_groups, resembling
 from dermray.prepare.fetch import ahead
 from dermray.prepare.generations import NUM_READERS, Generation, content, identity, tables_of
@@ -140,7 +140,12 @@ def _nothing_new(config: PrepareConfig, work: Work, num_shards: int, started: fl
     sides = _side_tables(config, work, held.held)
     manifest = Manifest.load(config.output).model_copy(update={"side_tables": sides.tables})
     made = held.made(held.generations)
-    stats, _ = publish(config, manifest, held.generations, made, held.held, work.timing.to_json(), sides)
+    stats, unchanged = publish(config, manifest, held.generations, made, held.held, work.timing.to_json(), sides)
+    if not unchanged:
+        # Side tables are others, and the files of those before lie there still.
+        with ledger.claim(config.output) as claim:
+            claim.confirm()
+            remove_unnamed(config.output, manifest, held.generations)
     return PrepareResult(
         output=config.output,
         manifest=manifest,
@@ -148,7 +153,7 @@ def _nothing_new(config: PrepareConfig, work: Work, num_shards: int, started: fl
         num_shards_made=0,
         num_shards_found=num_shards,
         seconds=time.monotonic() - started,
-        unchanged=True,
+        unchanged=unchanged,
         tables=tables_of(held.generations, work.tables),
     )
 

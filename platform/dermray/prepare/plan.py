@@ -111,7 +111,7 @@ def plan_shards(
     """Assign splits, shuffle, cut into shards; `keep_together`: images of a group follow each other.
 
     Raises:
-        CorpusError: the source prescribes a split whose name cannot be one, or no row says what to keep together.
+        CorpusError: the source prescribes a split whose name cannot be one.
         StorageError: the rows are too many for memory, and the disk for temporary files is full.
     """
     table = usable.table
@@ -217,8 +217,8 @@ def _cut(
     for split in sorted((names[code] for code in np.unique(splits)), key=lambda name: (name != TRAIN, name)):
         members = np.flatnonzero(splits == names.index(split))
         if belongs is not None:
-            # Groups [b a b c] are laid as [b b a c], each to where its first image is; in a group its lesions likewise.
-            groups, lesions = (_first_places(codes) for codes in belongs[:, members])
+            # Groups [b a b c] are laid as [a b b c] by their numbers, which are random, and in a group its lesions.
+            groups, lesions = belongs[:, members]
             members = members[np.lexsort((lesions, groups))]
         end = begin + len(members)
         places[members] = np.arange(begin, end, dtype=np.int32)
@@ -230,9 +230,3 @@ def _cut(
         ]
         begin = end
     return places, cuts
-
-
-def _first_places(codes: np.ndarray) -> np.ndarray:
-    """Where each value stands first: `[7, 4, 7, 9]` → `[0, 1, 0, 3]`."""
-    _, firsts, inverse = np.unique(codes, return_index=True, return_inverse=True)
-    return firsts[inverse]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,8 +106,8 @@ def read_side_table(config: PrepareConfig, name: str, noted: dict[str, RawTable]
         StorageError: it cannot be read.
     """
     asked = config.side_tables[name]
-    below = storage.join(config.input, asked.uri)
-    uri = below if "://" not in asked.uri and storage.exists(below) else storage.normalise(asked.uri)
+    below, is_relative = storage.join(config.input, asked.uri), "://" not in asked.uri and asked.uri[:1] != "/"
+    uri = below if is_relative and storage.exists(below) else storage.normalise(asked.uri)
     try:
         data = storage.read_bytes(uri, max_bytes=tables.MAX_TABLE_BYTES)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
@@ -135,6 +136,9 @@ def join(config: PrepareConfig, name: str, cells: StringTable, final: Sequence[S
     dropped, seen = list(cells.dropped), set[str]()
     columns = [cells[column].to_pylist() for column in asked.kinds]
     keys = (cell.strip() for cell in cells[asked.key].to_pylist())
+    if asked.by == "image":
+        # As the paths of samples are kept.
+        keys = (key and posixpath.normpath(key) for key in keys)
     for row, key, *values in zip(cells.rows.to_pylist(), keys, *columns, strict=True):
         found = places.get(key, [])
         reason = NO_KEY if is_placeholder(key) else DOUBLED if key in seen else ""
@@ -236,15 +240,15 @@ class SideMaker:
         return row
 
     def _value(self, kind: str, column: str, cell: str, sample: Mapping[str, Any]) -> Any:
+        if kind == "number":
+            return _number("", 0, column, cell)
         if is_placeholder(cell):
             return None
         if kind == "text":
             return " ".join(cell.split())
-        if kind == "number":
-            return _number("", 0, column, cell)
         if leaves_root(cell):
             raise ImageError("path_outside_root", "the path is absolute or leaves the input folder")
-        fetched = self._store.fetch(cell)
+        fetched = self._store.fetch(posixpath.normpath(cell))
         if fetched.data is None:
             raise ImageError(fetched.reason, fetched.detail)
         mask = masks.decode_mask(fetched.data, max_pixels=self.config.max_pixels)
@@ -252,15 +256,16 @@ class SideMaker:
 
 
 def _number(uri: str, row: int, column: str, cell: str) -> float | None:
-    if is_placeholder(cell):
-        return None
     try:
         value = float(cell)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if math.isfinite(value):
+        # -1 as well, which in a column of classes stands for none.
+        return value
+    if not is_placeholder(cell):
         raise CorpusError(f"{uri}, row {row}, column {column!r}: {cell[:40]!r} is no number; mend it or leave it blank")
-    return value
+    return None
 
 
 def _encoding(schema: pa.Schema, kinds: Mapping[str, str]) -> dict[str, Any]:
@@ -275,13 +280,23 @@ def _encoding(schema: pa.Schema, kinds: Mapping[str, str]) -> dict[str, Any]:
 
 
 def gathered(config: PrepareConfig, joined: Mapping[str, Joined], made: Mapping[str, SideMade]) -> Sides:
-    """The side tables, of the files that were made, by `SideRows.name`."""
+    """The side tables, of the files that were made, by `SideRows.name`.
+
+    Raises:
+        CorpusError: of a table no row could be used.
+    """
     found, figures, told = [], {}, {}
     for name, each in joined.items():
         files = [made[rows.name] for rows in each.shards]
         kinds = config.side_tables[name].kinds
         found.append(SideTable(name=name, columns=kinds, shards=tuple(side.file for side in files)))
         figures[name], told[name] = accounts(each, files)
+        if not figures[name]["used"]:
+            first = told[name][0]
+            raise CorpusError(
+                f"{each.uri}: none of its {each.num_rows:,} rows can be used; row {first.row}: "
+                f"{first.detail or first.reason}; mend the table or its files and run the same command again"
+            )
     return Sides(tuple(found), figures, told)
 
 

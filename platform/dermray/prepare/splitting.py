@@ -37,6 +37,8 @@ class Holdings:
 
 
 NOTHING = Holdings()
+# The golden ratio of 64 bits: products with it, modulo 2 ** 64, spread well.
+_ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
@@ -90,27 +92,36 @@ def narrow_rows(table: pa.Table, seed: int) -> Narrow:
     return Narrow(codes, drawn, grouped, ranks[label], prescribed, list(splits), len(distinct), len(labels))
 
 
-def belonging(table: pa.Table, narrow: Narrow, seed: int) -> np.ndarray:
-    """Numbers of each image's group and lesion, uint64 `[2, num_images]`; those of its first row.
+def require_groups(table: pa.Table) -> None:
+    """Refuse rows of schema RAW of which there are some and none says which patient or lesion it is of.
 
     Raises:
-        CorpusError: no row has either.
+        CorpusError: so it is.
     """
-    lesions, end, any_lesion = np.empty(table.num_rows, np.uint64), 0, False
-    for block in blocks(table):
-        names = pc.struct_field(block["meta"].combine_chunks(), "lesion_id")
-        any_lesion |= names.null_count < len(names)
-        rows = slice(end, end := end + block.num_rows)
-        lesions[rows] = _hashed(pc.fill_null(names, ""), partial(hashes, seed=seed, purpose="lesion"))
-    if not any_lesion and not narrow.grouped.any():
+    named = (pc.coalesce(block["group"], _lesions(block)) for block in blocks(table))
+    if table.num_rows and all(names.null_count == len(names) for names in named):
         raise CorpusError(
             "keep_together=true: no row of the table says which patient or lesion its image is of; name the column "
             "with columns.patient_id=, columns.lesion_id= or columns.group=, or leave keep_together out"
         )
+
+
+def belonging(table: pa.Table, narrow: Narrow, seed: int) -> np.ndarray:
+    """Random numbers of each image's group and lesion, uint64 `[2, num_images]`; those of its first row."""
+    lesions, end = np.empty(table.num_rows, np.uint64), 0
+    for block in blocks(table):
+        rows = slice(end, end := end + block.num_rows)
+        names = pc.fill_null(_lesions(block), "")
+        lesions[rows] = _hashed(names, partial(hashes, seed=seed, purpose="lesion"))
     found = np.empty((2, narrow.num_images), np.uint64)
-    # Backwards, so that the first row is the last to be written.
-    found[:, narrow.image[::-1]] = np.stack([narrow.drawn, lesions])[:, ::-1]
+    # Backwards, so that the first row is the last to be written. Splits are drawn by the same numbers of groups, and
+    # the order of a split is to have nothing to do with that: multiplied, they are in another one.
+    found[:, narrow.image[::-1]] = np.stack([narrow.drawn * _ODD, lesions])[:, ::-1]
     return found
+
+
+def _lesions(block: pa.Table) -> pa.Array:
+    return pc.struct_field(block["meta"].combine_chunks(), "lesion_id")
 
 
 def _hashed(texts: pa.Array, function: partial[np.ndarray]) -> np.ndarray:

@@ -65,7 +65,7 @@ def of_rows(
     conflicts = labels.conflicts(usable.table, ontology)
     silent = 0 if config.keep_untexted else _labelled_without_caption(raw)
     lines = (
-        *told_of(raw, request.findings),
+        *told_of(raw, request.findings, by_name=config.source in OF_FILES),
         *_told_of_silent(silent, config.source),
         *splits.told_of_others(others),
         *labels.told_of_tree(found),

@@ -20,6 +20,7 @@ from dermray.prepare.sides import read_side_tables
 from dermray.prepare.sources import OF_FILES, RawRows, SourceRequest
 from dermray.prepare.sources import read as read_source
 from dermray.prepare.sources.rows import EXCLUDED, DroppedRow, RawTable
+from dermray.prepare.splitting import require_groups
 from dermray.prepare.timing import Timing
 from dermray.printable import printable
 from dermray.raw.tables import StringTable
@@ -109,6 +110,8 @@ def _planned(
 ) -> Work:
     """What there is to do with raw rows, told as it is found; `dry`: in full, since no report will list it."""
     with timing.stage("plan"):
+        if config.keep_together:
+            require_groups(raw.table)
         usable = usable_rows(raw, keep_untexted=config.keep_untexted)
         committed = standing(config, usable)
         held = committed.holdings()

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 
 from dermray import storage
 from dermray.config import TrackingConfig
-from dermray.corpus.manifest import Manifest
+from dermray.corpus.manifest import Manifest, Shard, SideShard
 from dermray.corpus.ontology import ONTOLOGY_NAME
 from dermray.errors import CorpusError, StorageError, TrackingError
 from dermray.evaluate import gate
@@ -120,12 +120,14 @@ def _corpus(node: Node) -> tuple[State, str]:
     manifest = Manifest.load(node.uri)
     if manifest.digest != node.digest:
         return State.CHANGED, f"its manifest has the digest {manifest.digest[:12]} now, not {node.digest[:12]}"
-    for shard in manifest.shards:
-        uri = storage.inside(node.uri, shard.path)
+    files: list[Shard | SideShard] = [*manifest.shards]
+    files += [side for table in manifest.side_tables for side in table.shards]
+    for file in files:
+        uri = storage.inside(node.uri, file.path)
         if not storage.exists(uri):
-            return State.MISSING, f"{shard.path} is gone; prepare the corpus again"
-        if storage.sha256(uri) != shard.sha256:
-            return State.CHANGED, f"{shard.path} is not what the manifest says; prepare the corpus again"
+            return State.MISSING, f"{file.path} is gone; prepare the corpus again"
+        if storage.sha256(uri) != file.sha256:
+            return State.CHANGED, f"{file.path} is not what the manifest says; prepare the corpus again"
     ontology = manifest.ontology_sha256
     if ontology is not None and storage.sha256(storage.join(node.uri, ONTOLOGY_NAME)) != ontology:
         return State.CHANGED, f"{ONTOLOGY_NAME} is not what the manifest says"

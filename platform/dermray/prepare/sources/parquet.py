@@ -30,6 +30,7 @@ from dermray.documents import parse_json
 from dermray.errors import CorpusError, DocumentError
 from dermray.prepare import parquet_images
 from dermray.prepare.sources import csv
+from dermray.prepare.sources.pictures import modalities
 from dermray.prepare.sources.rows import PREPARED, RAW, RawRows, SourceRequest, captions_from, prepared_rows
 from dermray.prepare.sources.tables import StringTable, read_tree
 from dermray.raw.litter import litter
@@ -65,6 +66,8 @@ def read(request: SourceRequest) -> RawRows:
         rows = pa.array(np.arange(num_rows + 1, num_rows + table.num_rows + 1))
         num_rows += table.num_rows
         if is_prepared:
+            known = modalities(request.findings, MODALITY.name, table[MODALITY.name].combine_chunks(), rows)
+            table = table.set_column(table.column_names.index(MODALITY.name), MODALITY, known)
             prepared.append(prepared_rows(table.append_column("row", rows).select(PREPARED.names)))
         else:
             text, repeated = _strings(request, file, table, rows)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dermray.prepare import archives
 from dermray.prepare.sources.rows import Findings, RawRows
+from dermray.printable import printable
 from dermray.raw import litter
+from dermray.raw.spill import blocks
 from dermray.raw.telling import MAX_SHOWN_CHARS, NUM_TOLD, most_frequent, not_understood
 
 NUM_COLUMNS = 12
@@ -13,8 +19,8 @@ NUM_COLUMNS = 12
 NUM_SHOWN_ROWS = 3
 
 
-def told_of(raw: RawRows, findings: Findings) -> Iterator[str]:
-    """What the source holds and no sample tells of, a line each."""
+def told_of(raw: RawRows, findings: Findings, *, by_name: bool = False) -> Iterator[str]:
+    """What the source holds and no sample tells of, a line each; `by_name`: rows are files, so named."""
     if findings.passed_over:
         yield litter.told(findings.passed_over)
     if findings.not_read:
@@ -30,11 +36,12 @@ def told_of(raw: RawRows, findings: Findings) -> Iterator[str]:
         shown = most_frequent(findings.doubled_keys, "keys")
         yield f"keys stand twice in one object of JSON, and the last one counts: {shown}"
     if findings.unread_modalities:
-        shown = most_frequent(findings.unread_modalities, max_chars=2 * MAX_SHOWN_CHARS)
-        where = ", ".join(map(str, findings.unread_modality_rows))
+        unread = most_frequent(findings.unread_modalities, max_chars=2 * MAX_SHOWN_CHARS)
+        first = findings.unread_modality_rows
+        where = in_words(first, names_of(raw.table, {*first}) if by_name else None)
         yield (
             f"{findings.unread_modalities.total():,} rows have a modality that is not understood, and kept as written: "
-            f"{shown}; the first are rows {where}"
+            f"{unread}; the first: {where}"
         )
     if findings.placeholders:
         shown = ", ".join(f"{text!r} ({count:,})" for text, count in findings.placeholders.most_common())
@@ -54,3 +61,14 @@ def in_words(rows: Iterable[int], names: Mapping[int, str] | None = None) -> str
     if names:
         return ", ".join(names.get(row, f"row {row}") for row in first) + more
     return f"{'row' if len(ranked) == 1 else 'rows'} {', '.join(map(str, first))}{more}"
+
+
+def names_of(table: pa.Table, rows: set[int]) -> dict[int, str]:
+    """The files of some rows: of each its image, or what it is called where there is none."""
+    wanted = pa.array(sorted(rows), pa.int64())
+    names: dict[int, str] = {}
+    for block in blocks(table):
+        found = block.filter(pc.is_in(block["row"], value_set=wanted))
+        columns = (found[name].to_pylist() for name in ("row", "image", "source_id"))
+        names.update((row, printable(archives.shown(image or name))) for row, image, name in zip(*columns, strict=True))
+    return names
