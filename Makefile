@@ -21,13 +21,13 @@ environment: $(STAMP)  ## the Python environment alone, which every other target
 demo: $(STAMP)  ## synthesize, prepare, pretrain, evaluate, register and serve, on this machine (some 10 minutes)
 	@$(BIN)/python jobs/demo.py
 
-test: $(STAMP)  ## the tests, but for the few that take minutes (some 19 minutes on 2 cores)
+test: $(STAMP)  ## the tests, but for those from end to end and of minutes (some 15 minutes on 2 cores)
 	@echo "== tests without Ray, two at a time"
 	@$(BIN)/python -m pytest tests/unit tests/golden -m "not long" -n 2 --dist worksteal --durations=5
 	@echo "== tests on a Ray cluster, with servers, a browser and killed processes; the slowest are printed at the end"
 	@$(BIN)/python -m pytest --ignore=tests/unit --ignore=tests/golden -m "not long" --durations=8
 
-test-long: $(STAMP)  ## the tests that take minutes: a sweep, a killed, a stopped and a two-node training (CI runs them too)
+test-long: $(STAMP)  ## the tests from end to end, and of minutes: sweeps, killed and two-node trainings (CI runs them too)
 	@echo "== long tests without Ray, two at a time"
 	@$(BIN)/python -m pytest tests/unit -m long -n 2 --dist worksteal --durations=8
 	@echo "== long tests on Ray clusters, with servers and killed processes"

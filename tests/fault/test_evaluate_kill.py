@@ -49,6 +49,7 @@ def kill_an_encoder(cache: Path, num_parts: int) -> None:
                 process.kill()
 
 
+@pytest.mark.long
 def test_killed_while_it_encodes_and_run_again(tmp_path: Path) -> None:
     model, corpus, cache = (str(tmp_path / name) for name in ("model", "corpus", "cache"))
     write_model(Path(model))

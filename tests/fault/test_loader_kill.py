@@ -55,6 +55,7 @@ def batches(root: Path, tokenizer: Callable[[], Callable[[list[str]], torch.Tens
     return list(loader.batches())
 
 
+@pytest.mark.long
 def test_killed_decoding_processes_change_nothing(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     root = tmp_path_factory.getbasetemp()
     model = str(pretraining.model(root))

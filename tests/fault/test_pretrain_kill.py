@@ -98,6 +98,7 @@ class Killer(threading.Thread):
         self.killed = victim.pid
 
 
+@pytest.mark.long
 def test_a_killed_worker_changes_nothing(root: Path, tmp_path: Path) -> None:
     """SIGKILL of one of two workers mid-epoch: the group starts over from the checkpoint, bit for bit."""
     output = tmp_path / "output"

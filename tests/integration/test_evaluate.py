@@ -111,6 +111,7 @@ def test_job_writes_the_report(ray_cluster, inputs, tmp_path, capsys):
     assert "<!doctype html>" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_image_encoders_of_others_are_scored_where_no_text_is_asked_for(ray_cluster, inputs, tmp_path, capsys):
     tasks = ["linear_probe", "knn", "tests.centroids:centroids"]
     settings = ["bootstrap=20", "num_actors=1", "tracking.enabled=false", f"cache={tmp_path / 'cache'}"]
@@ -256,6 +257,7 @@ def test_benchmark_job_yields_every_table(ray_cluster, inputs, tmp_path, capsys)
     assert "0.6813" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_own_table_in_one_command_learns_and_names(ray_cluster, inputs, tmp_path):
     colours = {"melanoma": (30, 25, 25), "psoriasis": (235, 150, 160)}
     names = [list(colours)[number % 2] for number in range(24)]

@@ -243,6 +243,7 @@ def digests(batches: list[Batch]) -> list[list[object]]:
     ]
 
 
+@pytest.mark.long
 def test_from_an_object_store_that_fails_come_the_same_batches(
     root: Path, alone: list[Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:

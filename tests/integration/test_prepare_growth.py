@@ -102,6 +102,7 @@ def test_equal_images_merge_and_near_ones_are_marked(tmp_path: Path) -> None:
     assert content(tmp_path / "out") == before
 
 
+@pytest.mark.long
 def test_near_duplicates_can_be_left_out_and_evaluation_images_too(tmp_path: Path) -> None:
     write(tmp_path / "raw", with_duplicates())
     write(tmp_path / "exam", [("x", recompressed(0), "an examination", "eczema")])

@@ -76,6 +76,7 @@ def local(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize(
@@ -109,6 +110,7 @@ def test_s3_in_and_out_equals_local(local: Path, s3: FaultyProxy, client: str, g
     }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.ray
 def test_leakage_between_corpora_on_s3(local: Path, s3: FaultyProxy) -> None:

@@ -74,6 +74,7 @@ def test_a_run_leaves_checkpoints_a_model_folder_and_a_summary(root: Path, num_w
         assert torch.equal(value, latest[1]["model"][key])
 
 
+@pytest.mark.long
 def test_the_toy_of_the_panderm_recipe_trains_end_to_end(root: Path, tmp_path: Path) -> None:
     """A PanDerm tower, a language model, blocks of both that are recomputed; and what whoever watches is told."""
     config = parse(

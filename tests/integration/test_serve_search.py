@@ -17,6 +17,7 @@ from tests.serving import running, save_tiny_model
 pytestmark = pytest.mark.ray
 
 
+@pytest.mark.long
 def test_embeddings_index_search_and_two_models_in_one_process(ray_cluster, tmp_path):
     """From a prepared corpus to neighbours over HTTP, with tokens, through encoders inside the HTTP replica."""
     from dermray.commands import embed

@@ -169,6 +169,7 @@ def hub(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         thread.join()
 
 
+@pytest.mark.long
 def test_a_hub_id_is_downloaded_once(hub: tuple[str, Path], tmp_path: Path) -> None:
     """Over HTTP, in a process of its own: the hub's address is settled when its library is imported."""
     address, repositories = hub
