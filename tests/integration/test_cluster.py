@@ -55,7 +55,8 @@ def test_an_own_cluster_is_told_and_leaves_no_session_folder(tmp_path: Path, cod
     assert done.returncode == code, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "starting a Ray cluster of this machine's own, with 1 logical CPU …"
-    assert re.fullmatch(r"Ray is up after \d+ s", lines[1])
+    dashboard = r"dashboard: http://127\.0\.0\.1:\d+, which asks for what `ray get-auth-token` prints"
+    assert re.fullmatch(rf"Ray is up after \d+ s; {dashboard}", lines[1])
     folder = Path(lines[2].removeprefix("folder "))
     assert folder.name.startswith("session_")
     assert folder.is_dir() == is_kept
