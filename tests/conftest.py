@@ -64,10 +64,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     the one left out.
     """
     if _clock("DERMRAY_TESTS_BEGIN_UNTIL") < float("inf"):
-        files = sorted({item.path for item in items})
+        files = sorted({item.path for item in items if item.get_closest_marker("long")})
         first = int(_now() // 86_400) % max(1, len(files))
         turn = {path: (place - first) % len(files) for place, path in enumerate(files)}
-        items.sort(key=lambda item: turn[item.path])
+        items.sort(key=lambda item: turn[item.path] if item.get_closest_marker("long") else -1)
     items.sort(key=lambda item: item.get_closest_marker("own_cluster") is None)
 
 
