@@ -138,10 +138,11 @@ def _nothing_new(config: PrepareConfig, work: Work, num_shards: int, started: fl
     """The corpus as it is: it holds every usable row already. A run that was to add others may have left its report."""
     held = work.standing
     sides = _side_tables(config, work, held.held)
-    manifest = Manifest.load(config.output).model_copy(update={"side_tables": sides.tables})
+    before = Manifest.load(config.output)
+    manifest = before.model_copy(update={"side_tables": sides.tables})
     made = held.made(held.generations)
-    stats, unchanged = publish(config, manifest, held.generations, made, held.held, work.timing.to_json(), sides)
-    if not unchanged:
+    stats, _ = publish(config, manifest, held.generations, made, held.held, work.timing.to_json(), sides)
+    if manifest != before:
         # Side tables are others, and the files of those before lie there still.
         with ledger.claim(config.output) as claim:
             claim.confirm()
@@ -153,7 +154,7 @@ def _nothing_new(config: PrepareConfig, work: Work, num_shards: int, started: fl
         num_shards_made=0,
         num_shards_found=num_shards,
         seconds=time.monotonic() - started,
-        unchanged=unchanged,
+        unchanged=manifest == before,
         tables=tables_of(held.generations, work.tables),
     )
 
