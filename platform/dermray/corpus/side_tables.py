@@ -70,7 +70,7 @@ def side_index(corpus: str, manifest: Manifest, name: str, verify: Verify = "aut
     return ShardIndex(samples.corpus, locations, samples.starts, digests)
 
 
-class RowGroups(Protocol):
+class RowGroupReader(Protocol):
     """What a reader needs to know of samples that lie in row groups, numbered from 0 on."""
 
     @property
@@ -135,7 +135,7 @@ class SidedIndex:
         return table if ID in columns else table.drop_columns(ID)
 
 
-def index_of(corpus: str, manifest: Manifest, columns: Sequence[str], verify: Verify = "auto") -> RowGroups:
+def index_of(corpus: str, manifest: Manifest, columns: Sequence[str], verify: Verify = "auto") -> RowGroupReader:
     """The index of a manifest (or of one split of it), with the side tables of which there are columns.
 
     Raises:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.shards import Verify
-from dermray.corpus.side_tables import RowGroups, index_of
+from dermray.corpus.side_tables import RowGroupReader, index_of
 from dermray.errors import SplitError
 
 # Between the digests of several corpora; none is hexadecimal.
@@ -73,7 +73,7 @@ class Corpora:
         """Samples of every row group, int64 `[num_row_groups]`."""
         return np.concatenate([manifest.row_group_sizes() for manifest in self.manifests])
 
-    def index(self, verify: Verify = "auto", columns: Sequence[str] = ()) -> RowGroups:
+    def index(self, verify: Verify = "auto", columns: Sequence[str] = ()) -> RowGroupReader:
         """Where each sample lies, and what the side tables say of it that these columns are of.
 
         Raises:
@@ -87,7 +87,7 @@ class Corpora:
 class JoinedIndex:
     """Where each sample of several corpora lies."""
 
-    parts: tuple[RowGroups, ...]
+    parts: tuple[RowGroupReader, ...]
 
     @property
     def corpus(self) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from dermray.corpus.side_tables import RowGroups
+from dermray.corpus.side_tables import RowGroupReader
 from dermray.ingest import augment
 from dermray.ingest.corpora import read_from
 from dermray.ingest.views import Arrays, Item, Row, Views
@@ -22,7 +22,7 @@ from dermray.ingest.views import Arrays, Item, Row, Views
 NAMED_BY = "sample_id"
 
 
-def read(index: RowGroups, groups: Sequence[int], columns: Sequence[str]) -> list[pa.Buffer]:
+def read(index: RowGroupReader, groups: Sequence[int], columns: Sequence[str]) -> list[pa.Buffer]:
     """Row groups by their numbers in manifest order, fetched at the same time and packed for `unpacked`.
 
     Raises:

@@ -18,7 +18,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
-from dermray.corpus.side_tables import RowGroups
+from dermray.corpus.side_tables import RowGroupReader
 from dermray.errors import DermRayError
 from dermray.ingest import decoding
 from dermray.ingest.decoding import Decoder
@@ -49,7 +49,7 @@ class RankTasks:
 
     def __init__(
         self,
-        index: RowGroups,
+        index: RowGroupReader,
         decoder: Decoder,
         plan_of: Callable[[int], EpochPlan],
         *,
@@ -152,7 +152,7 @@ class RankTasks:
                 del self._held[epoch, group]
 
 
-def _reading(index: RowGroups, columns: Sequence[str]) -> Callable[..., list[pa.Buffer]]:
+def _reading(index: RowGroupReader, columns: Sequence[str]) -> Callable[..., list[pa.Buffer]]:
     def read(groups: list[int]) -> list[pa.Buffer]:
         return decoding.read(index, groups, columns)
 
