@@ -32,7 +32,9 @@ def outcome(folder: Path, **clock: float) -> str:
     (folder / "test_toy.py").write_text(SUITE)
     command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-c", str(ROOT / "pyproject.toml")]
     command += ["--rootdir", str(folder), "-p", "no:cacheprovider", str(folder)]
-    environment = {**os.environ, **{name: str(moment) for name, moment in clock.items()}}
+    # Without the clock of the run that this test itself belongs to.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DERMRAY_TESTS_")}
+    environment |= {name: str(moment) for name, moment in clock.items()}
     return subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, timeout=120).stdout
 
 
