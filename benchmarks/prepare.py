@@ -10,7 +10,8 @@ side (what the machine can give), and over the pool's. The cluster is started be
 
 With `--memory N` it prepares N small images in a fresh process instead, and prints the peak memory of the driver and of
 the object store. With `--tasks N` it prepares N small images in turn on Ray Data's pool of actors, as `prepare` does,
-and by plain Ray tasks in a window; it prints images/s of both.
+and by plain Ray tasks in a window, with the bare loop before them; it prints images/s, and the processor time an image
+of the driver and of Ray's processes together, which says more where the machine is shared.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from unittest import mock
 
 import cv2
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -152,24 +154,50 @@ def run(raw: Path, *, rows_per_shard: int, limit: int | None = None) -> None:
 
 
 def compare_tasks(number: int, rounds: int) -> int:
-    """Rounds of Ray Data and plain tasks, each first every other time, and the median of the ratios of images/s."""
+    """Rounds of Ray Data and plain tasks, each first every other time, and the medians of their ratios."""
     width, height, _, rows_per_shard = SIZES["small"]
+    num_cores = os.cpu_count() or 1
     ratios = []
     with tempfile.TemporaryDirectory(prefix="dermray-bench-") as folder:
         raw = Path(folder) / "raw"
         write(raw, width, height, number)
-        warm_up(raw, os.cpu_count() or 1, rows_per_shard)
+        warm_up(raw, num_cores, rows_per_shard)
         sides = {"Ray Data": pieces.run, "plain tasks": run_plain}
         for round_number in range(rounds):
-            speeds, told = {}, []
+            bare = run_bare(raw, number // BARE_SHARE, 1, images.use_one_core) * num_cores
+            speeds, spent, told = {}, {}, [f"bare loop x cores {bare:,.0f} images/s"]
             for name in list(sides)[:: -1 if round_number % 2 else 1]:
+                began = processor_seconds()
                 with mock.patch.object(pieces, "run", sides[name]):
                     speeds[name] = run_graph(raw, number, rows_per_shard)
-                told.append(f"{name} {speeds[name]:,.0f} images/s")
-            ratios.append(speeds["Ray Data"] / speeds["plain tasks"])
-            print(f"{number:,} of {width} x {height}: {'; '.join(told)}; {ratios[-1]:.2f}", flush=True)
-    print(f"median of Ray Data over plain tasks: {np.median(ratios):.2f}")
+                spent[name] = processor_seconds() - began
+                told.append(f"{name} {speeds[name]:,.0f} images/s, {1000 * spent[name] / number:.2f} core-ms an image")
+            ratios.append(
+                (speeds["Ray Data"] / speeds["plain tasks"], spent["plain tasks"] / spent["Ray Data"],
+                 speeds["Ray Data"] / bare)
+            )  # fmt: skip
+            print(f"{number:,} of {width} x {height}: {'; '.join(told)}; {_over(ratios[-1])}", flush=True)
+    print(f"median: {_over(np.median(ratios, axis=0).tolist())}")
     return 0
+
+
+def _over(ratios: Sequence[float]) -> str:
+    speed, work, bare = ratios
+    return f"Ray Data over plain tasks {speed:.3f}, by processor time {work:.3f}, over the bare loop {bare:.2f}"
+
+
+def processor_seconds() -> float:
+    """Processor time of this process and of all of Ray's on this machine, those that have ended included.
+
+    A worker that ends becomes a child's time of the raylet, which waits for it.
+    """
+    total = 0.0
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            line = " ".join(process.cmdline())
+            if process.pid == os.getpid() or "ray::" in line or "/ray/" in line:
+                total += sum(process.cpu_times()[:4])
+    return total
 
 
 def run_plain(
