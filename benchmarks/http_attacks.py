@@ -27,11 +27,11 @@ from fastapi import FastAPI
 from uvicorn.protocols.http import auto
 
 from benchmarks.robustness import CHANGED, MEMORY, OTHER, READ, REFUSED, Outcomes
-from serve import proxy
-from serve.auth import Access, Audience, _digest
-from serve.catalogue import Catalogue
-from serve.routes import create_app
-from serve.settings import LimitsConfig
+from dermray.service.fleet import proxy
+from dermray.service.fleet.catalogue import Catalogue
+from dermray.service.http.auth import Access, Audience, _digest
+from dermray.service.http.routes import create_app
+from dermray.service.settings import LimitsConfig
 from tests.serving import DummyBackend, data_uri, free_port, photograph
 from tests.unit.test_serve_access import Changes, all_routes, spellings, status_of
 from tests.unit.test_serve_hostile import (
@@ -101,7 +101,7 @@ def opened(num_changes: Any) -> FastAPI:
 
 
 def behind_guard(num_changes: Any) -> FastAPI:
-    """The same on the protocol that `serve.proxy:guard` gives to Ray's proxies."""
+    """The same on the protocol that `dermray.service.fleet.proxy:guard` gives to Ray's proxies."""
     _allow_connections()
     auto.AutoHTTPProtocol = proxy.BoundedHeads
     return opened(num_changes)
@@ -242,7 +242,7 @@ def attack_bodies(seconds: float, folder: Path) -> Outcomes:
 
 
 def attack_connections(seconds: float, folder: Path) -> Outcomes:
-    """600 connections whose heads trickle in a byte at a time, behind `serve.proxy:guard`: each is given up."""
+    """600 connections whose heads trickle in a byte at a time, behind the guard of Ray's proxies: each is given up."""
     _allow_connections()
     outcomes: Outcomes = Counter()
     with (

@@ -154,8 +154,8 @@ class Demo:
         from ray.serve.config import HTTPOptions
 
         sys.path.insert(0, str(ROOT))
+        from dermray.service.fleet.command import start_serve, stop_serve
         from serve.app import build
-        from serve.command import start_serve, stop_serve
 
         port = _free_port()
         start_serve(HTTPOptions(host="127.0.0.1", port=port))

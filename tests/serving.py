@@ -27,11 +27,11 @@ from dermray import images, storage
 from dermray.errors import ImageError
 from dermray.index.embeddings import Embeddings, Maker, Part, images_table, part_file, texts_table, to_parquet
 from dermray.index.vectors import VectorIndex, build
+from dermray.service.engine.backend import Annotated, Classified, Embedded, Predicted, Rejection, Timing
+from dermray.service.fleet.catalogue import Catalogue, Served, Slot
+from dermray.service.http.routes import create_app
+from dermray.service.settings import LimitsConfig, ServeConfig
 from dermray.serving import ConceptScore, ServedModel, locate, rank
-from serve.backend import Annotated, Classified, Embedded, Predicted, Rejection, Timing
-from serve.catalogue import Catalogue, Served, Slot
-from serve.routes import create_app
-from serve.settings import LimitsConfig, ServeConfig
 
 # A host name that the service takes for its own; the test client's own one is not.
 LOCAL = "http://127.0.0.1"
@@ -199,9 +199,9 @@ def free_port() -> int:
 
 def local_app(folders: Sequence[Path], *, index: Path | None = None, **keys: Any) -> FastAPI:
     """The whole application over real engines in this process, without Ray."""
-    from serve.engine import Engine
-    from serve.replica import LocalBackend
-    from serve.rollout import load_ontology
+    from dermray.service.engine.engine import Engine
+    from dermray.service.fleet.replica import LocalBackend
+    from dermray.service.fleet.rollout import load_ontology
 
     slots = []
     for folder in folders:
@@ -234,8 +234,8 @@ def running(**arguments: object) -> Iterator[str]:
     from ray import serve
     from ray.serve.config import HTTPOptions
 
+    from dermray.service.fleet.command import start_serve, stop_serve
     from serve.app import build
-    from serve.command import start_serve, stop_serve
 
     port = free_port()
     start_serve(HTTPOptions(host="127.0.0.1", port=port))

@@ -19,8 +19,9 @@ import pytest
 from dermray.config import TrackingConfig
 from dermray.encoder import Encoder
 from dermray.evaluate.zero_shot import TEMPLATES, build_classifier
-from serve.app import build, find_model
-from serve.settings import ServeArgumentError, ServeConfig
+from dermray.service.application import find_model
+from dermray.service.settings import ServeArgumentError, ServeConfig
+from serve.app import build
 from tests.serving import CLASSES, bomb_png, data_uri, kill_encoder, photograph, running, save_tiny_model
 
 pytestmark = pytest.mark.ray

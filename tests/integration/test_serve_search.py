@@ -10,8 +10,8 @@ from dermray.encoder import Encoder
 from dermray.errors import ServiceError, VectorIndexError
 from dermray.evaluate.samples import Samples
 from dermray.index.embeddings import Embeddings
+from dermray.service.settings import ServeArgumentError
 from serve.app import build
-from serve.settings import ServeArgumentError
 from tests.serving import running, save_tiny_model
 
 pytestmark = pytest.mark.ray

@@ -29,11 +29,11 @@ from dermray.prepare.commit import commit
 from dermray.prepare.reconcile import reconcile
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import ShardMaker
+from dermray.service.fleet.catalogue import Catalogue
+from dermray.service.http.routes import create_app
+from dermray.service.settings import LimitsConfig
 from dermray.serving.classifier import RankedClass
 from dermray.serving.hierarchy import roll_up
-from serve.catalogue import Catalogue
-from serve.routes import create_app
-from serve.settings import LimitsConfig
 from tests.raw_sources import write_images, write_table
 from tests.serving import LOCAL, DummyBackend, data_uri, photograph
 

@@ -11,11 +11,11 @@ from fastapi.testclient import TestClient
 
 from dermray.client import FIRST_PAUSE_S, Client
 from dermray.errors import ServiceError
-from serve.auth import Access, _digest
-from serve.catalogue import Catalogue
-from serve.errors import Refusal, unavailable
-from serve.routes import create_app
-from serve.settings import LimitsConfig
+from dermray.service.fleet.catalogue import Catalogue
+from dermray.service.http.auth import Access, _digest
+from dermray.service.http.routes import create_app
+from dermray.service.refusals import Refusal, unavailable
+from dermray.service.settings import LimitsConfig
 from tests.serving import CLASSES, LOCAL, DummyBackend, photograph
 
 TOKEN = "a-token-of-16-chars"

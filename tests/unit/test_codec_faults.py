@@ -27,11 +27,11 @@ from dermray.ingest.decoding import Decoder, read, unpacked
 from dermray.ingest.settings import DataConfig
 from dermray.models import factory
 from dermray.prepare import leakage, report
+from dermray.service.engine.decoding import DecodePool
 from dermray.tracking.flavour import DermRayModel
 from dermray.train.objectives.contrastive.validation import Validator
 from dermray.train.objectives.contrastive.views import ImageAndCaption
 from dermray.train.settings import ValidationConfig
-from serve.decoding import DecodePool
 from tests import corpora, raw_corpus
 from tests.serving import photograph
 from tests.unit.test_prepare_shard import make, reported, settings

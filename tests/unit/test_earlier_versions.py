@@ -23,6 +23,8 @@ from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Batch
 from dermray.ingest.plan import EpochPlan
 from dermray.ingest.tokens import portable
+from dermray.service.engine.engine import Engine
+from dermray.service.settings import ServeConfig
 from dermray.serving import gate, locate
 from dermray.train import checkpoint, loop, pretrain
 from dermray.train.objectives.contrastive.module import Contrastive
@@ -30,8 +32,6 @@ from dermray.train.objectives.contrastive.views import ImageAndCaption
 from dermray.train.optimiser import build_optimiser
 from dermray.train.progress import StepRecord
 from dermray.train.settings import PretrainConfig
-from serve.engine import Engine
-from serve.settings import ServeConfig
 from tests.corpora import RGB, jpeg
 from tests.recorded import Recorded, unpacked
 

@@ -16,11 +16,11 @@ from dermray.errors import CorpusError
 from dermray.prepare.pipeline import look
 from dermray.prepare.settings import PrepareConfig
 from dermray.printable import printable
+from dermray.service.fleet.catalogue import Catalogue
+from dermray.service.http.auth import Access, _digest
+from dermray.service.http.routes import create_app
+from dermray.service.settings import LimitsConfig, ServeArgumentError
 from dermray.tracking.lineage import Graph, Node
-from serve.auth import Access, _digest
-from serve.catalogue import Catalogue
-from serve.routes import create_app
-from serve.settings import LimitsConfig, ServeArgumentError
 from tests import raw_corpus
 from tests.serving import LOCAL, DummyBackend
 

@@ -51,6 +51,9 @@ FORBIDDEN = {
     "dermray.tuning.trial": {"open_clip"},
     "dermray.tuning.sweep": {"open_clip"},
     "dermray.tracking.verification": {"torch"},
+    # What answers over HTTP is tested without a cluster, and what asks a model without HTTP.
+    "dermray.service.http": {"ray", "mlflow"},
+    "dermray.service.engine": {"ray", "mlflow"},
     "dermray.tuning.mailbox": {"torch", "mlflow"},
     "dermray.tuning.reports": {"torch", "mlflow"},
 }
@@ -117,7 +120,8 @@ def test_only_tracking_imports_mlflow() -> None:
 
 def test_only_drivers_call_tracking() -> None:
     # A trial is a driver of its own: it starts its own training or evaluation, under a run of its own.
-    drivers = {"dermray.tuning.trial", "dermray.tuning.evaluations"}
+    # So is the builder of a service, and the one process that follows an alias.
+    drivers = {"dermray.tuning.trial", "dermray.tuning.evaluations", "dermray.service.fleet.registry"}
     callers = {name for name in modules() if any(i.startswith("dermray.tracking") for i in imports(name))}
     rooms = ("dermray.tracking", "dermray.commands")
     assert {name for name in callers if not name.startswith(rooms)} <= drivers

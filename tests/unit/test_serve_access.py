@@ -12,12 +12,12 @@ from fastapi.routing import iter_route_contexts
 from fastapi.testclient import TestClient
 
 from dermray.errors import ConfigError
-from serve.auth import Access, Audience, GuardedRoute, is_loopback
-from serve.catalogue import Catalogue
-from serve.origins import Origins
-from serve.rollout import Outcome
-from serve.routes import create_app
-from serve.settings import AuthConfig, LimitsConfig, ServeArgumentError, parse_arguments
+from dermray.service.fleet.catalogue import Catalogue
+from dermray.service.fleet.rollout import Outcome
+from dermray.service.http.auth import Access, Audience, GuardedRoute, is_loopback
+from dermray.service.http.origins import Origins
+from dermray.service.http.routes import create_app
+from dermray.service.settings import AuthConfig, LimitsConfig, ServeArgumentError, parse_arguments
 from tests.serving import LOCAL, DummyBackend
 
 FIRST, SECOND, ADMIN = "first-token-of-16", "second-token-of-16", "admin-token-of-16"

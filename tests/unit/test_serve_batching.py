@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dermray import images
+from dermray.service.engine import decoding
+from dermray.service.engine.batching import Batcher
+from dermray.service.engine.decoding import Room
+from dermray.service.fleet.catalogue import Catalogue
+from dermray.service.fleet.replica import ReplicaBackend
+from dermray.service.http.routes import create_app
+from dermray.service.settings import LimitsConfig
 from dermray.serving import ModelSource
-from serve import decoding
-from serve.batching import Batcher
-from serve.catalogue import Catalogue
-from serve.decoding import Room
-from serve.replica import ReplicaBackend
-from serve.routes import create_app
-from serve.settings import LimitsConfig
 from tests.serving import DummyBackend
 
 

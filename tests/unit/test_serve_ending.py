@@ -14,13 +14,13 @@ import httpx
 import pytest
 
 from dermray.errors import ConfigError
-from serve.backend import Timing
-from serve.catalogue import Catalogue
-from serve.ending import Draining, Ending
-from serve.metrics import Metrics, merged
-from serve.ports import require_first, require_free
-from serve.routes import create_app
-from serve.settings import LimitsConfig, ServeArgumentError
+from dermray.service.engine.backend import Timing
+from dermray.service.fleet.catalogue import Catalogue
+from dermray.service.fleet.ending import Draining, Ending
+from dermray.service.fleet.ports import require_first, require_free
+from dermray.service.http.metrics import Metrics, merged
+from dermray.service.http.routes import create_app
+from dermray.service.settings import LimitsConfig, ServeArgumentError
 from tests.serving import DummyBackend, free_port, listening
 
 
@@ -95,7 +95,7 @@ def test_of_two_clusters_on_one_port_the_later_one_is_refused(monkeypatch):
     try:
         for cluster, is_refused in (("127.0.0.1:1", False), ("127.0.0.1:2", True)):
             # A gateway's question, asked by a process of that cluster.
-            question = f"from serve.ports import require_first; require_first({port})"
+            question = f"from dermray.service.fleet.ports import require_first; require_first({port})"
             code = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', sys.argv[1]]).returncode)"
             raylet = [sys.executable, "-c", code, question, f"--gcs-address={cluster}"]
             done = subprocess.run(raylet, capture_output=True, text=True, env=dict(os.environ), timeout=60)

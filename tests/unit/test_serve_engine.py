@@ -15,15 +15,16 @@ from PIL import Image
 from dermray.errors import ModelError
 from dermray.evaluate.concept_terms import Prompts
 from dermray.evaluate.concepts import presence_scores
+from dermray.service.engine import decoding
+from dermray.service.engine.engine import BATCHES_AHEAD, Engine, max_ongoing
+from dermray.service.fleet.catalogue import Catalogue, Served, Slot
+from dermray.service.fleet.replica import LocalBackend
+from dermray.service.http import routes
+from dermray.service.http.routes import create_app
+from dermray.service.refusals import Refusal
+from dermray.service.settings import LimitsConfig, ServeConfig
 from dermray.serving import locate
 from dermray.serving.classifier import TURN_PROMPTS
-from serve import decoding, routes
-from serve.catalogue import Catalogue, Served, Slot
-from serve.engine import BATCHES_AHEAD, Engine, max_ongoing
-from serve.errors import Refusal
-from serve.replica import LocalBackend
-from serve.routes import create_app
-from serve.settings import LimitsConfig, ServeConfig
 from tests.serving import LOCAL, animated_gif, bomb_png, data_uri, photograph, save_tiny_model
 
 

@@ -16,9 +16,9 @@ from PIL import Image
 
 from dermray.index import VectorIndex
 from dermray.index.vectors import build
-from serve.catalogue import Catalogue
-from serve.routes import create_app
-from serve.settings import LimitsConfig
+from dermray.service.fleet.catalogue import Catalogue
+from dermray.service.http.routes import create_app
+from dermray.service.settings import LimitsConfig
 from tests.serving import DummyBackend, listening, save_embeddings
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")

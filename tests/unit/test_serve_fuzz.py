@@ -6,11 +6,11 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import CHECKS
 
-from serve.auth import Access
-from serve.catalogue import Catalogue
-from serve.origins import Origins
-from serve.routes import create_app
-from serve.settings import LimitsConfig
+from dermray.service.fleet.catalogue import Catalogue
+from dermray.service.http.auth import Access
+from dermray.service.http.origins import Origins
+from dermray.service.http.routes import create_app
+from dermray.service.settings import LimitsConfig
 from tests.serving import DummyBackend
 
 access = Access(origins=Origins(allowed_hosts=("testserver",)))

@@ -21,11 +21,11 @@ from dermray.corpus.ontology import Ontology
 from dermray.evaluate import benchmarks
 from dermray.index import VectorIndex
 from dermray.index.vectors import build
+from dermray.service.fleet.catalogue import Catalogue, Served, Slot
+from dermray.service.http.routes import create_app
+from dermray.service.refusals import Refusal, unavailable
+from dermray.service.settings import LimitsConfig
 from dermray.serving import concept_names
-from serve.catalogue import Catalogue, Served, Slot
-from serve.errors import Refusal, unavailable
-from serve.routes import create_app
-from serve.settings import LimitsConfig
 from tests.serving import CLASSES, LOCAL, DummyBackend, bomb_png, data_uri, photograph, save_embeddings
 
 ONTOLOGY = Ontology.from_json(

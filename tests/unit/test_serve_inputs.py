@@ -10,9 +10,9 @@ from urllib.parse import quote
 import pytest
 from fastapi.testclient import TestClient
 
-from serve.catalogue import Catalogue
-from serve.routes import create_app
-from serve.settings import LimitsConfig
+from dermray.service.fleet.catalogue import Catalogue
+from dermray.service.http.routes import create_app
+from dermray.service.settings import LimitsConfig
 from tests.serving import LOCAL, DummyBackend, data_uri, photograph
 
 

@@ -14,9 +14,9 @@ from fastapi.testclient import TestClient
 
 from dermray.encoder import Encoder
 from dermray.errors import ModelError
+from dermray.service.engine.engine import Engine
+from dermray.service.settings import ServeConfig
 from dermray.serving import gate, locate
-from serve.engine import Engine
-from serve.settings import ServeConfig
 from tests import rotation_model
 from tests.corpora import write_image_encoder
 from tests.serving import LOCAL, data_uri, local_app, photograph, save_tiny_model

@@ -9,6 +9,7 @@ import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from pkgutil import resolve_name
 
 import click
 import numpy as np
@@ -19,14 +20,14 @@ from hypothesis import strategies as st
 
 from dermray.corpus.ontology import display_names
 from dermray.errors import ConfigError, ModelError
+from dermray.service.application import find_model
+from dermray.service.fleet.command import CONTROLLER_OPTIONS
+from dermray.service.http.auth import ADMIN_TOKENS_VARIABLE, TOKENS_VARIABLE, is_loopback
+from dermray.service.http.payload import decode_data_uri, encode_vector
+from dermray.service.refusals import Refusal
+from dermray.service.settings import ServeArgumentError, ServeConfig, parse_arguments
 from dermray.serving import ClassifierCache, TooManyBuildsError, locate, num_prompts, rank
 from dermray.serving.classifier import PROMPT_CHARS, TURN_PROMPTS
-from serve.app import find_model
-from serve.auth import ADMIN_TOKENS_VARIABLE, TOKENS_VARIABLE, is_loopback
-from serve.command import CONTROLLER_OPTIONS
-from serve.errors import Refusal
-from serve.payload import decode_data_uri, encode_vector
-from serve.settings import ServeArgumentError, ServeConfig, parse_arguments
 
 ROOT = Path(__file__).parents[2]
 
@@ -276,6 +277,9 @@ def test_the_deploy_config_is_one_that_ray_serve_and_the_builder_accept():
     assert application.import_path == "serve.app:build"
     assert content["http_options"]["host"] == "127.0.0.1"
     assert content["controller_options"] == CONTROLLER_OPTIONS
+    guard = content["controller_options"]["runtime_env"]["env_vars"]["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
+    # A copy of this file from before the application moved names it so.
+    assert resolve_name(guard) is resolve_name("serve.proxy:guard")
     config = parse_arguments(application.args)
     assert config.model == "models:/dermray@champion"
     # Serve's own deadline must not cut off the one that answers in our error shape.

@@ -14,10 +14,10 @@ from ray.serve._private import http_util
 from ray.serve.config import HTTPOptions
 from uvicorn.protocols.http import auto
 
-from serve import proxy
-from serve.catalogue import Catalogue
-from serve.routes import create_app
-from serve.settings import LimitsConfig
+from dermray.service.fleet import proxy
+from dermray.service.fleet.catalogue import Catalogue
+from dermray.service.http.routes import create_app
+from dermray.service.settings import LimitsConfig
 from tests.serving import DummyBackend, free_port, listening
 
 NUM_CONNECTIONS = 300

@@ -14,16 +14,16 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from dermray import models
 from dermray.encoder import Encoder
 from dermray.errors import ModelError, TrackingError
+from dermray.service.fleet import rollout
+from dermray.service.fleet.catalogue import Served, Slot
+from dermray.service.fleet.following import AskedChanges, Follower
+from dermray.service.fleet.registry import MlflowRegistry
+from dermray.service.fleet.rollout import Rollout, Rollouts
+from dermray.service.refusals import Refusal
+from dermray.service.settings import parse_arguments
 from dermray.serving import ModelSource
 from dermray.serving.gate import GOLDEN_NAME, Check, Golden, examine
-from serve import rollout
 from serve.app import build
-from serve.catalogue import Served, Slot
-from serve.errors import Refusal
-from serve.following import AskedChanges, Follower
-from serve.registry import MlflowRegistry
-from serve.rollout import Rollout, Rollouts
-from serve.settings import parse_arguments
 from tests.serving import DummyBackend, save_tiny_model
 
 URI = "models:/dummy@champion"

@@ -20,10 +20,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from serve.auth import Access, _digest
-from serve.catalogue import Catalogue
-from serve.routes import create_app
-from serve.settings import LimitsConfig
+from dermray.service.fleet.catalogue import Catalogue
+from dermray.service.http.auth import Access, _digest
+from dermray.service.http.routes import create_app
+from dermray.service.settings import LimitsConfig
 from tests.serving import CLASSES, DummyBackend, listening, local_app, photograph, save_index, save_tiny_model
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -7,7 +7,7 @@ import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.errors import respond, unavailable
+from dermray.service.refusals import respond, unavailable
 
 LOOK_EVERY_S = 0.05
 

@@ -14,12 +14,12 @@ from ray.serve.handle import DeploymentHandle
 
 from dermray import redaction
 from dermray.errors import DermRayError, ModelError
+from dermray.service.engine.backend import Annotated, Backend, Classified, Embedded, Predicted
+from dermray.service.engine.engine import Engine
+from dermray.service.refusals import Refusal, unavailable
+from dermray.service.settings import ServeConfig
 from dermray.serving import ModelSource, ServedModel
 from dermray.serving.gate import Check
-from serve.backend import Annotated, Backend, Classified, Embedded, Predicted
-from serve.engine import Engine
-from serve.errors import Refusal, unavailable
-from serve.settings import ServeConfig
 
 # The version that answers, the one before it (for a roll-back), and one more while it is examined.
 MAX_VERSIONS = 3

@@ -1,7 +1,7 @@
 """What the routes need of a model, whoever provides it: the protocol, its questions and its answers.
 
-Providers are an engine in this process (`serve.engine.Engine`) and a handle on encoder replicas
-(`serve.replica.ReplicaBackend`); contract tests use one that needs no weights. Nothing here knows of HTTP, Ray or
+Providers are an engine in this process (`engine.engine.Engine`) and a handle on encoder replicas
+(`fleet.replica.ReplicaBackend`); contract tests use one that needs no weights. Nothing here knows of HTTP, Ray or
 torch.
 """
 
@@ -76,7 +76,7 @@ class Predicted:
 class Backend(Protocol):
     """A served model; routes ask only what is in `model.answers`.
 
-    Every method may raise `serve.errors.Refusal` (429, 503) when it cannot answer now.
+    Every method may raise `Refusal` (429, 503) when it cannot answer now.
     """
 
     @property

@@ -23,8 +23,8 @@ from ray.serve.exceptions import RayServeException
 
 from dermray import ray_private, redaction
 from dermray.errors import ConfigError
-from serve.ports import require_free
-from serve.settings import ServeConfig
+from dermray.service.fleet.ports import require_free
+from dermray.service.settings import ServeConfig
 
 _SEEN = "dermray.command"
 _FILE = "scripts.py"
@@ -40,7 +40,7 @@ CONTROLLER_OPTIONS = {
         "env_vars": {
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
             "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
-            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.proxy:guard",
+            "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "dermray.service.fleet.proxy:guard",
         }
     }
 }

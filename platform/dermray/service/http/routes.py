@@ -21,17 +21,17 @@ from starlette.types import Receive, Scope, Send
 import dermray
 from dermray.errors import DermRayError
 from dermray.index import VectorIndex
-from serve import inference
-from serve.admission import Admission
-from serve.auth import Access, Audience, GuardedRoute, OpenRoute, UserRoute, authorise
-from serve.catalogue import Catalogue, Served
-from serve.errors import Refusal, from_validation, respond, unavailable
-from serve.inference import ERRORS, Service, ServiceDep, identity
-from serve.metrics import Metrics
-from serve.page import Page
-from serve.rollout import Changes, Outcome
-from serve.schemas import ErrorResponse, Health, ModelCard, ModelsResponse, RolloutCheck, RolloutResponse
-from serve.settings import LimitsConfig
+from dermray.service.fleet.catalogue import Catalogue, Served
+from dermray.service.fleet.rollout import Changes, Outcome
+from dermray.service.http import inference
+from dermray.service.http.admission import Admission
+from dermray.service.http.auth import Access, Audience, GuardedRoute, OpenRoute, UserRoute, authorise
+from dermray.service.http.inference import ERRORS, Service, ServiceDep, identity
+from dermray.service.http.metrics import Metrics
+from dermray.service.http.page import Page
+from dermray.service.http.schemas import ErrorResponse, Health, ModelCard, ModelsResponse, RolloutCheck, RolloutResponse
+from dermray.service.refusals import Refusal, from_validation, respond, unavailable
+from dermray.service.settings import LimitsConfig
 
 PROBE_TIMEOUT_S = 3.0
 DESCRIPTION = (

@@ -9,7 +9,7 @@ from pathlib import Path
 from fastapi.responses import Response
 from starlette.requests import Request
 
-from serve.errors import Refusal
+from dermray.service.refusals import Refusal
 
 FOLDER = Path(__file__).resolve().parent / "web"
 MEDIA_TYPES = {
@@ -30,7 +30,7 @@ class File:
 
 
 class Page:
-    """All files of the page by their path below `serve/web`."""
+    """All files of the page by their path below `web`."""
 
     def __init__(self, files: dict[str, File]) -> None:
         self._files = files

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dermray import tracking
+from dermray.service.settings import ServeConfig
 from dermray.serving import ModelSource, locate
 from dermray.serving.gate import Check
-from serve.settings import ServeConfig
 
 REGISTRY_PREFIX = tracking.MODELS_PREFIX
 

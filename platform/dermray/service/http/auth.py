@@ -20,9 +20,9 @@ from starlette.types import Receive, Scope, Send
 
 from dermray import storage
 from dermray.errors import ConfigError, StorageError
-from serve.errors import Refusal
-from serve.origins import LOOPBACK_ALONE, Origins, is_loopback
-from serve.settings import AuthConfig
+from dermray.service.http.origins import LOOPBACK_ALONE, Origins, is_loopback
+from dermray.service.refusals import Refusal
+from dermray.service.settings import AuthConfig
 
 TOKENS_VARIABLE = "DERMRAY_SERVE_TOKENS"
 ADMIN_TOKENS_VARIABLE = "DERMRAY_SERVE_ADMIN_TOKENS"

@@ -16,18 +16,16 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from dermray import redaction
+from dermray.service.fleet.catalogue import Fleet, Served, Slot
+from dermray.service.fleet.replica import ReplicaFleet, faults_are_refusals
+from dermray.service.fleet.rollout import Outcome, Rollout, Rollouts, Standings, load_ontology
+from dermray.service.settings import ServeConfig
 from dermray.serving import ModelSource
-from serve.catalogue import Fleet, Served, Slot
-from serve.metrics import merged
-from serve.replica import ReplicaFleet, faults_are_refusals
-from serve.rollout import Outcome, Rollout, Rollouts, Standings, load_ontology
-from serve.settings import ServeConfig
 
 logger = logging.getLogger("dermray.serve")
 GATEWAY = "gateway"
 # After a gateway found nobody to ask.
 RETRY_S = 0.5
-SCRAPE_TIMEOUT_S = 2.0
 
 
 def followed(settings: ServeConfig, sources: Sequence[ModelSource]) -> dict[int, str]:
@@ -40,11 +38,11 @@ class RolloutReplica(Rollouts):
     """The `rollout` deployment: one process that looks at aliases, decides and records."""
 
     def __init__(self, sources: tuple[ModelSource, ...], settings: ServeConfig, *encoders: DeploymentHandle) -> None:
-        from serve.registry import MlflowRegistry
+        from dermray.service.fleet.registry import MlflowRegistry
 
         redaction.install()
         registry = MlflowRegistry(settings)
-        handles = encoders or [_own_gateways()] * len(sources)
+        handles = encoders or [own_gateways()] * len(sources)
         super().__init__(
             {
                 sources[number].name: Rollout(sources[number], ReplicaFleet(handles[number]), registry, uri)
@@ -54,7 +52,7 @@ class RolloutReplica(Rollouts):
         )
 
 
-def _own_gateways() -> DeploymentHandle:
+def own_gateways() -> DeploymentHandle:
     """The gateways of this application, which hold the models with `single_process`."""
     return serve.get_deployment_handle(GATEWAY, serve.get_replica_context().app_name)
 
@@ -125,14 +123,6 @@ class AskedChanges:
     async def roll_back(self) -> Outcome:
         """See `Rollout.roll_back`."""
         return await self._follower.ask("roll_back", self._name)
-
-
-async def scrape_all_gateways() -> bytes:
-    """The counters of every gateway as one Prometheus text, each with the label `gateway`; for use inside of one."""
-    asked = _own_gateways().broadcast("scrape")
-    answers = await asked.results_async(timeout_s=SCRAPE_TIMEOUT_S, return_exceptions=True)
-    # One that dies meanwhile takes its counters along, as every process that Prometheus looks at.
-    return merged(dict(one for one in answers if not isinstance(one, BaseException)))
 
 
 def deployment(

@@ -13,9 +13,9 @@ from typing import Any
 from fastapi import Request, Response
 from pydantic_core import from_json
 
-from serve.auth import UserRoute
-from serve.errors import Refusal
-from serve.settings import LimitsConfig
+from dermray.service.http.auth import UserRoute
+from dermray.service.refusals import Refusal
+from dermray.service.settings import LimitsConfig
 
 MAX_FIELDS = 32
 # Commas and brackets, those inside texts among them; the largest lists allowed take a few thousand.

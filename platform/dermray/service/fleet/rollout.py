@@ -16,9 +16,9 @@ from typing import Literal, Protocol
 from dermray.corpus import branches
 from dermray.corpus.ontology import Ontology
 from dermray.errors import DermRayError
+from dermray.service.refusals import Refusal
 from dermray.serving import ModelSource
 from dermray.serving.gate import Check
-from serve.errors import Refusal
 
 logger = logging.getLogger("dermray.serve")
 # How long a gateway waits for a change before it asks once more.
@@ -225,7 +225,7 @@ class Rollouts:
     """The roll-outs of all models, as gateways ask for them."""
 
     def __init__(self, rollouts: dict[str, Rollout], poll_s: float) -> None:
-        """By the models' names; `poll_s` as in `serve.settings.RolloutConfig`."""
+        """By the models' names; `poll_s` as in `RolloutConfig`."""
         self._rollouts = rollouts
         self._poll_s = poll_s
         self._polls: list[asyncio.Task[None]] = []

@@ -14,11 +14,11 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser, parse_options_header
 from starlette.requests import Request
 
-from serve import bodies
-from serve.errors import Refusal, from_details
-from serve.payload import decode_data_uri
-from serve.schemas import ImageRequest
-from serve.settings import LimitsConfig
+from dermray.service.http import bodies
+from dermray.service.http.payload import decode_data_uri
+from dermray.service.http.schemas import ImageRequest
+from dermray.service.refusals import Refusal, from_details
+from dermray.service.settings import LimitsConfig
 
 IMAGE_FIELDS = ("image", "file")
 MAX_FIELD_BYTES = 2**20

@@ -13,12 +13,12 @@ from dermray.corpus import spelling
 from dermray.corpus.ontology import Ontology, display_names
 from dermray.errors import ConfigError
 from dermray.evaluate import benchmarks
+from dermray.service.http import stray_images
+from dermray.service.http.schemas import ClassifyRequest, EmbeddingsRequest
+from dermray.service.refusals import Refusal, too_large
+from dermray.service.settings import LimitsConfig
 from dermray.serving import concept_names, num_prompts
 from dermray.serving.classifier import PROMPT_CHARS
-from serve import stray_images
-from serve.errors import Refusal, too_large
-from serve.schemas import ClassifyRequest, EmbeddingsRequest
-from serve.settings import LimitsConfig
 
 IMAGE_PREFIX = "data:image/"
 # No class is written in so many letters and also in another spelling: a longer one is compared as it stands.

@@ -9,7 +9,7 @@ import base64
 import re
 from urllib.parse import unquote
 
-from serve.errors import Refusal
+from dermray.service.refusals import Refusal
 
 WANTED = "an image is sent as data:image/jpeg;base64,…"
 # How files begin, and what they are.

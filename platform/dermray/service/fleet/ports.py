@@ -1,7 +1,7 @@
 """One address, one service: a port that another program listens on is refused.
 
 Serve's proxies share their port (SO_REUSEPORT), so that the system would deal requests at random to two services, and
-both would say that they are ready. Ours do not (`serve.proxy.keep_port`), wherever Serve was started with our
+both would say that they are ready. Ours do not (`proxy.keep_port`), wherever Serve was started with our
 `controller_options`; here it is seen earlier, and where it was not.
 """
 

@@ -16,12 +16,12 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dermray.printable import printable
+from dermray.service.fleet.catalogue import Catalogue
+from dermray.service.http.auth import Access
+from dermray.service.http.metrics import Metrics
+from dermray.service.refusals import Refusal, respond, too_large
+from dermray.service.settings import LimitsConfig
 from dermray.serving import ServedModel
-from serve.auth import Access
-from serve.catalogue import Catalogue
-from serve.errors import Refusal, respond, too_large
-from serve.metrics import Metrics
-from serve.settings import LimitsConfig
 
 logger = logging.getLogger("dermray.serve")
 

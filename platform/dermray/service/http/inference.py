@@ -14,18 +14,16 @@ from fastapi.responses import JSONResponse, Response
 
 from dermray.corpus.ontology import Ontology
 from dermray.index import Hit, VectorIndex
-from dermray.serving import RankedClass, ServedModel, roll_up
-from serve import payload, uploads
-from serve.admission import model_headers
-from serve.backend import Annotated as AnnotatedImage
-from serve.backend import Classified, Predicted, Rejection, Timing
-from serve.bodies import QuestionRoute
-from serve.catalogue import Catalogue, Served
-from serve.errors import Refusal
-from serve.metrics import Metrics
-from serve.page import Page
-from serve.rollout import Changes
-from serve.schemas import (
+from dermray.service.engine.backend import Annotated as AnnotatedImage
+from dermray.service.engine.backend import Classified, Predicted, Rejection, Timing
+from dermray.service.fleet.catalogue import Catalogue, Served
+from dermray.service.fleet.rollout import Changes
+from dermray.service.http import payload, uploads
+from dermray.service.http.admission import model_headers
+from dermray.service.http.bodies import QuestionRoute
+from dermray.service.http.metrics import Metrics
+from dermray.service.http.page import Page
+from dermray.service.http.schemas import (
     DEFAULT_HITS,
     ClassifyRequest,
     ClassifyResponse,
@@ -40,7 +38,9 @@ from serve.schemas import (
     SearchRequest,
     SearchResponse,
 )
-from serve.settings import LimitsConfig
+from dermray.service.refusals import Refusal
+from dermray.service.settings import LimitsConfig
+from dermray.serving import RankedClass, ServedModel, roll_up
 
 OfImageT = TypeVar("OfImageT", Classified, AnnotatedImage, Predicted)
 

@@ -21,6 +21,12 @@ from dermray import images
 from dermray.errors import ModelError
 from dermray.evaluate.concept_terms import Prompts
 from dermray.model_uri import folder_uri
+from dermray.service.engine.backend import Annotated, Classified, Embedded, Predicted, Rejection, Timing
+from dermray.service.engine.batching import Batcher, Ridden
+from dermray.service.engine.decoding import DecodePool
+from dermray.service.http.payload import check_cost
+from dermray.service.refusals import Refusal
+from dermray.service.settings import ServeConfig
 from dermray.serving import (
     ClassifierCache,
     ModelSource,
@@ -32,12 +38,6 @@ from dermray.serving import (
 )
 from dermray.serving.gate import Check, Golden, examine, question, smoke
 from dermray.serving.model import served_model
-from serve.backend import Annotated, Classified, Embedded, Predicted, Rejection, Timing
-from serve.batching import Batcher, Ridden
-from serve.decoding import DecodePool
-from serve.errors import Refusal
-from serve.payload import check_cost
-from serve.settings import ServeConfig
 
 # Decoded images beside the batch that computes and the one that fills, in batches.
 BATCHES_AHEAD = 4

@@ -1,0 +1,1 @@
+"""Requests and answers: routes, schemas, admission, tokens, bodies and the web page. No Ray, no torch."""
