@@ -27,7 +27,11 @@ from dermray import images, storage
 from dermray.errors import ImageError
 from dermray.index.embeddings import Embeddings, Maker, Part, images_table, part_file, texts_table, to_parquet
 from dermray.index.vectors import VectorIndex, build
-from dermray.service.engine.backend import Annotated, Classified, Embedded, Predicted, Rejection, Timing
+from dermray.service.engine.answers import Rejection, Timing
+from dermray.service.engine.verbs.annotate import Annotated
+from dermray.service.engine.verbs.classify import Classified
+from dermray.service.engine.verbs.embed import Embedded
+from dermray.service.engine.verbs.predict import Predicted
 from dermray.service.fleet.catalogue import Catalogue, Served, Slot
 from dermray.service.http.routes import create_app
 from dermray.service.settings import LimitsConfig, ServeConfig

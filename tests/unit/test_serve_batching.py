@@ -146,7 +146,7 @@ def test_what_a_replica_does_for_a_request_that_is_over_is_cancelled():
             self.cancelled = True
 
     class Handle:
-        embed = Call()
+        ask = Call()
 
     async def main():
         backend = ReplicaBackend(Handle(), ModelSource("a", "a"), DummyBackend().model)
@@ -155,7 +155,7 @@ def test_what_a_replica_does_for_a_request_that_is_over_is_cancelled():
                 await backend.embed([], ["a"])
 
     asyncio.run(main())
-    assert Handle.embed.cancelled
+    assert Handle.ask.cancelled
 
 
 def test_bodies_beyond_what_is_held_at_one_time_are_429_until_there_is_room_again():

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from dermray.errors import ConfigError
-from dermray.service.engine.backend import Timing
+from dermray.service.engine.answers import Timing
 from dermray.service.fleet.catalogue import Catalogue
 from dermray.service.fleet.ending import Draining, Ending
 from dermray.service.fleet.ports import require_first, require_free

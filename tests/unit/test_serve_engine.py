@@ -6,21 +6,29 @@ import asyncio
 import io
 import threading
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from pydantic import BaseModel, Field
 
 from dermray.errors import ModelError
 from dermray.evaluate.concept_terms import Prompts
 from dermray.evaluate.concepts import presence_scores
 from dermray.service.engine import decoding
+from dermray.service.engine.answers import Rejection, Timing
+from dermray.service.engine.backend import VERBS, Backend
 from dermray.service.engine.engine import BATCHES_AHEAD, Engine, max_ongoing
+from dermray.service.engine.verb import Pass, Verb
+from dermray.service.engine.verbs.embed import OF_IMAGES
 from dermray.service.fleet.catalogue import Catalogue, Served, Slot
 from dermray.service.fleet.replica import LocalBackend
 from dermray.service.http import routes
+from dermray.service.http.asking import ImageEndpoint
 from dermray.service.http.routes import create_app
+from dermray.service.http.schemas import ImageRequest, Texts
 from dermray.service.refusals import Refusal
 from dermray.service.settings import LimitsConfig, ServeConfig
 from dermray.serving import locate
@@ -101,7 +109,7 @@ def test_equal_input_gives_equal_vectors_whatever_it_was_batched_with(engine):
 
 
 def test_concepts_are_scored_as_the_evaluation_scores_them(engine):
-    names, prompts, encoder = ["plaque", "scale"], Prompts.load(), engine._encoder
+    names, prompts, encoder = ["plaque", "scale"], Prompts.load(), engine.encoder
     annotated = asyncio.run(engine.annotate(photograph(3), names))
     image = encoder.encode_images([photograph(3)])
     references = encoder.encode_texts(prompts.references)[:, None]
@@ -129,13 +137,13 @@ def test_decoding_is_a_few_batches_ahead_and_no_more(folder):
     """Many more images than fit are asked for at once; all are answered, and few are held decoded at any time."""
     engine = engine_of(folder)
     room, held = engine._decoders.room, []
-    compute = engine._image_batches._compute
+    compute = engine._batches_of(OF_IMAGES)._compute
 
     def watched(pixels):
         held.append(room.num_held)
         return compute(pixels)
 
-    engine._image_batches._compute = watched
+    engine._batches_of(OF_IMAGES)._compute = watched
 
     async def main():
         return await asyncio.gather(*(engine.embed([photograph(n)] * 16, []) for n in range(8)))
@@ -166,13 +174,13 @@ def test_the_models_own_list_costs_what_it_costs(tmp_path):
 
 @pytest.mark.parametrize("question", ["classify", "annotate"])
 def test_nothing_is_built_for_an_image_that_is_refused(engine, question):
-    num_classifiers, encode = len(engine._classifiers), engine._encoder.encode_texts
-    engine._encoder.encode_texts = None
+    num_classifiers, encode = len(engine._classifiers), engine.encoder.encode_texts
+    engine.encoder.encode_texts = None
     arguments = {"classify": (["never", "built"], None), "annotate": (["plaque", "scale", "ulcer"],)}
     try:
         answer = asyncio.run(getattr(engine, question)(b"", *arguments[question]))
     finally:
-        engine._encoder.encode_texts = encode
+        engine.encoder.encode_texts = encode
     assert answer.rejection.reason == "zero_byte"
     assert len(engine._classifiers) == num_classifiers
 
@@ -184,8 +192,8 @@ class Held:
         while engine._classifiers._num_builds:
             # The model's own list is prepared from the start.
             time.sleep(0.01)
-        self.go, self.calls, self._encode = threading.Event(), 0, engine._encoder.encode_texts
-        engine._encoder.encode_texts = self
+        self.go, self.calls, self._encode = threading.Event(), 0, engine.encoder.encode_texts
+        engine.encoder.encode_texts = self
 
     def __call__(self, texts):
         self.calls += 1
@@ -285,7 +293,7 @@ def test_weights_with_nan_do_not_come_up_and_turn_a_probe_red(folder, tmp_path):
         engine_of(str(save_tiny_model(tmp_path / "nan", damaged=True)))
     engine = engine_of(folder)
     asyncio.run(engine.probe())
-    weights = next(engine._encoder._model.visual.parameters()).data
+    weights = next(engine.encoder._model.visual.parameters()).data
     whole = weights.clone()
     weights.fill_(float("nan"))
     for question in (engine.probe(), engine.embed([photograph()], []), engine.check(0.0)):
@@ -309,6 +317,66 @@ def test_an_image_too_elongated_for_the_model_is_400(engine):
         well = client.post("/v1/embeddings", json={"input": data_uri(photograph())})
     assert [(one.status_code, one.json()["error"]["code"]) for one in answers] == [(400, "too_elongated")] * 3
     assert well.status_code == 200
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the verb below says of an image."""
+
+    red: float
+    above: tuple[str, ...]
+    timing: Timing
+    rejection: Rejection | None = None
+
+
+class MeasureRequest(ImageRequest):
+    """Above which marks?"""
+
+    above: Texts | None = Field(None, description="names of marks")
+
+
+class MeasureResponse(BaseModel):
+    """How red an image is."""
+
+    red: float
+    above: list[str]
+
+
+REDNESS = Pass("images", lambda encoder, pixels: [float(one[0].mean()) for one in pixels], lambda red: None)
+
+
+async def measure(engine, image, above):
+    ride = await engine.ride((REDNESS, [image]))
+    if ride.rejections:
+        return Measured(0.0, (), ride.timing, ride.rejections[0])
+    return Measured(ride.of_images[0], tuple(above), ride.timing)
+
+
+def test_a_new_verb_is_one_declaration_and_its_endpoint(engine, monkeypatch):
+    """The line that `Backend` needs is the only one elsewhere; access, forms, refusals and counters come with it."""
+    monkeypatch.setattr(Backend, "measure", Verb(measure, needs=("images",)), raising=False)
+    endpoint = ImageEndpoint(
+        name="measure",
+        summary="How red?",
+        description="",
+        verb=Backend.measure,
+        request=MeasureRequest,
+        response=MeasureResponse,
+        question=lambda body, served, limits: (body.above,),
+        content=lambda said, served: {"red": said.red, "above": said.above},
+    )
+    app = create_app(Catalogue.of(LocalBackend(engine)), LimitsConfig())
+    app.include_router(endpoint.router())
+    with TestClient(app, base_url=LOCAL) as client:
+        form = {"files": {"image": photograph()}, "data": {"above": "a, b"}}
+        answers = [client.post("/v1/measure", **form), client.post("/v1/measure", json={"image": data_uri(b"none")})]
+        counted = client.get("/metrics").text
+    pixels = engine.encoder.preprocess(photograph())
+    assert answers[0].json()["red"] == pytest.approx(float(pixels[0].mean()))
+    assert answers[0].json()["above"] == ["a", "b"]
+    assert (answers[1].status_code, answers[1].json()["error"]["code"]) == (400, "not_an_image")
+    assert 'dermray_requests_total{route="/v1/measure",status="200"} 1.0' in counted
+    assert all(getattr(Backend, name).name == name for name in (*VERBS, "measure"))
 
 
 def test_readyz_is_503_while_every_decode_thread_hangs(folder, monkeypatch):

@@ -23,7 +23,8 @@ from dermray.errors import ConfigError, ModelError
 from dermray.service.application import find_model
 from dermray.service.fleet.command import CONTROLLER_OPTIONS
 from dermray.service.http.auth import ADMIN_TOKENS_VARIABLE, TOKENS_VARIABLE, is_loopback
-from dermray.service.http.payload import decode_data_uri, encode_vector
+from dermray.service.http.endpoints.embeddings import encode_vector
+from dermray.service.http.payload import decode_data_uri
 from dermray.service.refusals import Refusal
 from dermray.service.settings import ServeArgumentError, ServeConfig, parse_arguments
 from dermray.serving import ClassifierCache, TooManyBuildsError, locate, num_prompts, rank

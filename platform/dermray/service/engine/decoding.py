@@ -20,7 +20,7 @@ import numpy as np
 
 from dermray import images
 from dermray.errors import ImageError
-from dermray.service.engine.backend import Rejection
+from dermray.service.engine.answers import Rejection
 
 # JPEG takes in MPO, that of phones which store a second picture behind the first.
 ACCEPTED = ("JPEG", "PNG", "WEBP")

@@ -8,43 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from dermray import images
 from dermray.errors import ModelError
-from dermray.evaluate.concept_terms import Prompts
 from dermray.model_uri import folder_uri
-from dermray.service.engine.backend import Annotated, Classified, Embedded, Predicted, Rejection, Timing
+from dermray.service.engine.answers import Rejection, Timing
+from dermray.service.engine.backend import VERBS, Backend
 from dermray.service.engine.batching import Batcher, Ridden
 from dermray.service.engine.decoding import DecodePool
-from dermray.service.http.payload import check_cost
+from dermray.service.engine.verb import Lane, Pass, Verb
 from dermray.service.refusals import Refusal
 from dermray.service.settings import ServeConfig
-from dermray.serving import (
-    ClassifierCache,
-    ModelSource,
-    ServedModel,
-    TooManyBuildsError,
-    encode_concepts,
-    rank,
-    score_concepts,
-)
-from dermray.serving.gate import Check, Golden, examine, question, smoke
+from dermray.serving import ClassifierCache, ModelSource, ServedModel, TooManyBuildsError
+from dermray.serving.gate import Check, Golden, examine, smoke
 from dermray.serving.model import served_model
 
 # Decoded images beside the batch that computes and the one that fills, in batches.
 BATCHES_AHEAD = 4
 # How long a health check waits for an answer to its own question before it says that there is none yet.
 PATIENCE_S = 1.0
-# Stands in a classifier's key before the templates of concepts, whose rows are other ones than those of classes.
-_CONCEPTS = "published concept prompts"
 
 
 @dataclass(slots=True)
@@ -76,8 +67,18 @@ def max_ongoing(settings: ServeConfig) -> int:
     return max(16, 2 * settings.max_batch_size)
 
 
-class Engine:
-    """A `Backend` in this process: a thin shell around `Encoder` of pools, batches and timing."""
+@dataclass(frozen=True, slots=True)
+class Ride:
+    """What became of the images and texts of one question, in order; or the images that stopped it."""
+
+    of_images: Sequence[Any]
+    of_texts: Sequence[Any]
+    timing: Timing
+    rejections: tuple[Rejection, ...] = ()
+
+
+class Engine(Backend):
+    """A `Backend` in this process: a thin shell around `Encoder` of pools, batches and timing, which verbs use."""
 
     def __init__(self, source: ModelSource, settings: ServeConfig) -> None:
         """Load the model; seconds.
@@ -94,13 +95,13 @@ class Engine:
         # What Ray reserved for this process; replicas on one machine would otherwise all use every core.
         torch.set_num_threads(max(1, int(settings.num_cpus)))
         images.use_one_core()
-        self._encoder = Encoder.load(
+        self.encoder = Encoder.load(
             source.uri, device=settings.device, precision=settings.precision, compiled=settings.compile
         )
         self._source = source
-        self._model = served_model(source, self._encoder)
-        self._templates = tuple(TEMPLATES)
-        self._limits = settings.limits
+        self._model = served_model(source, self.encoder)
+        self.templates = tuple(TEMPLATES)
+        self.limits = settings.limits
         self._requests = _Places(settings.limits.queued_requests, "too many requests are waiting for the model")
         # Half of them, so that vectors are made whatever class lists are asked for.
         self._unprepared = _Places(max_ongoing(settings) // 2, "too many requests are waiting for new class lists")
@@ -108,32 +109,14 @@ class Engine:
         self._probe: asyncio.Task[None] | None = None
         self._probe_began_s = 0.0
         self._decoders = DecodePool(
-            self._encoder.preprocess,
+            self.encoder.preprocess,
             num_threads=settings.decode_threads,
             max_pixels=settings.limits.pixels,
             room=BATCHES_AHEAD * settings.max_batch_size,
         )
-        self._image_lane = ThreadPoolExecutor(1, thread_name_prefix="images")
-        self._text_lane = ThreadPoolExecutor(1, thread_name_prefix="texts")
-        wait_s = settings.batch_wait_ms / 1000
-        self._image_batches: Batcher[np.ndarray, np.ndarray] = Batcher(
-            lambda pixels: self._encoder.encode_pixels(np.stack(pixels)),
-            self._image_lane,
-            max_size=settings.max_batch_size,
-            max_wait_s=wait_s,
-        )
-        self._predictions: Batcher[np.ndarray, dict[str, np.ndarray]] = Batcher(
-            self._predict,
-            self._image_lane,
-            max_size=settings.max_batch_size,
-            max_wait_s=wait_s,
-        )
-        self._text_batches: Batcher[str, np.ndarray] = Batcher(
-            self._encoder.encode_texts,
-            self._text_lane,
-            max_size=settings.max_batch_size,
-            max_wait_s=wait_s,
-        )
+        self._lanes = {lane: ThreadPoolExecutor(1, thread_name_prefix=lane) for lane in get_args(Lane)}
+        self._batches: dict[Pass[Any], Batcher[Any, Any]] = {}
+        self._batch_size, self._batch_wait_s = settings.max_batch_size, settings.batch_wait_ms / 1000
         self._classifiers = ClassifierCache(
             ThreadPoolExecutor(1, thread_name_prefix="classifiers"),
             capacity=settings.classifier_cache,
@@ -141,10 +124,10 @@ class Engine:
         )
         self._ask_itself()
         self._kept = contextlib.ExitStack()
-        if source.classes and "texts" in self._encoder.answers:
+        if source.classes and "texts" in self.encoder.answers:
             self._kept.enter_context(
                 self._classifiers.asked(
-                    self._model.digest, source.classes, self._templates, self._builder(self._templates)
+                    self._model.digest, source.classes, self.templates, self.classifier_of(self.templates)
                 )
             )
 
@@ -156,42 +139,14 @@ class Engine:
     def examine(self) -> list[Check]:
         """What the model shows before it is served; see `dermray.serving.gate`. Blocks for a few passes."""
         folder = folder_uri(self._source.uri)
-        return examine(self._encoder, Golden.load(folder) if folder is not None else None)
+        return examine(self.encoder, Golden.load(folder) if folder is not None else None)
 
-    async def embed(self, images: Sequence[bytes], texts: Sequence[str]) -> Embedded:
-        """See `Backend.embed`."""
+    async def ask(self, verb: Verb[Any, Any], *question: Any) -> Any:
+        """See `Backend.ask`."""
+        if verb.check is not None:
+            verb.check(self, *question)
         with self._requests.hold():
-            return await self._embed(images, texts)
-
-    async def classify(self, image: bytes, labels: Sequence[str], templates: Sequence[str] | None) -> Classified:
-        """See `Backend.classify`."""
-        is_own = templates is None and tuple(labels) == self._source.classes
-        templates = tuple(templates or self._templates)
-        if not is_own:
-            check_cost(labels, templates, self._limits)
-        with self._requests.hold():
-            embedded = await self._embed([image], [])
-            if embedded.rejections:
-                return Classified((), embedded.timing, embedded.rejections[0])
-            weights, timing = await self._table(labels, templates, self._builder(templates), embedded.timing)
-        return Classified(tuple(rank(embedded.images[0], weights, labels, self._encoder.logit_scale)), timing)
-
-    async def annotate(self, image: bytes, concepts: Sequence[str]) -> Annotated:
-        """See `Backend.annotate`."""
-        with self._requests.hold():
-            embedded = await self._embed([image], [])
-            if embedded.rejections:
-                return Annotated((), embedded.timing, embedded.rejections[0])
-            templates = (_CONCEPTS, *Prompts.load().templates)
-            table, timing = await self._table(
-                concepts, templates, lambda names: encode_concepts(self._encoder, names), embedded.timing
-            )
-        return Annotated(tuple(score_concepts(embedded.images[0], table, concepts)), timing)
-
-    async def predict(self, image: bytes) -> Predicted:
-        """See `Backend.predict`."""
-        with self._requests.hold():
-            return await self._predicted(image)
+            return await verb.answer(self, *question)
 
     async def check(self, within_s: float) -> None:
         """Probe, unless an image was answered within this time: under load that is proof enough.
@@ -216,8 +171,8 @@ class Engine:
         if self._probe.done():
             ended, self._probe = self._probe, None
             ended.result()
-        elif time.monotonic() - self._probe_began_s > self._limits.request_timeout_s:
-            raise ModelError(f"the model has not answered for {self._limits.request_timeout_s:g} s")
+        elif time.monotonic() - self._probe_began_s > self.limits.request_timeout_s:
+            raise ModelError(f"the model has not answered for {self.limits.request_timeout_s:g} s")
 
     async def probe(self) -> None:
         """Send an image and a text of our own the way of every request, as far as the model answers.
@@ -225,69 +180,79 @@ class Engine:
         Raises:
             ModelError: the image is not decoded, or an answer is not finite.
         """
-        image, text = question()
-        rejections: list[Rejection] = []
-        if "images" in self._model.answers:
-            texts = [text] if "texts" in self._model.answers else []
-            rejections += (await self._embed([image], texts)).rejections
-        if "predictions" in self._model.answers:
-            rejections += filter(None, [(await self._predicted(image)).rejection])
+        probes = [verb.probe for verb in VERBS.values() if verb.probe is not None]
+        rejections = [rejection for probe in probes for rejection in await probe(self)]
         if rejections:
             raise ModelError(f"the model gives no usable answer: {rejections[0].message}")
 
-    async def _embed(self, images: Sequence[bytes], texts: Sequence[str]) -> Embedded:
+    async def ride(
+        self,
+        images: tuple[Pass[Any], Sequence[bytes]],
+        texts: tuple[Pass[Any], Sequence[str]] | None = None,
+    ) -> Ride:
+        """Decode images, and have the model do its passes over them and over texts, in batches with other questions.
+
+        Args:
+            images: what is computed of which encoded images.
+            texts: and of which texts.
+
+        Raises:
+            ModelError: a result has a fault.
+        """
+        of_images, encoded = images
+        of_texts, words = texts or (of_images, ())
         started_s = time.perf_counter()
-        async with self._decoders.room.hold(len(images)):
+        async with self._decoders.room.hold(len(encoded)):
             entered_s = time.perf_counter()
-            pixels, rejections = await self._decoders.decode(images)
-            decode_s = time.perf_counter() - entered_s if images else 0.0
+            pixels, rejections = await self._decoders.decode(encoded)
+            decode_s = time.perf_counter() - entered_s if encoded else 0.0
             if rejections:
-                nothing = np.zeros((0, self._model.embedding_dim), dtype=np.float32)
-                return Embedded(nothing, nothing, Timing(decode_s=decode_s), tuple(rejections))
+                return Ride((), (), Timing(decode_s=decode_s), tuple(rejections))
             ridden = await asyncio.gather(
-                *(self._image_batches.submit(one) for one in pixels),
-                *(self._text_batches.submit(one) for one in texts),
+                *(self._batches_of(of_images).submit(one) for one in pixels),
+                *(self._batches_of(of_texts).submit(one) for one in words),
             )
         timing = _timing(entered_s - started_s, decode_s, ridden)
-        vectors = Embedded(self._vectors(ridden[: len(images)]), self._vectors(ridden[len(images) :]), timing)
-        if images:
+        found = [one.result for one in ridden]
+        ride = Ride(found[: len(encoded)], found[len(encoded) :], timing)
+        _require_sound(ride.of_images, of_images)
+        _require_sound(ride.of_texts, of_texts)
+        if encoded:
             # A text has not been through the decoder.
             self._answered_s = time.monotonic()
-        return vectors
+        return ride
 
-    async def _predicted(self, image: bytes) -> Predicted:
-        started_s = time.perf_counter()
-        async with self._decoders.room.hold(1):
-            entered_s = time.perf_counter()
-            pixels, rejections = await self._decoders.decode([image])
-            decode_s = time.perf_counter() - entered_s
-            if rejections:
-                return Predicted({}, Timing(decode_s=decode_s), rejections[0])
-            ridden = await self._predictions.submit(pixels[0])
-        odd = [name for name, values in ridden.result.items() if not np.isfinite(values).all()]
-        if odd:
-            raise ModelError(f"the model predicts {odd[0]} with NaN or infinite values: its weights are damaged")
-        self._answered_s = time.monotonic()
-        return Predicted(ridden.result, _timing(entered_s - started_s, decode_s, [ridden]))
+    def _batches_of(self, wanted: Pass[Any]) -> Batcher[Any, Any]:
+        batches = self._batches.get(wanted)
+        if batches is None:
+            batches = self._batches[wanted] = Batcher(
+                functools.partial(wanted.compute, self.encoder),
+                self._lanes[wanted.lane],
+                max_size=self._batch_size,
+                max_wait_s=self._batch_wait_s,
+            )
+        return batches
 
-    def _predict(self, pixels: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
-        """What is predicted of each image of a batch."""
-        found = self._encoder.predict_pixels(np.stack(pixels))
-        return [{name: values[place] for name, values in found.items()} for place in range(len(pixels))]
-
-    def _builder(self, templates: Sequence[str]) -> Callable[[Sequence[str]], np.ndarray]:
+    def classifier_of(self, templates: Sequence[str]) -> Callable[[Sequence[str]], np.ndarray]:
+        """What makes a classifier, float32 `[D, C]`, of C classes by templates: a `build` of `table`. Seconds."""
         from dermray.evaluate.zero_shot import build_classifier
 
-        return lambda names: build_classifier(self._encoder, list(names), list(templates))
+        return lambda names: build_classifier(self.encoder, list(names), list(templates))
 
-    async def _table(
+    async def table(
         self,
         names: Sequence[str],
         templates: Sequence[str],
         build: Callable[[Sequence[str]], np.ndarray],
         timing: Timing,
     ) -> tuple[np.ndarray, Timing]:
-        """A cached table, and the timing with the wait for it. Whoever is cancelled here waits for it no more."""
+        """A table of texts, float32, kept by names and templates, and the timing with the wait for it.
+
+        Whoever is cancelled here waits for it no more.
+
+        Raises:
+            Refusal: 429, too many tables are being built, or waited for.
+        """
         started_s = time.perf_counter()
         try:
             with contextlib.ExitStack() as stack:
@@ -301,18 +266,16 @@ class Engine:
         waited_s = time.perf_counter() - started_s
         return table, Timing(timing.decode_s, timing.queue_s, timing.forward_s, waited_s, timing.batch_sizes)
 
-    def _vectors(self, ridden: Sequence[Ridden[np.ndarray]]) -> np.ndarray:
-        if not ridden:
-            return np.zeros((0, self._model.embedding_dim), dtype=np.float32)
-        vectors = np.stack([one.result for one in ridden])
-        if not np.isfinite(vectors).all():
-            raise ModelError("the model gives vectors with NaN or infinite values: its weights are damaged")
-        return vectors
-
     def _ask_itself(self) -> None:
-        check = smoke(self._encoder)
+        check = smoke(self.encoder)
         if not check.passed:
             raise ModelError(f"the model gives no usable answer: {check.detail}")
+
+
+def _require_sound(results: Sequence[Any], of: Pass[Any]) -> None:
+    fault = next(filter(None, map(of.fault, results)), None)
+    if fault is not None:
+        raise ModelError(f"{fault}: its weights are damaged")
 
 
 def _timing(waited_s: float, decode_s: float, ridden: Sequence[Ridden[Any]]) -> Timing:

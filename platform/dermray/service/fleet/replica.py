@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
@@ -14,8 +14,9 @@ from ray.serve.handle import DeploymentHandle
 
 from dermray import redaction
 from dermray.errors import DermRayError, ModelError
-from dermray.service.engine.backend import Annotated, Backend, Classified, Embedded, Predicted
+from dermray.service.engine.backend import VERBS, Backend
 from dermray.service.engine.engine import Engine
+from dermray.service.engine.verb import Verb
 from dermray.service.refusals import Refusal, unavailable
 from dermray.service.settings import ServeConfig
 from dermray.serving import ModelSource, ServedModel
@@ -84,23 +85,9 @@ class EncoderReplica:
         """The identity of a loaded version."""
         return (await self._engines.of(source)).model
 
-    async def embed(self, source: ModelSource, images: Sequence[bytes], texts: Sequence[str]) -> Embedded:
-        """See `Backend.embed`."""
-        return await (await self._engines.of(source)).embed(images, texts)
-
-    async def classify(
-        self, source: ModelSource, image: bytes, labels: Sequence[str], templates: Sequence[str] | None
-    ) -> Classified:
-        """See `Backend.classify`."""
-        return await (await self._engines.of(source)).classify(image, labels, templates)
-
-    async def annotate(self, source: ModelSource, image: bytes, concepts: Sequence[str]) -> Annotated:
-        """See `Backend.annotate`."""
-        return await (await self._engines.of(source)).annotate(image, concepts)
-
-    async def predict(self, source: ModelSource, image: bytes) -> Predicted:
-        """See `Backend.predict`."""
-        return await (await self._engines.of(source)).predict(image)
+    async def ask(self, source: ModelSource, verb: str, *question: Any) -> Any:
+        """See `Backend.ask`; verbs go by their names between processes."""
+        return await (await self._engines.of(source)).ask(VERBS[verb], *question)
 
     async def probe(self, source: ModelSource) -> None:
         """See `Backend.probe`."""
@@ -133,7 +120,7 @@ def faults_are_refusals() -> Iterator[None]:
         raise
 
 
-class ReplicaBackend:
+class ReplicaBackend(Backend):
     """The `Backend` that asks encoder replicas through a Serve handle, and turns their faults into refusals."""
 
     def __init__(self, handle: DeploymentHandle, source: ModelSource, model: ServedModel) -> None:
@@ -146,27 +133,15 @@ class ReplicaBackend:
         """See `Backend.model`."""
         return self._model
 
-    async def embed(self, images: Sequence[bytes], texts: Sequence[str]) -> Embedded:
-        """See `Backend.embed`."""
-        return await self._ask("embed", images, texts)
-
-    async def classify(self, image: bytes, labels: Sequence[str], templates: Sequence[str] | None) -> Classified:
-        """See `Backend.classify`."""
-        return await self._ask("classify", image, labels, templates)
-
-    async def annotate(self, image: bytes, concepts: Sequence[str]) -> Annotated:
-        """See `Backend.annotate`."""
-        return await self._ask("annotate", image, concepts)
-
-    async def predict(self, image: bytes) -> Predicted:
-        """See `Backend.predict`."""
-        return await self._ask("predict", image)
+    async def ask(self, verb: Verb[Any, Any], *question: Any) -> Any:
+        """See `Backend.ask`."""
+        return await self._call("ask", verb.name, *question)
 
     async def probe(self) -> None:
         """See `Backend.probe`."""
-        await self._ask("probe")
+        await self._call("probe")
 
-    async def _ask(self, method: str, *arguments: Any) -> Any:
+    async def _call(self, method: str, *arguments: Any) -> Any:
         with faults_are_refusals():
             response = getattr(self._handle, method).remote(self._source, *arguments)
             try:
@@ -228,7 +203,7 @@ def _damage_is_unavailable() -> Iterator[None]:
         raise unavailable("the model gives no usable answer") from error
 
 
-class LocalBackend:
+class LocalBackend(Backend):
     """The `Backend` of an engine in this process; its damaged answers become refusals."""
 
     def __init__(self, engine: Engine) -> None:
@@ -239,25 +214,10 @@ class LocalBackend:
         """See `Backend.model`."""
         return self._engine.model
 
-    async def embed(self, images: Sequence[bytes], texts: Sequence[str]) -> Embedded:
-        """See `Backend.embed`."""
+    async def ask(self, verb: Verb[Any, Any], *question: Any) -> Any:
+        """See `Backend.ask`."""
         with _damage_is_unavailable():
-            return await self._engine.embed(images, texts)
-
-    async def classify(self, image: bytes, labels: Sequence[str], templates: Sequence[str] | None) -> Classified:
-        """See `Backend.classify`."""
-        with _damage_is_unavailable():
-            return await self._engine.classify(image, labels, templates)
-
-    async def annotate(self, image: bytes, concepts: Sequence[str]) -> Annotated:
-        """See `Backend.annotate`."""
-        with _damage_is_unavailable():
-            return await self._engine.annotate(image, concepts)
-
-    async def predict(self, image: bytes) -> Predicted:
-        """See `Backend.predict`."""
-        with _damage_is_unavailable():
-            return await self._engine.predict(image)
+            return await self._engine.ask(verb, *question)
 
     async def probe(self) -> None:
         """See `Backend.probe`."""

@@ -1,6 +1,6 @@
 """Counters and histograms behind `/metrics`, in Prometheus text. Seconds and counts as base units.
 
-Stages inside an encoder replica travel with each answer (`backend.Timing`), so one endpoint tells of all replicas.
+Stages inside an encoder replica travel with each answer (`answers.Timing`), so one endpoint tells of all replicas.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from dermray.service.engine.backend import Timing
+from dermray.service.engine.answers import Timing
 from dermray.serving import ServedModel
 
 _LATENCY_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)

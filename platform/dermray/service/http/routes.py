@@ -1,4 +1,4 @@
-"""The whole HTTP application: models, health, administration and the page here; `inference` asks the models.
+"""The whole HTTP application: models, health, administration and the page here; `endpoints` ask the models.
 
 `create_app` works over any `Backend`, so tests need no Ray.
 """
@@ -23,10 +23,10 @@ from dermray.errors import DermRayError
 from dermray.index import VectorIndex
 from dermray.service.fleet.catalogue import Catalogue, Served
 from dermray.service.fleet.rollout import Changes, Outcome
-from dermray.service.http import inference
+from dermray.service.http import endpoints
 from dermray.service.http.admission import Admission
+from dermray.service.http.asking import ERRORS, Service, ServiceDep, identity
 from dermray.service.http.auth import Access, Audience, GuardedRoute, OpenRoute, UserRoute, authorise
-from dermray.service.http.inference import ERRORS, Service, ServiceDep, identity
 from dermray.service.http.metrics import Metrics
 from dermray.service.http.page import Page
 from dermray.service.http.schemas import ErrorResponse, Health, ModelCard, ModelsResponse, RolloutCheck, RolloutResponse
@@ -79,7 +79,7 @@ def create_app(
     access = access or Access()
     app.state.access = access
     app.state.service = Service(catalogue, limits, metrics, Page.load(), index, dict(rollouts or {}), scrape)
-    for router in (open_routes, user_routes, administration, inference.router):
+    for router in (open_routes, user_routes, administration, *endpoints.ROUTERS):
         app.include_router(router)
     app.router.default = _nothing_here
     app.add_exception_handler(HTTPException, _answer_refusal)

@@ -16,15 +16,13 @@ from starlette.requests import Request
 
 from dermray.service.http import bodies
 from dermray.service.http.payload import decode_data_uri
-from dermray.service.http.schemas import ImageRequest
+from dermray.service.http.schemas import ImageRequest, Texts
 from dermray.service.refusals import Refusal, from_details
 from dermray.service.settings import LimitsConfig
 
 IMAGE_FIELDS = ("image", "file")
 MAX_FIELD_BYTES = 2**20
 _OTHER_FIELDS = 16
-
-LIST_FIELDS = ("labels", "templates", "concepts")
 
 
 class _InMemory(MultiPartParser):
@@ -41,9 +39,8 @@ def body_schema(request_class: type[ImageRequest]) -> dict[str, Any]:
     schema = request_class.model_json_schema()
     fields = {name: dict(field) for name, field in schema["properties"].items()}
     fields["image"] = {"type": "string", "format": "binary", "description": "the file: JPEG, PNG or WebP"}
-    for name in LIST_FIELDS:
-        if name in fields:
-            fields[name]["description"] += "; the field repeated, or one field with a JSON list or one text a line"
+    for name in _list_fields(request_class):
+        fields[name]["description"] += "; the field repeated, or one field with a JSON list or one text a line"
     form = {"type": "object", "required": ["image"], "properties": fields}
     content = {"application/json": {"schema": schema}, "multipart/form-data": {"schema": form}}
     return {"requestBody": {"required": True, "content": content}}
@@ -87,7 +84,12 @@ async def _read_form(request: Request, request_class: type[RequestT], limits: Li
 
 
 def _from_form(request_class: type[RequestT], form: FormData, limits: LimitsConfig) -> RequestT:
-    return _validate(request_class, _form_fields(form, limits))
+    return _validate(request_class, _form_fields(form, _list_fields(request_class), limits))
+
+
+def _list_fields(request_class: type[ImageRequest]) -> set[str]:
+    """Those of several texts."""
+    return {name for name, field in request_class.model_fields.items() if field.annotation == Texts | None}
 
 
 @contextlib.asynccontextmanager
@@ -109,14 +111,14 @@ async def _parsed_form(request: Request, limits: LimitsConfig) -> AsyncIterator[
         await form.close()
 
 
-def _form_fields(form: FormData, limits: LimitsConfig) -> dict[str, Any]:
+def _form_fields(form: FormData, list_fields: set[str], limits: LimitsConfig) -> dict[str, Any]:
     """The form's fields by name; the image's own bytes stay aside."""
     sent: dict[str, list[UploadFile | str]] = {}
     for name, value in form.multi_items():
         if name not in IMAGE_FIELDS:
             sent.setdefault(name, []).append(value)
     fields = {
-        name: _text_list(name, values, limits) if name in LIST_FIELDS else values[-1] for name, values in sent.items()
+        name: _text_list(name, values, limits) if name in list_fields else values[-1] for name, values in sent.items()
     }
     return {"image": "", **fields}
 
