@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dermray import cluster, images, pieces
 from dermray.errors import DermRayError, StorageError
@@ -83,6 +83,34 @@ def make_sides(
         for name, made in pieces.run({each.name: each for each in rows}, work, pool, tell_stats=tell_stats):
             progress.advance()
             yield name, made
+
+
+def read_pieces(
+    config: PrepareConfig,
+    tell_stats: Callable[[str], None],
+    table: Mapping[str, Any],
+    work: Callable[[Any], ResultT],
+) -> Iterator[tuple[str, ResultT]]:
+    """Have pieces of a long table read, in the order in which they are done; connects to the cluster if nothing has.
+
+    Raises:
+        DermRayError: a piece lost its worker again and again, also alone.
+        StorageError: the table cannot be read.
+    """
+    cluster.connect(config.cluster)
+    pool = pieces.Pool(
+        noun="piece of the table",
+        operator="read_table",
+        needs={"CPU": cluster.cpus_of_cores(config.cpus_per_task)},
+        limit=config.max_tasks,
+        advice="raise cpus_per_task",
+        kept="nothing is written yet: run the same command again",
+    )
+    counted = Progress("prepare: the table", len(table), "pieces", waits_for=pool.waits_for())
+    with counted as progress:
+        for name, found in pieces.run(table, work, pool, tell_stats=tell_stats):
+            progress.advance()
+            yield name, found
 
 
 def _pool(config: PrepareConfig, operator: str) -> pieces.Pool:

@@ -32,7 +32,7 @@ from dermray.prepare import parquet_images
 from dermray.prepare.sources import csv
 from dermray.prepare.sources.pictures import modalities
 from dermray.prepare.sources.rows import PREPARED, RAW, RawRows, SourceRequest, captions_from, prepared_rows
-from dermray.prepare.sources.tables import StringTable, read_tree
+from dermray.prepare.sources.tables import Blocks, StringTable, read_tree
 from dermray.raw.litter import litter
 from dermray.raw.splits import split_of_file
 
@@ -86,7 +86,7 @@ def read(request: SourceRequest) -> RawRows:
     joined = pa.concat_tables(cells, promote_options="default")
     filled = {name: pc.fill_null(joined[name], "") for name in joined.column_names}
     read_rows = StringTable(request.input, pa.table(filled), pa.concat_arrays(numbers), ())
-    others = csv.interpret(request, [read_rows], "parquet")
+    others = csv.interpret(request, Blocks.of([read_rows]), "parquet")
     table = pa.concat_tables([*prepared, others.table]).sort_by("row").combine_chunks()
     return RawRows(table, (), others.ontology, others.captions_from, others.not_understood)
 
