@@ -27,7 +27,7 @@ from dermray.errors import CorpusError
 from dermray.prepare.sources import marks, split_files
 from dermray.prepare.sources.interpreting import interpreted, moved
 from dermray.prepare.sources.joining import joined_rows
-from dermray.prepare.sources.places import unpacked_or_archived
+from dermray.prepare.sources.places import with_images_placed
 from dermray.prepare.sources.rows import (
     Findings,
     RawRows,
@@ -107,7 +107,7 @@ def read(request: SourceRequest) -> RawRows:
 def _joined(request: SourceRequest, parts: Iterable[RawRows]) -> RawRows:
     """Raw rows of tables, or blocks of them, with what lies beside these."""
     raw = joined_rows(parts)
-    table = _with_concepts(request, _with_images(request, raw.table))
+    table = _with_concepts(request, with_images_placed(request, raw.table))
     return replace(raw, table=table, ontology=read_tree(request, required=True))
 
 
@@ -173,11 +173,6 @@ def _rows(cells: StringTable, findings: Findings, split: str | pa.Array | None) 
         ),
     )
     return RawRows(table, cells.dropped, None, CAPTIONS_FROM, said.not_understood)
-
-
-def _with_images(request: SourceRequest, table: pa.Table) -> pa.Table:
-    images = unpacked_or_archived(request, table["image"])
-    return table.set_column(table.column_names.index("image"), table.schema.field("image"), images)
 
 
 def _with_concepts(request: SourceRequest, table: pa.Table) -> pa.Table:
