@@ -5,7 +5,7 @@ levels, file names that tell their group) and a disease tree, then in a fresh pr
 the rows of every shard out to workers of Ray Data, which resolve their labels against the tree. Prints the seconds of
 each part, the core-seconds of the driver and of the workers, and the driver's peak memory: its own, and with the pages
 of files and of Ray's store that it had touched. With `--input FOLDER` the rows and the tree of a real release are
-repeated instead; with `--driver-alone` no task reads the table.
+repeated instead; with `--driver-alone` no task reads the table, with `--plan-only` nothing is handed out.
 """
 
 from __future__ import annotations
@@ -50,16 +50,18 @@ def main() -> int:
     parser.add_argument("--input", type=Path, help="folder of a real release whose rows and tree are repeated")
     parser.add_argument("--num-rows", type=int, nargs="+", default=[NUM_ROWS])
     parser.add_argument("--driver-alone", action="store_true", help="no task reads the table")
+    parser.add_argument("--plan-only", action="store_true", help="hand nothing out")
     parser.add_argument("--measure", type=Path, help="only measure the folder that was written")
     options = parser.parse_args()
     if options.measure:
-        return measure(options.measure, driver_alone=options.driver_alone)
+        return measure(options.measure, driver_alone=options.driver_alone, plan_only=options.plan_only)
     peaks: list[float] = []
     for num_rows in options.num_rows:
         with tempfile.TemporaryDirectory(prefix="dermray-bench-") as folder:
             write(Path(folder), num_rows, options.input)
-            command = [sys.executable, __file__, "--measure", folder, *["--driver-alone"] * options.driver_alone]
-            done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+            flags = ["--driver-alone"] * options.driver_alone + ["--plan-only"] * options.plan_only
+            command = [sys.executable, __file__, "--measure", folder]
+            done = subprocess.run([*command, *flags], check=False, stdout=subprocess.PIPE, text=True)
         print(done.stdout.splitlines()[-1] if done.stdout else "", flush=True)
         if done.returncode:
             return done.returncode
@@ -129,9 +131,9 @@ def synthetic_rows(tree: dict[str, list[str]]) -> Iterator[list[str]]:
         ]  # fmt: skip
 
 
-def measure(folder: Path, *, driver_alone: bool) -> int:
+def measure(folder: Path, *, driver_alone: bool, plan_only: bool) -> int:
     """What the driver does before an image is read, the handing out of the shards' rows included."""
-    from dermray import cluster, pieces
+    from dermray import cluster
     from dermray.config import ClusterConfig
     from dermray.prepare.pipeline import read
     from dermray.prepare.settings import PrepareConfig
@@ -139,32 +141,41 @@ def measure(folder: Path, *, driver_alone: bool) -> int:
 
     if driver_alone:
         tables.TASKS_FROM_BYTES = sys.maxsize
-    cluster.connect(ClusterConfig())
+    if not (driver_alone and plan_only):
+        cluster.connect(ClusterConfig())
     with Watch() as watch:
         config = PrepareConfig(source="derm1m", input=str(folder), output=str(folder / "out"))
         work = read(config)
         planned = watch.seconds()
-        specs = {spec.name: spec for spec in work.plan.shards}
-        pool = pieces.Pool(noun="shard", operator="resolve", needs={"CPU": cluster.cpus_of_cores(1)})
-        counts = [found for _, found in pieces.run(specs, partial(resolved, ontology=work.ontology), pool)]
-        done = watch.seconds()
-    num_rows, num_labelled, num_resolved = map(sum, zip(*counts, strict=True))
+        handed_out = "" if plan_only else f"; handed out, {hand_out(work)} labelled rows resolved: all after "
+        done = "" if plan_only else watch.seconds()
     print(
-        f"{num_rows:,} rows in {len(specs):,} shards: read and planned in {planned}; handed out, {num_resolved:,} of "
-        f"{num_labelled:,} labelled rows resolved: all after {done}; the table alone was read after "
-        f"{work.timing.stages['read the table']:.1f} s; peak memory of its own {watch.own_gb:.3f} GB, "
-        f"{watch.bare_gb:.3f} GB of it the imports, and with pages of files and of Ray's store {peak_gb():.3f} GB"
+        f"{work.plan.num_rows:,} rows in {len(work.plan.shards):,} shards: read in "
+        f"{work.timing.stages['read the table']:.1f} s, and planned, after {planned}{handed_out}{done}; peak memory of "
+        f"its own {watch.own_gb:.3f} GB, {watch.bare_gb:.3f} GB of it the imports, and with pages of files and of Ray's "
+        f"store {peak_gb():.3f} GB"
     )
     return 0
 
 
-def resolved(spec: Any, *, ontology: Any) -> tuple[int, int, int]:
-    """How many rows a shard has, how many of these have labels, and how many of these name nodes."""
+def hand_out(work: Any) -> str:
+    """Send the rows of every shard to a worker, which resolves their labels; how many it could."""
+    from dermray import cluster, pieces
+
+    specs = {spec.name: spec for spec in work.plan.shards}
+    pool = pieces.Pool(noun="shard", operator="resolve", needs={"CPU": cluster.cpus_of_cores(1)})
+    counts = [found for _, found in pieces.run(specs, partial(resolved, ontology=work.ontology), pool)]
+    num_labelled, num_resolved = map(sum, zip(*counts, strict=True))
+    return f"{num_resolved:,} of {num_labelled:,}"
+
+
+def resolved(spec: Any, *, ontology: Any) -> tuple[int, int]:
+    """How many rows of a shard have labels, and of how many these name nodes."""
     from dermray.prepare.samples import resolve_labels
 
     rows = spec.rows.select(["labels", "hierarchy"]).to_pylist()
     labelled = [row for row in rows if row["labels"]]
-    return len(rows), len(labelled), sum(bool(resolve_labels(row, ontology).labels) for row in labelled)
+    return len(labelled), sum(bool(resolve_labels(row, ontology).labels) for row in labelled)
 
 
 class Watch:
