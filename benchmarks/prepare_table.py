@@ -151,9 +151,9 @@ def measure(folder: Path, *, driver_alone: bool, plan_only: bool) -> int:
         done = "" if plan_only else watch.seconds()
     print(
         f"{work.plan.num_rows:,} rows in {len(work.plan.shards):,} shards: read in "
-        f"{work.timing.stages['read the table']:.1f} s, and planned, after {planned}{handed_out}{done}; peak memory of "
-        f"its own {watch.own_gb:.3f} GB, {watch.bare_gb:.3f} GB of it the imports, and with pages of files and of Ray's "
-        f"store {peak_gb():.3f} GB"
+        f"{work.timing.stages['read the table']:.1f} s, and planned, after {planned}{handed_out}{done}; "
+        f"peak memory of its own {watch.own_gb:.3f} GB, {watch.bare_gb:.3f} GB of it the imports, and with pages of "
+        f"files and of Ray's store {peak_gb():.3f} GB"
     )
     return 0
 
