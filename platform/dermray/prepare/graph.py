@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -19,6 +20,8 @@ from dermray.progress import Progress
 
 ResultT = TypeVar("ResultT")
 
+# Of a table, 16 MB each, which lie in Ray's store together.
+PIECES_AT_ONCE = 128
 KEPT = "finished shards are kept: run the same command again to go on"
 
 
@@ -108,9 +111,11 @@ def read_pieces(
     )
     counted = Progress("prepare: the table", len(table), "pieces", waits_for=pool.waits_for())
     with counted as progress:
-        for name, found in pieces.run(table, work, pool, tell_stats=tell_stats):
-            progress.advance()
-            yield name, found
+        for begin in range(0, len(table), PIECES_AT_ONCE):
+            some = dict(itertools.islice(table.items(), begin, begin + PIECES_AT_ONCE))
+            for name, found in pieces.run(some, work, pool, tell_stats=tell_stats):
+                progress.advance()
+                yield name, found
 
 
 def _pool(config: PrepareConfig, operator: str) -> pieces.Pool:
