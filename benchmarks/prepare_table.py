@@ -1,26 +1,34 @@
 """A table of Derm1M's size, read, resolved and planned without an image: `python benchmarks/prepare_table.py`.
 
 Writes a table of 1,029,761 rows in the layout of Derm1M's v2 release (captions of 41 words on average, a tree of four
-levels, file names that tell their group) and a disease tree, then in a fresh process reads it, resolves every label
-against the tree, makes the plan and lists every shard. Prints the seconds of each part and the peak memory. With
-`--input FOLDER` the rows and the tree of a real release are repeated instead.
+levels, file names that tell their group) and a disease tree, then in a fresh process reads it, makes the plan and hands
+the rows of every shard out to workers of Ray Data, which resolve their labels against the tree. Prints the seconds of
+each part, the core-seconds of the driver and of the workers, and the driver's peak memory: its own, and with the pages
+of files and of Ray's store that it had touched. With `--input FOLDER` the rows and the tree of a real release are
+repeated instead; with `--driver-alone` no task reads the table, with `--plan-only` nothing is handed out.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import itertools
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import psutil
 
 NUM_ROWS = 1_029_761
 COLUMNS = (
@@ -41,20 +49,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, help="folder of a real release whose rows and tree are repeated")
     parser.add_argument("--num-rows", type=int, nargs="+", default=[NUM_ROWS])
-    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--driver-alone", action="store_true", help="no task reads the table")
+    parser.add_argument("--plan-only", action="store_true", help="hand nothing out")
+    parser.add_argument("--measure", type=Path, help="only measure the folder that was written")
     options = parser.parse_args()
     if options.measure:
-        return measure(options.measure)
+        return measure(options.measure, driver_alone=options.driver_alone, plan_only=options.plan_only)
     peaks: list[float] = []
     for num_rows in options.num_rows:
         with tempfile.TemporaryDirectory(prefix="dermray-bench-") as folder:
             write(Path(folder), num_rows, options.input)
+            flags = ["--driver-alone"] * options.driver_alone + ["--plan-only"] * options.plan_only
             command = [sys.executable, __file__, "--measure", folder]
-            done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+            done = subprocess.run([*command, *flags], check=False, stdout=subprocess.PIPE, text=True)
         print(done.stdout.splitlines()[-1] if done.stdout else "", flush=True)
         if done.returncode:
             return done.returncode
-        peaks.append(float(done.stdout.rpartition("peak memory ")[2].split()[0]))
+        peaks.append(float(done.stdout.rpartition("peak memory of its own ")[2].split()[0]))
     for first, second in itertools.pairwise(zip(options.num_rows, peaks, strict=True)):
         growth = (second[1] - first[1]) * 1e9 / (second[0] - first[0])
         print(f"from {first[0]:,} to {second[0]:,} rows the peak grows by {growth:.0f} bytes a row")
@@ -120,32 +131,95 @@ def synthetic_rows(tree: dict[str, list[str]]) -> Iterator[list[str]]:
         ]  # fmt: skip
 
 
-def measure(folder: Path) -> int:
-    """What the driver does before Ray starts, and listing what it would send out."""
+def measure(folder: Path, *, driver_alone: bool, plan_only: bool) -> int:
+    """What the driver does before an image is read, the handing out of the shards' rows included."""
+    from dermray import cluster
+    from dermray.config import ClusterConfig
     from dermray.prepare.pipeline import read
-    from dermray.prepare.samples import resolve_labels
     from dermray.prepare.settings import PrepareConfig
+    from dermray.prepare.sources import tables
 
-    bare = peak_gb()
-    started = time.perf_counter()
-    config = PrepareConfig(source="derm1m", input=str(folder), output=str(folder / "out"))
-    work = read(config)
-    planned = time.perf_counter()
-    num_labelled = num_resolved = num_rows = 0
-    for spec in work.plan.shards:
-        for labels, hierarchy in zip(spec.rows["labels"].to_pylist(), spec.rows["hierarchy"].to_pylist(), strict=True):
-            num_labelled += bool(labels)
-            num_resolved += bool(
-                labels and resolve_labels({"labels": labels, "hierarchy": hierarchy}, work.ontology).labels
-            )
-        num_rows += spec.rows.num_rows
-    done = time.perf_counter()
+    if driver_alone:
+        tables.TASKS_FROM_BYTES = sys.maxsize
+    if not (driver_alone and plan_only):
+        cluster.connect(ClusterConfig())
+    with Watch() as watch:
+        config = PrepareConfig(source="derm1m", input=str(folder), output=str(folder / "out"))
+        work = read(config)
+        planned = watch.seconds()
+        handed_out = "" if plan_only else f"; handed out, {hand_out(work)} labelled rows resolved: all after "
+        done = "" if plan_only else watch.seconds()
     print(
-        f"{num_rows:,} rows in {len(work.plan.shards):,} shards: read and planned in {planned - started:.1f} s, "
-        f"resolved {num_resolved:,} of {num_labelled:,} labelled rows and listed in {done - planned:.1f} s, "
-        f"{done - started:.1f} s in all; peak memory {peak_gb():.3f} GB ({bare:.3f} GB of it the imports)"
+        f"{work.plan.num_rows:,} rows in {len(work.plan.shards):,} shards: read in "
+        f"{work.timing.stages['read the table']:.1f} s, and planned, after {planned}{handed_out}{done}; "
+        f"peak memory of its own {watch.own_gb:.3f} GB, {watch.bare_gb:.3f} GB of it the imports, and with pages of "
+        f"files and of Ray's store {peak_gb():.3f} GB"
     )
     return 0
+
+
+def hand_out(work: Any) -> str:
+    """Send the rows of every shard to a worker, which resolves their labels; how many it could."""
+    from dermray import cluster, pieces
+
+    specs = {spec.name: spec for spec in work.plan.shards}
+    pool = pieces.Pool(noun="shard", operator="resolve", needs={"CPU": cluster.cpus_of_cores(1)})
+    counts = [found for _, found in pieces.run(specs, partial(resolved, ontology=work.ontology), pool)]
+    num_labelled, num_resolved = map(sum, zip(*counts, strict=True))
+    return f"{num_resolved:,} of {num_labelled:,}"
+
+
+def resolved(spec: Any, *, ontology: Any) -> tuple[int, int]:
+    """How many rows of a shard have labels, and of how many these name nodes."""
+    from dermray.prepare.samples import resolve_labels
+
+    rows = spec.rows.select(["labels", "hierarchy"]).to_pylist()
+    labelled = [row for row in rows if row["labels"]]
+    return len(labelled), sum(bool(resolve_labels(row, ontology).labels) for row in labelled)
+
+
+class Watch:
+    """Looks at this process, whose memory grows and shrinks, and at the processes below it."""
+
+    def __init__(self) -> None:
+        self.bare_gb = self.own_gb = own_gb()
+        self._began, self._before = time.perf_counter(), core_seconds()
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def seconds(self) -> str:
+        """Since the beginning, by the clock and by cores."""
+        driver, others = (now - before for now, before in zip(core_seconds(), self._before, strict=True))
+        clock = time.perf_counter() - self._began
+        return f"{clock:.1f} s ({driver:.1f} core-seconds of the driver, {others:.1f} of others)"
+
+    def _look(self) -> None:
+        while not self._is_over.wait(0.05):
+            self.own_gb = max(self.own_gb, own_gb())
+
+
+def own_gb() -> float:
+    """Memory of this process that is in no file and shared with nobody."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024 / 1e9
+
+
+def core_seconds() -> tuple[float, float]:
+    """Of this process, and of all below it, those that have ended among them."""
+    others = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            others += sum(process.cpu_times()[:4])
+    own = os.times()
+    return own.user + own.system, others
 
 
 def peak_gb() -> float:

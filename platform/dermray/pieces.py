@@ -16,9 +16,9 @@ import pickle
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import pyarrow as pa
 import ray.data
@@ -172,10 +172,9 @@ def run(
 
 def _dataset(pieces: Mapping[str, Any], work: Callable[[Any], Any], pool: Pool, alone: bool) -> ray.data.Dataset:
     """Names and answers of pieces, not begun yet; one after the other if they are to be `alone`."""
-    rows = [{"name": name, "piece": cloudpickle.dumps(piece)} for name, piece in pieces.items()]
-    size = 1 if alone else pool.num_workers(len(rows))
+    size = 1 if alone else pool.num_workers(len(pieces))
     grows = pool.size is None and not alone
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    dataset = ray.data.from_items(cast(list[Any], _Pickled(pieces)), override_num_blocks=len(pieces))
     dataset.set_name(pool.operator)
     context = dataset.context
     # Of this dataset alone: pieces have progress of their own, and what dies at its start is not tried again unseen.
@@ -187,7 +186,7 @@ def _dataset(pieces: Mapping[str, Any], work: Callable[[Any], Any], pool: Pool, 
     strategy = ray.data.ActorPoolStrategy(
         min_size=1 if grows else size,
         initial_size=size,
-        max_size=min(len(rows), pool.limit or len(rows)) if grows else size,
+        max_size=min(len(pieces), pool.limit or len(pieces)) if grows else size,
         max_tasks_in_flight_per_actor=1 if alone else IN_HAND,
     )
     with warnings.catch_warnings():
@@ -204,6 +203,24 @@ def _dataset(pieces: Mapping[str, Any], work: Callable[[Any], Any], pool: Pool, 
             max_restarts=0,
             max_task_retries=0,
         )
+
+
+class _Pickled(Sequence[dict[str, Any]]):
+    """Pieces as Ray Data's rows, each pickled when it is asked for.
+
+    `from_items` puts one after the other into Ray's store, which spills to disk by itself, so that this process never
+    holds more than one pickled piece.
+    """
+
+    def __init__(self, pieces: Mapping[str, Any]) -> None:
+        self._names, self._pieces = list(pieces), pieces
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, place: Any) -> Any:
+        name = self._names[place]
+        return {"name": name, "piece": cloudpickle.dumps(self._pieces[name])}
 
 
 def _results(dataset: ray.data.Dataset, tell_stats: Callable[[str], None]) -> Iterator[tuple[str, Any]]:

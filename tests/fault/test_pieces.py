@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,23 @@ def test_pieces_are_done_by_workers_that_stay() -> None:
     assert dict(pieces.run({}, Squares(), POOL)) == {}
     (alone,) = pieces.run({"one": 3}, Squares(), POOL)
     assert alone[1][0] == 9
+
+
+class Weighty:
+    """Few bytes here, and 4 MiB where it is sent."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytes, (bytes(4 << 20),)
+
+
+def test_pieces_are_pickled_one_at_a_time() -> None:
+    tracemalloc.start()
+    try:
+        assert set(dict(pieces.run({name: Weighty() for name in NAMES}, len, POOL)).values()) == {4 << 20}
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < len(NAMES) / 2 * (4 << 20)
 
 
 def raising(number: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from dermray.corpus.schema import SAMPLE
 from dermray.corpus.side_tables import side_index
 from dermray.corpus.synthetic import write_corpus
 from dermray.errors import CorpusError, StorageError
-from dermray.prepare import report
+from dermray.prepare import graph, report
 from dermray.prepare.pipeline import PrepareResult, prepare
 from dermray.prepare.settings import PrepareConfig
 from tests import raw_corpus
 from tests.conftest import ROOT
 from tests.raw_corpus import content
+from tests.table_tasks import in_small_pieces
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -83,6 +85,24 @@ def test_every_bad_row_is_dropped_with_its_own_reason(
     assert all(row["detail"] for row in dropped)
     assert result.stats["dropped"] == dict(Counter(row["reason"] for row in dropped).most_common())
     assert set(result.stats["dropped"]) == set(report.REASONS) - set(INJECTED_ELSEWHERE)
+
+
+def test_tasks_read_a_long_table_as_the_driver_does(
+    corpus: tuple[Path, dict[str, str]],
+    prepared: tuple[Path, PrepareResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    in_small_pieces(monkeypatch, 1024)
+    monkeypatch.setattr(graph, "PIECES_AT_ONCE", 2)
+    result = run(corpus[0], tmp_path, max_dropped_fraction=0.5)
+    told = json.loads((tmp_path / report.TIMING).read_text())["ray_data"]
+    counts = [int(count) for stats in told for count in re.findall(r"MapBatches\(read_table\): (\d+) tasks", stats)]
+    assert counts[:2] == [2, 2], "a few pieces at a time"
+    assert result.manifest.digest == prepared[1].manifest.digest
+    shards = {Path(shard.path).name for shard in result.manifest.shards}
+    assert shards == {Path(shard.path).name for shard in prepared[1].manifest.shards}, "the names say what they hold"
+    assert (tmp_path / "report/dropped.parquet").read_bytes() == (prepared[0] / "report/dropped.parquet").read_bytes()
 
 
 def test_no_reason_is_without_a_test(corpus: tuple[Path, dict[str, str]]) -> None:

@@ -21,8 +21,9 @@ from dermray.prepare.shard import ShardMaker
 from dermray.prepare.sources import READERS, RawRows, SourceRequest
 from dermray.prepare.sources import csv as csv_reader
 from dermray.prepare.sources.rows import RAW, RawTable
-from dermray.raw import tables
+from dermray.raw import spill, tables
 from tests.raw_sources import LAYOUTS
+from tests.table_tasks import backwards, in_small_pieces
 
 SOURCES = sorted(READERS)
 TABLES = [source for source in SOURCES if LAYOUTS[source].table]
@@ -48,13 +49,13 @@ def test_every_reader_has_a_layout() -> None:
     assert set(LAYOUTS) == set(READERS)
 
 
-@pytest.mark.parametrize("source", TABLES)
+@pytest.mark.parametrize("source", [*TABLES, "parquet"])
 @pytest.mark.parametrize("limit", [None, 2])
 def test_a_table_in_blocks_gives_the_same_rows(
     source: str, limit: int | None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def outcome() -> list[object]:
-        request = SourceRequest(str(folder), limit=limit)
+        request = SourceRequest(str(folder), limit=limit, tasks=backwards)
         raw = READERS[source](request)
         said = [raw.dropped, raw.not_understood, raw.captions_from, raw.ontology and raw.ontology.to_json()]
         met = [request.rows_met, request.findings, sorted(request.tables)]
@@ -62,6 +63,9 @@ def test_a_table_in_blocks_gives_the_same_rows(
 
     expected = outcome()
     monkeypatch.setattr(tables, "MAX_ROWS", 1)
+    assert outcome() == expected
+    in_small_pieces(monkeypatch)
+    monkeypatch.setattr(spill, "MAX_HELD_BYTES", 0)
     assert outcome() == expected
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dermray import cluster, images, pieces
 from dermray.errors import DermRayError, StorageError
@@ -19,6 +20,8 @@ from dermray.progress import Progress
 
 ResultT = TypeVar("ResultT")
 
+# Of a table, 16 MB each, which lie in Ray's store together.
+PIECES_AT_ONCE = 128
 KEPT = "finished shards are kept: run the same command again to go on"
 
 
@@ -83,6 +86,36 @@ def make_sides(
         for name, made in pieces.run({each.name: each for each in rows}, work, pool, tell_stats=tell_stats):
             progress.advance()
             yield name, made
+
+
+def read_pieces(
+    config: PrepareConfig,
+    tell_stats: Callable[[str], None],
+    table: Mapping[str, Any],
+    work: Callable[[Any], ResultT],
+) -> Iterator[tuple[str, ResultT]]:
+    """Have pieces of a long table read, in the order in which they are done; connects to the cluster if nothing has.
+
+    Raises:
+        DermRayError: a piece lost its worker again and again, also alone.
+        StorageError: the table cannot be read.
+    """
+    cluster.connect(config.cluster)
+    pool = pieces.Pool(
+        noun="piece of the table",
+        operator="read_table",
+        needs={"CPU": cluster.cpus_of_cores(config.cpus_per_task)},
+        limit=config.max_tasks,
+        advice="raise cpus_per_task",
+        kept="nothing is written yet: run the same command again",
+    )
+    counted = Progress("prepare: the table", len(table), "pieces", waits_for=pool.waits_for())
+    with counted as progress:
+        for begin in range(0, len(table), PIECES_AT_ONCE):
+            some = dict(itertools.islice(table.items(), begin, begin + PIECES_AT_ONCE))
+            for name, found in pieces.run(some, work, pool, tell_stats=tell_stats):
+                progress.advance()
+                yield name, found
 
 
 def _pool(config: PrepareConfig, operator: str) -> pieces.Pool:

@@ -1,10 +1,11 @@
-"""What a preparation has to do, found without Ray: the rows of the table, and the plan of the shards."""
+"""What a preparation has to do: the rows of the table, and the plan of the shards. Ray reads long tables only."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from dermray.corpus.branches import Branch
 from dermray.corpus.ontology import Ontology
@@ -12,6 +13,7 @@ from dermray.corpus.schema import MODALITY, CaptionAspect
 from dermray.errors import CorpusError
 from dermray.prepare import labels, report, told
 from dermray.prepare.generations import Standing, standing
+from dermray.prepare.graph import read_pieces
 from dermray.prepare.plan import Plan, plan_shards, usable_rows, without_known
 from dermray.prepare.rewriting.captions import RewriteStats, rewrite_captions
 from dermray.prepare.samples import MODALITIES
@@ -28,7 +30,7 @@ from dermray.raw.tables import StringTable
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do, found without Ray."""
+    """What there is to do."""
 
     plan: Plan
     ontology: Ontology
@@ -57,7 +59,9 @@ class Work:
 
 
 def read(config: PrepareConfig) -> Work:
-    """Read the table and make the plan: whatever is wrong with them shows here, before Ray starts.
+    """Read the table and make the plan: whatever is wrong with them shows here, before an image is looked at.
+
+    It shows before Ray starts, unless the table is so long that tasks read it (`sources.tables.TASKS_FROM_BYTES`).
 
     Raises:
         ConfigError: captions are to be rewritten, and the key is missing or the source brings its own.
@@ -69,7 +73,8 @@ def read(config: PrepareConfig) -> Work:
     """
     timing = Timing()
     with timing.stage("read the table"):
-        request = SourceRequest(config.input, config.table, config.columns, config.limit, config.keep_untexted)
+        tasks = partial(read_pieces, config, timing.ray_data.append)
+        request = SourceRequest(config.input, config.table, config.columns, config.limit, config.keep_untexted, tasks)
         raw = read_source(config.source, request)
         beside = read_side_tables(config, request.tables)
     if config.rewrite.mode != "off":

@@ -35,6 +35,10 @@ class Digested(io.RawIOBase):
         self.num_bytes += len(data)
         return data
 
+    def fileno(self) -> int:
+        """As `io.IOBase.fileno`, of a local file."""
+        return self._file.fileno()
+
     def close(self) -> None:
         """As `io.IOBase.close`."""
         self._file.close()

@@ -101,6 +101,34 @@ def collected(tables: Iterable[pa.Table], schema: pa.Schema, *, max_held_bytes: 
     return spill.done().table()
 
 
+class Growing:
+    """Tables of several schemas taken in one after the other, columns that one lacks being null there.
+
+    Raises:
+        StorageError: the disk is full or fails.
+    """
+
+    def __init__(self) -> None:
+        self._down: list[pa.Table] = []
+        self._held: list[pa.Table] = []
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._down or self._held)
+
+    def append(self, table: pa.Table) -> None:
+        """Take one in; what has come to much is put down."""
+        self._held.append(table)
+        if sum(each.nbytes for each in self._held) > MAX_HELD_BYTES:
+            joined = pa.concat_tables(self._held, promote_options="default")
+            self._down.append(collected(blocks(joined), joined.schema, max_held_bytes=0))
+            self._held.clear()
+
+    def table(self) -> pa.Table:
+        """All of them."""
+        return pa.concat_tables([*self._down, *self._held], promote_options="default")
+
+
 def blocks(table: pa.Table, max_rows: int = BLOCK_ROWS) -> Iterator[pa.Table]:
     """A table in blocks of rows, of one chunk each; what was read of spilled tables leaves memory block by block."""
     for batch in table.to_batches(max_chunksize=max_rows):

@@ -169,8 +169,7 @@ def _from_text(uri: str, open_file: Callable[[], io.BytesIO | io.RawIOBase]) -> 
         text = Text(uri, file)
         if not text.is_utf8:
             refuse_bytes(uri, open_file)
-        separator = text.said_separator or _separator(uri, text.head)
-        names = _header(uri, text.head, separator)
+        separator, names = columns_of(uri, text)
         malformed: list[DroppedRow] = []
         block, num_rows, num_told = None, 0, 0
         try:
@@ -192,6 +191,16 @@ def _from_text(uri: str, open_file: Callable[[], io.BytesIO | io.RawIOBase]) -> 
         block = _numbered(uri, nothing, 0, ())
     if block:
         yield replace(block, dropped=(*block.dropped, *malformed[num_told:]))
+
+
+def columns_of(uri: str, text: Text) -> tuple[str, list[str]]:
+    """The separator of a table's cells, and the names of its columns as they are written.
+
+    Raises:
+        CorpusError: the header is none, or several separators may be meant.
+    """
+    separator = text.said_separator or _separator(uri, text.head)
+    return separator, _header(uri, text.head, separator)
 
 
 def _numbered(uri: str, batch: pa.RecordBatch, num_before: int, malformed: Sequence[DroppedRow]) -> StringTable:

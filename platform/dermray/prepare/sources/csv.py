@@ -5,9 +5,8 @@ A table that jobs/export.py has written (with a column `dermray_sample`) gives t
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +16,7 @@ from dermray.corpus import exchange
 from dermray.corpus.ontology import Ontology
 from dermray.documents import parse_json
 from dermray.errors import CorpusError, DocumentError
+from dermray.prepare.sources.interpreting import interpreted
 from dermray.prepare.sources.joining import joined_rows
 from dermray.prepare.sources.label_map import LabelMap, read_label_map
 from dermray.prepare.sources.pictures import modalities
@@ -44,7 +44,7 @@ from dermray.prepare.sources.rows import (
     text,
 )
 from dermray.prepare.sources.sentences import label_sentences
-from dermray.prepare.sources.tables import StringTable, joined, read_blocks, read_tree
+from dermray.prepare.sources.tables import Blocks, StringTable, joined, read_blocks, read_tree
 
 TABLE_NAME = "metadata.csv"
 # Column of an exported table: the object of `corpus.exchange`, beside the image's path in the column `image`.
@@ -65,85 +65,91 @@ def read(request: SourceRequest) -> RawRows:
         OntologyError: the tree is malformed.
     """
     blocks = read_blocks(request, TABLE_NAME)
-    first = next(blocks)
-    whole = itertools.chain([first], blocks)
-    return _prepared(request, whole) if SAMPLE_COLUMN in first else interpret(request, whole)
+    return _prepared(request, blocks) if SAMPLE_COLUMN in blocks.first else interpret(request, blocks)
 
 
-def interpret(request: SourceRequest, blocks: Iterable[StringTable], default_source: str = "csv") -> RawRows:
-    """Raw rows from a table's cells by the column names of `request.columns`; it may come in blocks, one at least.
+def interpret(request: SourceRequest, blocks: Blocks, default_source: str = "csv") -> RawRows:
+    """Raw rows from a table's cells by the column names of `request.columns`.
 
     Raises:
         CorpusError, OntologyError: as `read`.
     """
-    rest = iter(blocks)
-    first = next(rest)
-    names = _present(first, request.columns, request.keep_untexted)
+    names = _present(blocks.first, request.columns, request.keep_untexted)
     label_map = read_label_map(request) if names["label"] else None
     tree = read_tree(request)
-    blocks = itertools.chain([first], rest)
     if not names["caption"] and tree is None:
         # What a label is called in a sentence hangs on the labels of all rows.
-        blocks = [joined(blocks)]
-    matched = set[str]()
-    raw = joined_rows(_rows(request, cells, names, tree, label_map, matched, default_source) for cells in blocks)
+        blocks = Blocks.of([joined(blocks.blocks)])
+    reading = _Reading(names, request.columns.label_separator, tree, label_map, default_source)
+    raw = joined_rows(interpreted(request, blocks, reading.rows))
     if label_map:
-        request.findings.map_rows_unused[:] = label_map.others(matched)
-    request.findings.extra_columns.extend(name for name in first.table.column_names if name not in _used(names))
+        request.findings.map_rows_unused[:] = label_map.others(request.findings.map_rows_matched)
+    used = reading.used()
+    request.findings.extra_columns.extend(name for name in blocks.first.table.column_names if name not in used)
     made = "the published sentence over the labels" if not names["caption"] else f"column {names['caption'][0]}"
     return replace(raw, ontology=tree, captions_from={"raw": made})
 
 
-def _used(names: Mapping[str, list[str]], without: str | None = None) -> set[str]:
-    return {name for key, names_used in names.items() if key != without for name in names_used}
+@dataclass(frozen=True)
+class _Reading:
+    """How the cells of a table are meant.
 
+    Attributes:
+        names: of each key of `columns` those of its columns that the table has.
+        label_separator: of several labels in a cell.
+        tree: of the labels, if there is one.
+        label_map: the user's own.
+        default_source: of rows that name none.
+    """
 
-def _rows(
-    request: SourceRequest,
-    cells: StringTable,
-    names: Mapping[str, list[str]],
-    tree: Ontology | None,
-    label_map: LabelMap | None,
-    matched: set[str],
-    default_source: str,
-) -> RawRows:
-    """The raw rows of a block; `matched` takes the rows of the map that its labels match."""
-    num_rows = len(cells.rows)
+    names: Mapping[str, list[str]]
+    label_separator: str | None
+    tree: Ontology | None
+    label_map: LabelMap | None
+    default_source: str
 
-    def column(key: str, convert: Callable[[pa.Array], pa.Array] = text) -> pa.Array | None:
-        return convert(cells[names[key][0]]) if names[key] else None
+    def used(self, without: str | None = None) -> set[str]:
+        """The columns that a key names; `without`: but for that key."""
+        return {name for key, names in self.names.items() if key != without for name in names}
 
-    said = of_patients(num_rows, **{key: column(key) for key in PATIENT_FIELDS})
-    labels = _labels(request.findings, cells, names["label"], request.columns.label_separator)
-    if labels is not None and label_map:
-        labels = label_map.applied(labels, matched)
-    patients, lesions = column("patient_id"), column("lesion_id")
-    images, kinds = cells[names["image"][0]], next(iter(names["modality"]), None)
-    table = assemble(
-        row=cells.rows,
-        source=first_of(column("source"), pa.repeat(default_source, num_rows)),
-        source_id=first_of(column("source_id"), images),
-        image=path(images),
-        captions=raw_captions(_texts(column("caption"), labels, tree, num_rows)),
-        labels=labels,
-        concepts=column("concepts", lambda cell: listed(text(cell, lower=True))),
-        skin_type=said.skin_type,
-        group=_key(cells, names["group"]) or first_of(patients, lesions),
-        split=column("split"),
-        meta=meta(
-            num_rows,
-            age=said.age,
-            sex=said.sex,
-            body_site=column("body_site"),
-            symptoms=column("symptoms"),
-            patient_id=patients,
-            lesion_id=lesions,
-            # The modality stays there as it is written: its reading is one of few words.
-            extra=extras({**leftover(cells.table, _used(names, without="modality")), **said.as_written}),
-        ),
-        modality=modalities(request.findings, kinds, cells[kinds], cells.rows) if kinds else None,
-    )
-    return RawRows(table, cells.dropped, not_understood=said.not_understood)
+    def rows(self, cells: StringTable, findings: Findings) -> RawRows:
+        """The raw rows of a block."""
+        names, num_rows = self.names, len(cells.rows)
+
+        def column(key: str, convert: Callable[[pa.Array], pa.Array] = text) -> pa.Array | None:
+            return convert(cells[names[key][0]]) if names[key] else None
+
+        said = of_patients(num_rows, **{key: column(key) for key in PATIENT_FIELDS})
+        labels = _labels(findings, cells, names["label"], self.label_separator)
+        if labels is not None and self.label_map:
+            labels = self.label_map.applied(labels, findings.map_rows_matched)
+        patients, lesions = column("patient_id"), column("lesion_id")
+        images, kinds = cells[names["image"][0]], next(iter(names["modality"]), None)
+        table = assemble(
+            row=cells.rows,
+            source=first_of(column("source"), pa.repeat(self.default_source, num_rows)),
+            source_id=first_of(column("source_id"), images),
+            image=path(images),
+            captions=raw_captions(_texts(column("caption"), labels, self.tree, num_rows)),
+            labels=labels,
+            concepts=column("concepts", lambda cell: listed(text(cell, lower=True))),
+            skin_type=said.skin_type,
+            group=_key(cells, names["group"]) or first_of(patients, lesions),
+            split=column("split"),
+            meta=meta(
+                num_rows,
+                age=said.age,
+                sex=said.sex,
+                body_site=column("body_site"),
+                symptoms=column("symptoms"),
+                patient_id=patients,
+                lesion_id=lesions,
+                # The modality stays there as it is written: its reading is one of few words.
+                extra=extras({**leftover(cells.table, self.used(without="modality")), **said.as_written}),
+            ),
+            modality=modalities(findings, kinds, cells[kinds], cells.rows) if kinds else None,
+        )
+        return RawRows(table, cells.dropped, not_understood=said.not_understood)
 
 
 def _texts(captions: pa.Array | None, labels: pa.Array | None, tree: Ontology | None, num_rows: int) -> pa.Array:
@@ -153,14 +159,14 @@ def _texts(captions: pa.Array | None, labels: pa.Array | None, tree: Ontology | 
     return pa.nulls(num_rows, pa.string()) if labels is None else label_sentences(labels, tree)
 
 
-def _prepared(request: SourceRequest, blocks: Iterable[StringTable]) -> RawRows:
+def _prepared(request: SourceRequest, blocks: Blocks) -> RawRows:
     """The samples of an exported table."""
     request.note_map_unused()
-    raw = joined_rows(_samples(request, cells) for cells in blocks)
+    raw = joined_rows(interpreted(request, blocks, _samples))
     return replace(raw, ontology=read_tree(request), captions_from=captions_from(raw.table, {}))
 
 
-def _samples(request: SourceRequest, cells: StringTable) -> RawRows:
+def _samples(cells: StringTable, findings: Findings) -> RawRows:
     cells.require("image")
     tables = [PREPARED.empty_table()]
     dropped = list(cells.dropped)
@@ -171,7 +177,7 @@ def _samples(request: SourceRequest, cells: StringTable) -> RawRows:
         for place in range(first, min(first + STEP, len(images))):
             row, image = cells.rows[place].as_py(), images[place].as_py()
             try:
-                document = parse_json(samples_of[place].as_py(), SAMPLE_COLUMN, request.findings.doubled_keys)
+                document = parse_json(samples_of[place].as_py(), SAMPLE_COLUMN, findings.doubled_keys)
                 sample = exchange.from_document(document)
             except (ValueError, TypeError, DocumentError) as error:
                 detail = f"{SAMPLE_COLUMN}: {error}"

@@ -17,17 +17,19 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from dermray import storage
 from dermray.corpus.schema import CaptionAspect
 from dermray.errors import CorpusError
 from dermray.prepare.sources import marks, split_files
+from dermray.prepare.sources.interpreting import interpreted, moved
 from dermray.prepare.sources.joining import joined_rows
-from dermray.prepare.sources.places import unpacked_or_archived
+from dermray.prepare.sources.places import with_images_placed
 from dermray.prepare.sources.rows import (
+    Findings,
     RawRows,
     SourceRequest,
     assemble,
@@ -88,23 +90,24 @@ def read(request: SourceRequest) -> RawRows:
         return _read_announced(request)
     has_validation = not request.table and storage.exists(storage.join(request.input, VALIDATION_NAME))
 
-    def tables() -> Iterator[tuple[StringTable, str | None]]:
+    def parts() -> Iterator[RawRows]:
         last = 0
-        for cells in read_blocks(request, TABLE_NAME):
-            yield cells, "train" if has_validation else None
-            last = max([last, *cells.rows[-1:].to_pylist(), *(row.row for row in cells.dropped)])
-        # Numbers go on where the first table ends, whatever `limit` has left of it.
-        for cells in read_blocks(request, VALIDATION_NAME) if has_validation else ():
-            dropped = tuple(replace(row, row=row.row + last) for row in cells.dropped)
-            yield replace(cells, rows=pc.add(cells.rows, last), dropped=dropped), "val"
+        train = partial(_rows, split="train" if has_validation else None)
+        for rows in interpreted(request, read_blocks(request, TABLE_NAME), train):
+            yield rows
+            last = max([last, *rows.table["row"][-1:].to_pylist(), *(row.row for row in rows.dropped)])
+        if has_validation:
+            # Numbers go on where the first table ends, whatever `limit` has left of it.
+            val = interpreted(request, read_blocks(request, VALIDATION_NAME), partial(_rows, split="val"))
+            yield from (moved(rows, last) for rows in val)
 
-    return _interpret(request, tables())
+    return _joined(request, parts())
 
 
-def _interpret(request: SourceRequest, tables: Iterable[tuple[StringTable, str | pa.Array | None]]) -> RawRows:
-    """Raw rows from tables, or blocks of them, of the release's columns, each with its split."""
-    raw = joined_rows(_rows(request, cells, split) for cells, split in tables)
-    table = _with_concepts(request, _with_images(request, raw.table))
+def _joined(request: SourceRequest, parts: Iterable[RawRows]) -> RawRows:
+    """Raw rows of tables, or blocks of them, with what lies beside these."""
+    raw = joined_rows(parts)
+    table = _with_concepts(request, with_images_placed(request, raw.table))
     return replace(raw, table=table, ontology=read_tree(request, required=True))
 
 
@@ -133,18 +136,19 @@ def _read_announced(request: SourceRequest) -> RawRows:
     request.rows_met[cells.uri] = cells.first(request.limit).num_rows
     if not storage.exists(storage.join(request.input, split_files.FOLDER)):
         cells = cells.first(request.limit)
-        return _interpret(request, [(cells, None)])
+        return _joined(request, [_rows(cells, request.findings, None)])
     splits, unclear = split_files.read_splits(request, cells, "filename")
     known = splits.is_valid()
     kept = replace(cells, table=cells.table.filter(known), rows=cells.rows.filter(known))
     dropped = [row for row in (*cells.dropped, *unclear) if request.limit is None or row.row <= request.limit]
     first = replace(kept.first(request.limit), dropped=tuple(dropped))
-    return _interpret(request, [(first, splits.drop_null()[: len(first.rows)])])
+    return _joined(request, [_rows(first, request.findings, splits.drop_null()[: len(first.rows)])])
 
 
-def _rows(request: SourceRequest, cells: StringTable, split: str | pa.Array | None) -> RawRows:
+def _rows(cells: StringTable, findings: Findings, split: str | pa.Array | None) -> RawRows:
+    """The raw rows of a table, or of a block of it, of the release's columns."""
     cells.require(*REQUIRED)
-    request.findings.count_placeholders(cells["disease_label"])
+    findings.count_placeholders(cells["disease_label"])
     said = of_patients(len(cells.rows), age=cells["age"], sex=cells["gender"])
     origin = text(cells["source"])
     table = assemble(
@@ -169,11 +173,6 @@ def _rows(request: SourceRequest, cells: StringTable, split: str | pa.Array | No
         ),
     )
     return RawRows(table, cells.dropped, None, CAPTIONS_FROM, said.not_understood)
-
-
-def _with_images(request: SourceRequest, table: pa.Table) -> pa.Table:
-    images = unpacked_or_archived(request, table["image"])
-    return table.set_column(table.column_names.index("image"), table.schema.field("image"), images)
 
 
 def _with_concepts(request: SourceRequest, table: pa.Table) -> pa.Table:

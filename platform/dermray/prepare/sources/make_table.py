@@ -12,6 +12,7 @@ are taken as relative to the input. `ontology.json` is taken if it lies there.
 from __future__ import annotations
 
 import ast
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -19,8 +20,11 @@ from dermray.corpus.captions import MAX_SUB_CAPTIONS
 from dermray.corpus.schema import CaptionAspect
 from dermray.errors import CorpusError
 from dermray.prepare.sources.derm1m import group_of
-from dermray.prepare.sources.places import unpacked_or_archived
+from dermray.prepare.sources.interpreting import interpreted
+from dermray.prepare.sources.joining import joined_rows
+from dermray.prepare.sources.places import with_images_placed
 from dermray.prepare.sources.rows import (
+    Findings,
     RawRows,
     SourceRequest,
     assemble,
@@ -33,7 +37,7 @@ from dermray.prepare.sources.rows import (
     path,
     text,
 )
-from dermray.prepare.sources.tables import StringTable, read_table, read_tree
+from dermray.prepare.sources.tables import StringTable, read_blocks, read_tree
 
 TABLE_NAMES = ("MAKE_train.csv", "MAKE_training.csv", "MAKE_training_example.csv")
 SUB_CAPTIONS = tuple(f"subcaption_{number}" for number in range(1, MAX_SUB_CAPTIONS + 1))
@@ -62,7 +66,12 @@ def read(request: SourceRequest) -> RawRows:
         CorpusError: the table or one of its columns is missing, or a mask is not a list of so many 0 and 1.
         OntologyError: the tree is malformed.
     """
-    cells = read_table(request, *TABLE_NAMES)
+    raw = joined_rows(interpreted(request, read_blocks(request, *TABLE_NAMES), _rows))
+    return replace(raw, table=with_images_placed(request, raw.table), ontology=read_tree(request))
+
+
+def _rows(cells: StringTable, findings: Findings) -> RawRows:
+    """The raw rows of a block."""
     cells.require(*REQUIRED)
 
     def column(*names: str, lower: bool = False) -> pa.Array:
@@ -72,7 +81,7 @@ def read(request: SourceRequest) -> RawRows:
     said = of_patients(len(cells.rows), age=column("age"), sex=column("gender"))
     diagnoses = next((name for name in DIAGNOSES if name in cells), None)
     if diagnoses:
-        request.findings.count_placeholders(cells[diagnoses])
+        findings.count_placeholders(cells[diagnoses])
     names = map_values(cells["filename"], _relative, pa.string())
     images = path(names)
     origin = column("source")
@@ -80,7 +89,7 @@ def read(request: SourceRequest) -> RawRows:
         row=cells.rows,
         source="derm1m",
         source_id=names,
-        image=unpacked_or_archived(request, images),
+        image=images,
         captions=_captions(cells),
         labels=listed(column(*DIAGNOSES), separator=None),
         hierarchy=column("ontology_final", "hierarchical_disease_label"),
@@ -96,7 +105,7 @@ def read(request: SourceRequest) -> RawRows:
             extra=extras({"source": origin, "source_type": column("source_type"), **said.as_written}),
         ),
     )
-    return RawRows(table, cells.dropped, read_tree(request), CAPTIONS_FROM, said.not_understood)
+    return RawRows(table, cells.dropped, None, CAPTIONS_FROM, said.not_understood)
 
 
 def _relative(filename: str) -> str:

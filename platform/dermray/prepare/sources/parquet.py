@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import posixpath
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice, repeat
 from typing import Any, BinaryIO
 
@@ -32,8 +33,10 @@ from dermray.prepare import parquet_images
 from dermray.prepare.sources import csv
 from dermray.prepare.sources.pictures import modalities
 from dermray.prepare.sources.rows import PREPARED, RAW, RawRows, SourceRequest, captions_from, prepared_rows
-from dermray.prepare.sources.tables import StringTable, read_tree
+from dermray.prepare.sources.tables import Blocks, StringTable, read_tree
+from dermray.raw import tables
 from dermray.raw.litter import litter
+from dermray.raw.spill import Growing, blocks
 from dermray.raw.splits import split_of_file
 
 SPLIT = "split"
@@ -49,8 +52,7 @@ def read(request: SourceRequest) -> RawRows:
         OntologyError: `ontology.json` lies there and is malformed.
         StorageError: a file cannot be read.
     """
-    prepared: list[pa.Table] = []
-    cells: list[pa.Table] = []
+    prepared, cells = Growing(), Growing()
     numbers: list[pa.Array] = []
     num_rows = 0
     for file in _files(request):
@@ -65,6 +67,8 @@ def read(request: SourceRequest) -> RawRows:
         request.rows_met[file] = table.num_rows
         rows = pa.array(np.arange(num_rows + 1, num_rows + table.num_rows + 1))
         num_rows += table.num_rows
+        if not table.num_rows:
+            continue
         if is_prepared:
             known = modalities(request.findings, MODALITY.name, table[MODALITY.name].combine_chunks(), rows)
             table = table.set_column(table.column_names.index(MODALITY.name), MODALITY, known)
@@ -81,14 +85,24 @@ def read(request: SourceRequest) -> RawRows:
         )
     if not cells:
         request.note_map_unused()
-        table = pa.concat_tables(prepared).combine_chunks()
+        table = prepared.table()
         return RawRows(table, (), read_tree(request), captions_from(table, {}))
-    joined = pa.concat_tables(cells, promote_options="default")
-    filled = {name: pc.fill_null(joined[name], "") for name in joined.column_names}
-    read_rows = StringTable(request.input, pa.table(filled), pa.concat_arrays(numbers), ())
-    others = csv.interpret(request, [read_rows], "parquet")
-    table = pa.concat_tables([*prepared, others.table]).sort_by("row").combine_chunks()
-    return RawRows(table, (), others.ontology, others.captions_from, others.not_understood)
+    others = csv.interpret(
+        request, Blocks.of(_blocks(request.input, cells.table(), pa.concat_arrays(numbers))), "parquet"
+    )
+    if not prepared:
+        return others
+    table = pa.concat_tables([prepared.table(), others.table]).sort_by("row").combine_chunks()
+    return replace(others, table=table)
+
+
+def _blocks(uri: str, cells: pa.Table, rows: pa.Array) -> Iterator[StringTable]:
+    """The rows of all files as text, and their numbers, in blocks."""
+    begin = 0
+    for block in blocks(cells, tables.MAX_ROWS):
+        filled = {name: pc.fill_null(block[name], "") for name in block.column_names}
+        yield StringTable(uri, pa.table(filled), rows[begin : begin + block.num_rows], ())
+        begin += block.num_rows
 
 
 def _files(request: SourceRequest) -> list[str]:

@@ -103,6 +103,16 @@ def unpacked_or_archived(request: SourceRequest, paths: pa.Array | pa.ChunkedArr
     return pa.chunked_array(placed, pa.string()) if isinstance(paths, pa.ChunkedArray) else placed[0]
 
 
+def with_images_placed(request: SourceRequest, table: pa.Table) -> pa.Table:
+    """Raw rows with the paths of `unpacked_or_archived`.
+
+    Raises:
+        CorpusError, StorageError: as there.
+    """
+    images = unpacked_or_archived(request, table["image"])
+    return table.set_column(table.column_names.index("image"), table.schema.field("image"), images)
+
+
 def _tops(paths: pa.Array) -> tuple[set[str], set[str]]:
     """The first parts of paths that are no members of archives: as written, and of the paths as they are folded."""
     whole = paths.drop_null()

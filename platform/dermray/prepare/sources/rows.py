@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +25,8 @@ from dermray.corpus.schema import CAPTION, CAPTION_ASPECTS, META, MODALITY, Capt
 from dermray.corpus.spelling import is_placeholder
 from dermray.raw.cells import captions_in, written_list
 from dermray.raw.tables import DroppedRow
+
+ResultT = TypeVar("ResultT")
 
 RAW = pa.schema(
     [
@@ -121,6 +123,7 @@ class Findings:
         placeholders: labels that only stand for nothing ("nan", "unknown", -1, …), and how often each occurs.
         unused: cells of the table, and rows of those beside it, that give nothing to any sample, by what they are.
         extra_columns: columns of a table of one's own that nothing names, so that they are only kept in `extra`.
+        map_rows_matched: texts of those rows of `columns.label_map` that a label of the table is.
         map_rows_unused: texts of the rows of `columns.label_map` that no label of the table is.
         doubled_keys: keys that stand twice in one object of JSON, of which the last counts, and in how many objects.
         unread_modalities: texts of a column of modalities that no reading fits, each with its column, and how often.
@@ -133,6 +136,7 @@ class Findings:
     placeholders: Counter[str] = field(default_factory=Counter)
     unused: Counter[str] = field(default_factory=Counter)
     extra_columns: list[str] = field(default_factory=list)
+    map_rows_matched: set[str] = field(default_factory=set)
     map_rows_unused: list[str] = field(default_factory=list)
     doubled_keys: Counter[str] = field(default_factory=Counter)
     unread_modalities: Counter[str] = field(default_factory=Counter)
@@ -158,9 +162,17 @@ class Findings:
                     self.placeholders[plain] += cell["counts"]
 
 
+class Tasks(Protocol):
+    """Has pieces of a table done somewhere, in any order; gives name and result of each. All of them are picklable."""
+
+    def __call__(self, pieces: Mapping[str, Any], work: Callable[[Any], ResultT]) -> Iterator[tuple[str, ResultT]]:
+        """Do them."""
+        ...
+
+
 @dataclass(frozen=True)
 class SourceRequest:
-    """What a reader is asked for.
+    """What a reader is asked for. `tasks` may read a long table piece by piece; empty: the reader does so itself.
 
     Filled while it reads: `tables`, what it has read as a whole, by URI, `findings`, and `rows_met`, the rows that each
     file holds, counted where they are met: `sources.read` holds them against what the reader returns.
@@ -171,6 +183,7 @@ class SourceRequest:
     columns: Columns = DEFAULT_COLUMNS
     limit: int | None = None
     keep_untexted: bool = False
+    tasks: Tasks | None = field(default=None, compare=False)
     tables: dict[str, RawTable] = field(default_factory=dict, compare=False)
     findings: Findings = field(default_factory=Findings, compare=False)
     rows_met: Counter[str] = field(default_factory=Counter, compare=False)
