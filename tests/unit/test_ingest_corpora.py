@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from dermray import models
 from dermray.config import parse
 from dermray.corpus.manifest import Manifest
+from dermray.corpus.shares import CorpusShare
 from dermray.errors import (
     CheckpointError,
     ConfigError,
@@ -31,7 +32,7 @@ from dermray.ingest.plan import EpochPlan
 from dermray.ingest.views import Arrays, Item
 from dermray.train import checkpoint, epochs, pretrain, trajectory
 from dermray.train.objectives.contrastive.validation import Validator
-from dermray.train.settings import CorpusShare, PretrainConfig, ValidationConfig
+from dermray.train.settings import PretrainConfig, ValidationConfig
 from tests import rotation
 from tests.corpora import write_model, write_prepared_corpus
 from tests.unit.test_plan import manifests
