@@ -200,6 +200,10 @@ def test_a_resume_compares_the_digest_of_every_corpus(two: tuple[str, str]) -> N
     report = Leakage("r", two[1], corpora.manifests[1].digest, 4, (), frozenset())
     with pytest.raises(EvaluationError, match="trained on others besides"):
         report.require_about([], corpora.digest)
+    of_both = replace(report, training_digest=corpora.digest)
+    of_both.require_about([], "+".join(reversed(corpora.digest.split("+"))))
+    with pytest.raises(EvaluationError, match="trained on 1 of these 2 alone"):
+        of_both.require_about([], corpora.manifests[0].digest)
 
 
 def test_trees_that_differ_are_told(two: tuple[str, str], tmp_path: Path) -> None:

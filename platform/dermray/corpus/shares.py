@@ -10,6 +10,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from dermray import documents, storage
 from dermray.config import Config, DecidesWeights, LeavesWeights, absolute
 
+# Between the digests of several corpora; none is hexadecimal.
+DIGESTS_JOIN = "+"
+
 
 class CorpusShare(Config):
     """One of several corpora of a run."""

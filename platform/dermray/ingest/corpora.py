@@ -10,11 +10,10 @@ import pyarrow as pa
 
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.shards import Verify
+from dermray.corpus.shares import DIGESTS_JOIN
 from dermray.corpus.side_tables import RowGroupReader, index_of
 from dermray.errors import SplitError
 
-# Between the digests of several corpora; none is hexadecimal.
-DIGESTS_JOIN = "+"
 # In the metadata of a row group that is read of one corpus among several.
 _READ_FROM = b"dermray.corpus"
 
