@@ -343,9 +343,13 @@ def test_the_loader_finds_what_side_tables_say_among_the_columns_of_a_row(tmp_pa
         assert days == [0.5, 1.5, None, 3.5, 4.5, 5.5, 0.5, 1.5, None, 3.5] * len(chosen)
         assert groups[1]["sides.states.state"].to_pylist() == ["state 4", "state 5"]
     assert isinstance(Corpora.load([str(folders[0])]).index(), ShardIndex)
-    with pytest.raises(CorpusError, match=r"a has no side table 'time'; it has: times, states"):
+    with pytest.raises(
+        CorpusError, match=r"a has no side table 'time', .*; it has: times \(days\), states \(state\); prepare"
+    ):
         corpora.index(columns=["sides.time.days"])
-    with pytest.raises(CorpusError, match=r"a: the side table 'times' has no column 'day'; it has: days"):
+    with pytest.raises(
+        CorpusError, match=r"a: the side table 'times' has no column 'day', as sides.times.day is wanted; it has: days"
+    ):
         corpora.index(columns=["sides.times.day"])
 
 

@@ -227,6 +227,7 @@ def located(config: PretrainConfig) -> PretrainConfig:
 
 
 def _check_before_start(config: PretrainConfig, corpora: Corpora, fresh: bool) -> None:
+    corpora.require_columns(kinds.columns_of(config))
     _world_sizes(config, corpora)
     scores = kinds.find(config.objective.kind).scores
     if config.train.keep_best is not None and config.train.keep_best not in scores:
