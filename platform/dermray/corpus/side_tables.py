@@ -13,7 +13,7 @@ A sample of which the table says nothing has nulls there. Beside the columns of 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,6 +37,16 @@ def schema_of(columns: Mapping[str, SideKind]) -> pa.Schema:
     return pa.schema(
         [pa.field(ID, pa.string(), nullable=False), *(pa.field(name, _TYPES[kind]) for name, kind in columns.items())]
     )
+
+
+def fields_of(table: SideTable) -> list[pa.Field]:
+    """Its columns as they are called among those of the samples."""
+    return [pa.field(f"{AMONG_COLUMNS}{table.name}.{name}", _TYPES[kind]) for name, kind in table.columns.items()]
+
+
+def in_words(tables: Iterable[SideTable]) -> str:
+    """Names of side tables with their columns: `masks (mask), times (days, state)`."""
+    return ", ".join(f"{table.name} ({', '.join(table.columns)})" for table in tables)
 
 
 def side_table(corpus: str, manifest: Manifest, name: str) -> SideTable:
@@ -159,7 +169,7 @@ def require_columns(corpus: str, manifest: Manifest, columns: Sequence[str]) -> 
     for name, wanted in _by_table(columns).items():
         asked = ", ".join(f"{AMONG_COLUMNS}{name}.{column}" for column in wanted)
         if name not in known:
-            there_is = ", ".join(f"{table} ({', '.join(of)})" for table, of in known.items()) or "none"
+            there_is = in_words(manifest.side_tables) or "none"
             raise CorpusError(
                 f"{corpus} has no side table {name!r}, of which {asked} is wanted; it has: {there_is}; prepare it with "
                 f"side_tables.{name}.uri="
