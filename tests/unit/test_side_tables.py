@@ -121,15 +121,17 @@ def prepared(config: PrepareConfig) -> tuple[Manifest, Sides, dict[str, Any]]:
     work = read(config)
     maker, beside = ShardMaker(config, work.ontology), SideMaker(config)
     records: list[ShardRecord] = [maker.make(spec).record for spec in work.plan.shards]
-    joined = {name: join(config, name, cells, records) for name, cells in work.side_tables.items()}
+    held = work.standing
+    final = [*held.held, *records]
+    joined = {name: join(config, name, cells, final) for name, cells in work.side_tables.items()}
     made = {rows.name: beside.make(rows) for each in joined.values() for rows in each.shards}
     sides = gathered(config, joined, made)
-    keys = tuple(record.key for record in records)
+    keys = tuple(record.key for record in final)
     generation = Generation(
-        number=1,
+        number=len(held.generations) + 1,
         identity=identity(config),
         content=content(config),
-        made=keys,
+        made=tuple(record.key for record in records),
         final=keys,
         num_rows=work.plan.num_rows,
         dropped=work.plan.dropped,
@@ -137,7 +139,7 @@ def prepared(config: PrepareConfig) -> tuple[Manifest, Sides, dict[str, Any]]:
         figures={"merged": 0, "left_out": 0, "moved": 0},
     )
     timing: dict[str, Any] = {"stages": {}, "tasks": {}, "ray_data": []}
-    manifest, stats, _ = commit(config, work.standing, generation, records, records, {}, timing, sides)
+    manifest, stats, _ = commit(config, held, generation, records, final, {}, timing, sides)
     return manifest, sides, stats
 
 
@@ -232,6 +234,25 @@ def test_the_same_again_is_the_same_and_others_go(raw: Path, tmp_path: Path) -> 
     assert files == {shard.path for shard in changed.side_tables[0].shards}
     prepared(settings(raw, output, "if_exists=replace"))
     assert not list((output / "sides" / "masks").iterdir())
+
+
+def test_other_side_tables_plan_no_row_of_a_grown_corpus_anew(tmp_path: Path) -> None:
+    folder, output = tmp_path / "raw", tmp_path / "corpus"
+    write(folder)
+    rows = [[f"{number}.jpg", f"s{number}", "x"] for number in range(NUM)]
+    table(folder / "metadata.csv", ["image", "source_id", "caption"], rows[:6])
+    prepared(settings(folder, output, *MASKS))
+    table(folder / "metadata.csv", ["image", "source_id", "caption"], rows)
+    grown, _, _ = prepared(settings(folder, output, *MASKS))
+    assert (grown.version, grown.num_samples) == (2, NUM)
+    for keys, tables in (((*MASKS, *TIMES), ["masks", "times"]), (TIMES, ["times"]), ((), [])):
+        changed, _, _ = prepared(config := settings(folder, output, *keys))
+        assert changed.shards == grown.shards
+        assert [each.name for each in changed.side_tables] == tables
+        assert Manifest.load(config.output) == changed
+        assert set(changed.provenance["config"].get("side_tables", {})) == set(tables)
+    # Settings of the rows do.
+    assert read(settings(folder, output, "jpeg_quality=80")).standing.generations == ()
 
 
 def test_a_corpus_of_two_sources_takes_no_side_tables(raw: Path, tmp_path: Path) -> None:

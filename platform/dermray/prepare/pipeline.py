@@ -22,7 +22,7 @@ from dermray.corpus.manifest import Manifest, Shard
 from dermray.errors import CorpusError
 from dermray.prepare import report, told
 from dermray.prepare.amend import Amender
-from dermray.prepare.commit import commit, publish, remove_unnamed
+from dermray.prepare.commit import commit, publish, remove_unnamed, with_sides
 from dermray.prepare.duplicates import near_groups, resembling
 from dermray.prepare.fetch import ahead
 from dermray.prepare.generations import NUM_READERS, Generation, content, identity, tables_of
@@ -139,7 +139,7 @@ def _nothing_new(config: PrepareConfig, work: Work, num_shards: int, started: fl
     held = work.standing
     sides = _side_tables(config, work, held.held)
     before = Manifest.load(config.output)
-    manifest = before.model_copy(update={"side_tables": sides.tables})
+    manifest = with_sides(before, config, sides)
     made = held.made(held.generations)
     stats, _ = publish(config, manifest, held.generations, made, held.held, work.timing.to_json(), sides)
     if manifest != before:
