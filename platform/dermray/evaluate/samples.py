@@ -15,12 +15,13 @@ from dermray.corpus import branches
 from dermray.corpus.accounts import OTHER_SPLIT, require_balance
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import Ontology
+from dermray.corpus.schema import MODALITY
 from dermray.embedding.units import Images, RowGroup, read_file, read_row_group, row_groups
 from dermray.evaluate import groups
 
 RAW_ASPECT = "raw"
 BEYOND = "beyond max_samples"
-_COLUMNS = ["sample_id", "captions", "labels", "concepts", "skin_type", "source", "meta"]
+_COLUMNS = ["sample_id", "captions", "labels", "concepts", "skin_type", "source", "meta", MODALITY.name]
 
 
 @dataclass(frozen=True)
