@@ -1,4 +1,4 @@
-"""For whom a model works: scores by skin type, sex, age, site, source and kind of picture, and how far groups lie apart."""
+"""For whom a model works: scores by skin type, sex, age, body site, source, kind of picture, and gaps of groups."""
 
 from __future__ import annotations
 

@@ -198,9 +198,6 @@ def standing(config: PrepareConfig, usable: Usable) -> Standing:
     generations = committed.generations
     mine = [generation for generation in generations if generation.identity == identity(config)]
     last = generations[-1]
-    several = any(generation.identity != identity(config) for generation in generations)
-    if several and (config.side_tables or last.content.get(SIDE_TABLES)):
-        return _replaced(committed, config, "would have side tables of some of its sources only")
     if not mine:
         return committed if _joins(last, config) else _replaced(committed, config, "has other settings")
     if _of_rows(mine[-1].content) != _of_rows(content(config)):
