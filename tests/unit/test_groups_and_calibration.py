@@ -19,15 +19,15 @@ from sklearn import metrics as reference
 from dermray.corpus.schema import MODALITY
 from dermray.errors import EvaluationError
 from dermray.evaluate import cases
-from dermray.evaluate.bootstrap import Metric
-from dermray.evaluate.calibration import apply_temperature, calibrate, fit_temperature
 from dermray.evaluate.classified import group_scores
-from dermray.evaluate.groups import age_band, breakdown, of_corpus, of_table
 from dermray.evaluate.leakage import FOUND, Leakage
-from dermray.evaluate.metrics import classification
 from dermray.evaluate.report import build
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.statistics.bootstrap import Metric
+from dermray.evaluate.statistics.calibration import apply_temperature, calibrate, fit_temperature
+from dermray.evaluate.statistics.groups import age_band, breakdown, of_corpus, of_table
+from dermray.evaluate.statistics.metrics import classification
 from dermray.evaluate.tasks.contract import Context, scorer
 from dermray.evaluate.tasks.kinds import ours
 from tests.corpora import write_prepared_corpus

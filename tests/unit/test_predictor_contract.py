@@ -12,7 +12,6 @@ from dermray.config import parse
 from dermray.encoder_info import EncoderInfo
 from dermray.errors import ConfigError, EvaluationError, ModelError
 from dermray.evaluate import predictions
-from dermray.evaluate.bootstrap import Metric
 from dermray.evaluate.compare import compare, compare_reports
 from dermray.evaluate.features import Features
 from dermray.evaluate.predictions import Origin, OwnPredictions
@@ -23,6 +22,7 @@ from dermray.evaluate.probing import Labelled
 from dermray.evaluate.report import build
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.statistics.bootstrap import Metric
 from dermray.evaluate.suite import check_inputs, evaluate
 from dermray.evaluate.tasks.contract import Context, TaskResult, scorer
 from tests import darkness, rotation_model, without_ray

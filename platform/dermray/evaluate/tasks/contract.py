@@ -19,13 +19,13 @@ import numpy as np
 
 from dermray import extensions
 from dermray.errors import EvaluationError
-from dermray.evaluate.bootstrap import Distribution, Metric, Seed
 from dermray.evaluate.classes import Classes
 from dermray.evaluate.predictions import OwnPredictions, Predictions
 from dermray.evaluate.predictors import contract as predictors
 from dermray.evaluate.predictors.contract import Lesson, Predictor, Seen
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.statistics.bootstrap import Distribution, Metric, Seed
 from dermray.evaluate.tasks import kinds
 from dermray.scales import Scale
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from dermray.errors import EvaluationError
-from dermray.evaluate import groups
 from dermray.evaluate.concept_terms import Prompts
 from dermray.evaluate.concepts import (
     GOOD_AUROC,
@@ -22,6 +21,7 @@ from dermray.evaluate.features import Features
 from dermray.evaluate.predictions import ConceptPredictions
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.statistics import groups
 from dermray.evaluate.tasks.contract import Context, TaskResult
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from dermray.corpus import patients
 from dermray.corpus.modality import modality
 from dermray.corpus.spelling import is_placeholder
-from dermray.evaluate.bootstrap import Distribution, Seed
+from dermray.evaluate.statistics.bootstrap import Distribution, Seed
 
 # Dimension → the group of each sample, None where it is not known.
 Groups = dict[str, list[str | None]]
