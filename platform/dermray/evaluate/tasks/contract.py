@@ -6,7 +6,6 @@ that says what it is called and needs, and a module with a `SCORER`, which is a 
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
@@ -182,6 +181,4 @@ def scorer(name: str) -> Task:
     Raises:
         EvaluationError: its module cannot be imported or has no `SCORER`.
     """
-    module = kinds.find(name).module
-    with extensions.importing(f"the task {name!r}", EvaluationError):
-        return cast(Task, importlib.import_module(module).SCORER)
+    return cast(Task, extensions.member(kinds.find(name).module, "SCORER", f"the task {name!r}", EvaluationError))
