@@ -23,10 +23,10 @@ import psutil
 from sklearn import metrics as reference
 
 from dermray import entry
-from dermray.evaluate.bootstrap import resample_weights
 from dermray.evaluate.compare import compare
-from dermray.evaluate.metrics import classification
 from dermray.evaluate.predictions import ClassPredictions
+from dermray.evaluate.statistics.bootstrap import resample_weights
+from dermray.evaluate.statistics.metrics import classification
 
 SIZE = (10_000, 113, 1_000)
 ROUNDS = 3

@@ -19,7 +19,7 @@ import yaml
 
 from dermray import cluster, entry
 from dermray.config import ClusterConfig, parse
-from dermray.corpus.manifest import Manifest
+from dermray.ingest.corpora import Corpora
 from dermray.tuning.plan import plan_trials, share_cluster
 from dermray.tuning.settings import SweepConfig
 
@@ -84,14 +84,14 @@ def sweep_config(folder: Path, output: str, num_trials: int) -> SweepConfig:
 def as_sweep(config: SweepConfig) -> None:
     from dermray.tuning.sweep import checked, sweep
 
-    trials = checked(config, plan_trials(config, Manifest.load(config.corpus)))
+    trials = checked(config, plan_trials(config, Corpora.load(config.corpus_uris)))
     sweep(config, trials, parent_key=None, say=lambda line: None)
 
 
 def by_hand(config: SweepConfig) -> None:
     from dermray.train.pretrain import pretrain
 
-    trials = plan_trials(config, Manifest.load(config.corpus))
+    trials = plan_trials(config, Corpora.load(config.corpus_uris))
     _, trials = share_cluster(config, trials, num_cpus=cluster.num_cpus(), num_gpus=cluster.num_gpus())
     for trial in trials:
         pretrain(trial.config, on_record=lambda record: None)

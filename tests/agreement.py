@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from dermray.encoder import Encoder
-from dermray.evaluate.bootstrap import mean_distribution
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.statistics.bootstrap import mean_distribution
 from dermray.evaluate.tasks.contract import Context, TaskResult
 from dermray.evaluate.tasks.kinds import TaskKind
 from tests import distilled, rotation_model

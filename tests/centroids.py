@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from pydantic import Field
 
-from dermray.evaluate import metrics
 from dermray.evaluate.probing import Labelled
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.statistics import metrics
 from dermray.evaluate.tasks.contract import Context, TaskResult
 from dermray.evaluate.tasks.kinds import TaskConfig, TaskKind
 

@@ -50,7 +50,7 @@ def pairs(config: PretrainConfig, manifest: Manifest) -> np.ndarray:
     return items.of_neighbours(lesions, manifest.row_group_sizes(), most=2, least=2)
 
 
-OBJECTIVE = ObjectiveKind(DistilledConfig, __name__, items=pairs)
+OBJECTIVE = ObjectiveKind(DistilledConfig, __name__, items=pairs, columns=lambda config: Pairs.columns)
 KIND = ModelKind(__name__, frozenset({"images"}), "agreement.cosine")
 
 

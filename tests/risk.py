@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from dermray.evaluate import groups
-from dermray.evaluate.bootstrap import Distribution, Seed, mean_distribution
 from dermray.evaluate.concepts import area_distributions
 from dermray.evaluate.predictions import OwnPredictions
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.statistics import groups
+from dermray.evaluate.statistics.bootstrap import Distribution, Seed, mean_distribution
 from dermray.evaluate.tasks.contract import Context, TaskResult
 from dermray.evaluate.tasks.kinds import TaskKind
 from dermray.scales import Scale

@@ -6,16 +6,22 @@ from pathlib import Path
 
 from dermray.config import parse
 from dermray.corpus.manifest import Manifest, Shard
+from dermray.ingest.corpora import Corpora
 from dermray.tuning.plan import Trial
 from dermray.tuning.records import TrialRecord
 from dermray.tuning.settings import SweepConfig
 from tests.conftest import ROOT
 
 OBJECTIVE = "validation_zero_shot_accuracy"
-MANIFEST = Manifest(
-    shards=(
-        Shard(path="data/a.parquet", split="train", num_samples=640, num_bytes=1, sha256="0", row_groups=(32,) * 20),
-    )
+CORPORA = Corpora.of(
+    "nowhere",
+    Manifest(
+        shards=(
+            Shard(
+                path="data/a.parquet", split="train", num_samples=640, num_bytes=1, sha256="0", row_groups=(32,) * 20
+            ),
+        )
+    ),
 )
 
 

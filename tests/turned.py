@@ -9,10 +9,10 @@ from PIL import Image
 
 from dermray import images
 from dermray.encoder import Encoder
-from dermray.evaluate import metrics
 from dermray.evaluate.predictions import ClassPredictions
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.statistics import metrics
 from dermray.evaluate.tasks.contract import Context, TaskResult
 from dermray.evaluate.tasks.kinds import TaskKind
 

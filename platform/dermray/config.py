@@ -59,7 +59,8 @@ class Config(BaseModel):
         return tree
 
 
-def _absolute(uri: str) -> str:
+def absolute(uri: str) -> str:
+    """A URI as `Uri` has it; ValueError says what is wrong with one that no file or folder can have."""
     if not uri:
         raise ValueError("must not be blank")
     if redaction.holds_credentials(uri):
@@ -81,7 +82,7 @@ DecidesWeights = Annotated[ValueT, Bearing.DECIDES]
 LeavesWeights = Annotated[ValueT, Bearing.LEAVES]
 
 # A file or folder. Of a local one the path becomes absolute, since Ray's workers change directory.
-Uri = Annotated[str, AfterValidator(_absolute)]
+Uri = Annotated[str, AfterValidator(absolute)]
 
 
 class TrackingConfig(Config):

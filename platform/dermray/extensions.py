@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -49,6 +49,16 @@ def find(name: str, kind: type[KindT], *, package: str, group: str, attribute: s
         article = "an" if kind.__name__[0] in "AEIOU" else "a"
         raise ValueError(f"the {what} {name!r} is a {type(found).__name__}, and must be {article} {kind.__name__}")
     return found
+
+
+def member(module: str, attribute: str, what: str, error: type[Exception]) -> Any:
+    """What a module calls so, imported.
+
+    Raises:
+        Exception: of the type `error`: WHAT cannot be imported, and why.
+    """
+    with importing(what, error):
+        return getattr(importlib.import_module(module), attribute)
 
 
 @contextlib.contextmanager

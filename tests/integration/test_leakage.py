@@ -90,9 +90,16 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"folder": folder, "pairs": pairs, "within": (training[2]["sample_id"], training[-1]["sample_id"])}
 
 
-def run(planted: dict[str, Any], output: Path, *against: str, settings: Sequence[str] = ()) -> dict[str, Any]:
+def run(
+    planted: dict[str, Any],
+    output: Path,
+    *against: str,
+    training: Sequence[str] = ("training",),
+    settings: Sequence[str] = (),
+) -> dict[str, Any]:
     parts = ",".join(str(planted["folder"] / name) for name in against)
-    arguments = [f"corpus={planted['folder'] / 'training'}", f"against=[{parts}]", f"output={output}"]
+    corpora = ",".join(f"{{uri: {planted['folder'] / name}, weight: 1}}" for name in training)
+    arguments = [f"corpus=[{corpora}]", f"against=[{parts}]", f"output={output}"]
     assert job.main([*arguments, *settings]) == 0
     return json.loads((output / "leakage.json").read_text())
 
@@ -134,6 +141,26 @@ def assert_logged(database: Path) -> None:
     }
     contexts = [tag.value for one in found.inputs.dataset_inputs for tag in one.tags]
     assert sorted(contexts) == ["evaluation", "evaluation", "training"]
+
+
+def test_pairs_name_the_training_corpus_that_they_lead_to(ray_cluster, planted, tmp_path) -> None:
+    settings = ["tracking.enabled=false"]
+    write_corpus(
+        planted["folder"] / "more",
+        [row(100 + n, "train", images.encode_jpeg(photograph(100 + n), 90)) for n in range(8)],
+    )
+    document = run(planted, tmp_path / "out", "leaked", training=("more", "training"), settings=settings)
+    table = pq.read_table(tmp_path / "out" / "leakage.parquet").to_pylist()
+    of_training = {
+        (each["sample_id"], each["evaluation_sample_id"]) for each in table if each["corpus"].endswith("/training")
+    }
+    assert of_training == planted["pairs"]
+    # The other five evaluation images stand in `more` as they are.
+    assert len(table) == 8
+    assert [one["num_samples_found"] for one in document["evaluations"][0]["by_training_corpus"]] == [5, 3]
+    page = (tmp_path / "out" / "leakage.html").read_text()
+    assert "By training corpus" in page
+    assert page.count('<img src="data:image/jpeg;base64,') == 2 * len(table)
 
 
 def test_corpora_without_a_copy_give_an_empty_report(ray_cluster, planted, tmp_path) -> None:

@@ -16,8 +16,8 @@ from mlflow import MlflowClient
 from dermray import storage
 from dermray.commands import sweep as job
 from dermray.config import parse
-from dermray.corpus.manifest import Manifest
 from dermray.errors import DermRayError
+from dermray.ingest.corpora import Corpora
 from dermray.train.settings import PretrainConfig
 from dermray.tuning.plan import plan_trials
 from dermray.tuning.proposals import TPE_STARTUP_TRIALS, proposal
@@ -169,7 +169,7 @@ def test_tpe_proposes_from_what_was_there_and_the_budget_ends_the_sweep(swept):
         f"max_samples={TPE_STARTUP_TRIALS * 128 + 1}",
     ]
     config = parse(SweepConfig, arguments)
-    planned = plan_trials(config, Manifest.load(config.corpus))
+    planned = plan_trials(config, Corpora.load(config.corpus_uris))
     # As an earlier process of the sweep has left them.
     earlier = []
     for trial in planned[:TPE_STARTUP_TRIALS]:

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 
 from dermray.encoder import Encoder
 from dermray.evaluate import clip_benchmark, zero_shot
-from dermray.evaluate.metrics import classification
 from dermray.evaluate.retrieval import retrieval_metrics
+from dermray.evaluate.statistics.metrics import classification
 from tests.corpora import MODEL_CFG, jpeg, write_model
 
 CLASSES = ["eczema", "psoriasis", "melanoma", "nevus", "acne", "vitiligo", "rosacea"]

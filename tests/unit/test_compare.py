@@ -17,15 +17,15 @@ from sklearn import metrics as reference
 from dermray.commands import compare as job
 from dermray.errors import ConfigError, EvaluationError
 from dermray.evaluate import gate, predictions
-from dermray.evaluate.bootstrap import Distribution, Metric, resample_weights
 from dermray.evaluate.compare import Difference, compare, compare_reports
 from dermray.evaluate.comparison import run
 from dermray.evaluate.concepts import mean_auroc
-from dermray.evaluate.metrics import METRIC_NAMES, classification
 from dermray.evaluate.predictions import ClassPredictions, ConceptPredictions, Origin, RetrievalPredictions
 from dermray.evaluate.report import SuiteReport, build
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import CompareConfig, EvaluateConfig
+from dermray.evaluate.statistics.bootstrap import Distribution, Metric, resample_weights
+from dermray.evaluate.statistics.metrics import METRIC_NAMES, classification
 from dermray.evaluate.tasks.contract import Context, scorer
 from dermray.evaluate.tasks.kinds import ours
 from tests.conftest import ROOT

@@ -10,9 +10,9 @@ from sklearn.metrics import roc_auc_score
 from dermray.corpus.ontology import Ontology
 from dermray.errors import EvaluationError
 from dermray.evaluate import concepts
-from dermray.evaluate.bootstrap import resample_weights
 from dermray.evaluate.concepts import Prompts, concepts_of, marks_of, mean_auroc, presence_scores
 from dermray.evaluate.samples import Samples
+from dermray.evaluate.statistics.bootstrap import resample_weights
 
 
 def unit(seed: int, *shape: int) -> np.ndarray:

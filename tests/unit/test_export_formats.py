@@ -34,7 +34,7 @@ from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import ShardMaker
 from dermray.prepare.sources import READERS, SourceRequest
 from tests import raw_corpus
-from tests.corpora import write_prepared_corpus
+from tests.corpora import add_side_table, write_prepared_corpus
 from tests.s3 import BUCKET, faulty_s3
 
 # A node whose name holds synonyms, two that differ in case only, and one below another.
@@ -180,6 +180,32 @@ def test_export_and_import_give_the_same_samples(
     export(folder / "corpus", folder / "export", format=format, samples_per_file=samples_per_file)
     back = imported(folder / "export", folder / "back", SOURCES[format])
     assert comparable(back) == comparable(prepared(folder / "corpus"))
+
+
+@pytest.mark.parametrize("format", sorted(SOURCES))
+def test_side_tables_are_carried_or_told_as_left_out(format: str, tmp_path: Path) -> None:
+    corpus, out = tmp_path / "corpus", tmp_path / "out"
+    write_prepared_corpus(corpus, {"train": 10, "val": 3}, row_group_size=4)
+    add_side_table(corpus, "masks", "mask", "mask", lambda index: b"png" if index % 2 else None)
+    add_side_table(corpus, "times", "days", "number", float)
+    work = export(corpus, out, format=format, samples_per_file=3)
+    tables = {"masks": ["mask"], "times": ["days"]}
+    document = json.loads((out / "export.json").read_text())
+    assert len(imported(out, tmp_path / "back", SOURCES[format])) == 13
+    if format != "parquet":
+        assert document["side_tables"] == {"carried": {}, "left_out": tables}
+        (told,) = work.left_out
+        assert f"format={format}" in told
+        assert "leaves out 2, masks (mask), times (days)" in told
+        return
+    assert (document["side_tables"], work.left_out) == ({"carried": tables, "left_out": {}}, [])
+    for split, size in (("train", 10), ("val", 3)):
+        files = sorted((out / "data").glob(f"{split}-*.parquet"))
+        assert len(files) == -(-size // 3)
+        rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+        # The file of a shard says it by places in it.
+        assert [row["sides.times.days"] for row in rows] == [float(index) for index in range(size)]
+        assert [row["sides.masks.mask"] for row in rows] == [b"png" if index % 2 else None for index in range(size)]
 
 
 def test_a_prepared_corpus_is_itself_a_source(tmp_path: Path) -> None:

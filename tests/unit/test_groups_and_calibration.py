@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,17 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
+from dermray.corpus.schema import MODALITY
 from dermray.errors import EvaluationError
 from dermray.evaluate import cases
-from dermray.evaluate.bootstrap import Metric
-from dermray.evaluate.calibration import apply_temperature, calibrate, fit_temperature
 from dermray.evaluate.classified import group_scores
-from dermray.evaluate.groups import age_band, breakdown, of_corpus, of_table
 from dermray.evaluate.leakage import FOUND, Leakage
-from dermray.evaluate.metrics import classification
 from dermray.evaluate.report import build
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.statistics.bootstrap import Metric
+from dermray.evaluate.statistics.calibration import apply_temperature, calibrate, fit_temperature
+from dermray.evaluate.statistics.groups import age_band, breakdown, of_corpus, of_table
+from dermray.evaluate.statistics.metrics import classification
 from dermray.evaluate.tasks.contract import Context, scorer
 from dermray.evaluate.tasks.kinds import ours
 from tests.corpora import write_prepared_corpus
@@ -61,11 +63,19 @@ def context_of(corpus: str, name: str, **settings: object) -> Context:
 def test_groups_of_a_prepared_corpus() -> None:
     meta = {"sex": "Female", "age": 17.5, "body_site": " face ", "extra": None}
     rows = [
-        {"skin_type": 5, "source": "a", "meta": meta},
-        {"skin_type": None, "source": "b", "meta": None},
-        {"skin_type": 1, "source": "a", "meta": {"sex": "unknown", "age": float("nan"), "body_site": None}},
+        {"skin_type": 5, "source": "a", "meta": meta, "modality": None},
+        {"skin_type": None, "source": "b", "meta": None, "modality": None},
+        {
+            "skin_type": 1,
+            "source": "a",
+            "meta": {"sex": "unknown", "age": float("nan"), "body_site": None},
+            "modality": None,
+        },
     ]
-    assert of_corpus(rows) == {
+    known = of_corpus(rows)
+    rows[1]["modality"] = "dermoscopic"
+    assert of_corpus(rows) == {**known, "modality": [None, "dermoscopic", None]}
+    assert known == {
         "skin_type": ["V", None, "I"],
         "sex": ["female", None, None],
         "age": ["under 18", None, None],
@@ -80,6 +90,8 @@ def test_groups_of_published_tables_by_their_own_columns() -> None:
     assert of_table([{"skin_tone": "12"}, {"skin_tone": "56"}]) == {"skin_type": ["I and II", "V and VI"]}
     ham = of_table([{"dx": "nv", "AGE": "80.0", "Sex": "male", "localization": "back", "dataset": "rosendahl"}])
     assert ham == {"sex": ["male"], "age": ["80 and over"], "body_site": ["back"], "source": ["rosendahl"]}
+    isic = of_table([{"image_type": "TBP tile: close-up"}, {"image_type": "art"}])
+    assert isic == {"modality": ["total-body", None]}
     assert of_table([]) == {}
 
 
@@ -256,6 +268,26 @@ def test_every_task_says_for_whom(corpus: str, name: str) -> None:
     report = build(context, {name: result}, model_uri="m", duration_s=1.0)
     assert "Fitzpatrick skin type" in report.html
     assert any("_gap_skin_type" in key for key in report.metrics())
+
+
+def test_kinds_of_picture_are_scored_apart_where_the_corpus_says_them(tmp_path: Path) -> None:
+    manifest, shards = write_prepared_corpus(tmp_path, {"test": 24}), []
+    for shard in manifest.shards:
+        table = pq.read_table(tmp_path / shard.path)
+        kinds = pa.array([("dermoscopic", "clinical", None)[row % 3] for row in range(table.num_rows)])
+        pq.write_table(table.append_column(MODALITY, kinds), tmp_path / shard.path, row_group_size=8)
+        content = (tmp_path / shard.path).read_bytes()
+        changed = {"sha256": hashlib.sha256(content).hexdigest(), "num_bytes": len(content)}
+        shards.append(shard.model_copy(update=changed))
+    manifest.model_copy(update={"shards": tuple(shards)}).save(str(tmp_path))
+    context = context_of(str(tmp_path), "zero_shot")
+    result = scorer("zero_shot").run(context)
+    found = result.details["groups"]["dimensions"]["modality"]
+    sizes = {group["name"]: group["num_samples"] for group in found["groups"]}
+    assert (sizes, found["num_unknown"]) == ({"clinical": 8, "dermoscopic": 8}, 8)
+    assert all("accuracy" in group["metrics"] for group in found["groups"])
+    page = build(context, {"zero_shot": result}, model_uri="m", duration_s=1.0).html
+    assert re.search(r"<h3>Kind of picture.*8 not known", page)
 
 
 def write_leakage(folder: Path, samples: Samples, rows: list[int]) -> str:

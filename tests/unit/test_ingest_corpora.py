@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from dermray import models
 from dermray.config import parse
 from dermray.corpus.manifest import Manifest
+from dermray.corpus.shares import CorpusShare
 from dermray.errors import (
     CheckpointError,
     ConfigError,
@@ -31,7 +32,7 @@ from dermray.ingest.plan import EpochPlan
 from dermray.ingest.views import Arrays, Item
 from dermray.train import checkpoint, epochs, pretrain, trajectory
 from dermray.train.objectives.contrastive.validation import Validator
-from dermray.train.settings import CorpusShare, PretrainConfig, ValidationConfig
+from dermray.train.settings import PretrainConfig, ValidationConfig
 from tests import rotation
 from tests.corpora import write_model, write_prepared_corpus
 from tests.unit.test_plan import manifests
@@ -199,6 +200,10 @@ def test_a_resume_compares_the_digest_of_every_corpus(two: tuple[str, str]) -> N
     report = Leakage("r", two[1], corpora.manifests[1].digest, 4, (), frozenset())
     with pytest.raises(EvaluationError, match="trained on others besides"):
         report.require_about([], corpora.digest)
+    of_both = replace(report, training_digest=corpora.digest)
+    of_both.require_about([], "+".join(reversed(corpora.digest.split("+"))))
+    with pytest.raises(EvaluationError, match="trained on 1 of these 2 alone"):
+        of_both.require_about([], corpora.manifests[0].digest)
 
 
 def test_trees_that_differ_are_told(two: tuple[str, str], tmp_path: Path) -> None:

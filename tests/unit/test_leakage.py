@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 
 from dermray import images
 from dermray.config import parse
-from dermray.corpus.manifest import Manifest
+from dermray.corpus.manifest import Manifest, Shard
 from dermray.corpus.shards import ShardIndex
 from dermray.errors import ConfigError, CorpusError
-from dermray.prepare.leakage import Comparison, CorpusHashes, check_inputs, group_hashes, select
+from dermray.prepare.leakage import Comparison, CorpusHashes, JoinedHashes, Leakage, check_inputs, group_hashes, select
 from dermray.prepare.leakage_report import shown_pairs, summarise
 from dermray.prepare.leakage_settings import CorpusPart, LeakageConfig, corpus_part
 from tests.corpora import write_prepared_corpus
@@ -40,6 +41,8 @@ def test_a_corpus_or_one_split_of_it() -> None:
         (["against=/data/a"], r"shares samples .* name another split"),
         (["against=/data/a#train"], "shares samples"),
         (["against=/data/a#val", "splits=[train,val]"], "shares samples"),
+        (["against=/data/c", "corpus=[/data/b, /data/c]"], "shares samples"),
+        (["against=/data/c", "corpus=[{uri: /data/b, weight: 2}, {uri: /data/report, weight: 1}]"], "another folder"),
         (["against=/data/b", "corpus=/data/a#train"], r"write splits=\[train\]"),
         (["against=/data/b", "output=/data/b/"], "another folder"),
         (["against=/data/b", "max_distance=16"], "max_distance"),
@@ -57,6 +60,10 @@ def test_a_split_that_is_not_there_is_refused_before_any_work(tmp_path: Path) ->
     check_inputs(LeakageConfig(against=(str(tmp_path / "b#val"),), **common))
     with pytest.raises(CorpusError, match="no split 'test'"):
         check_inputs(LeakageConfig(against=(str(tmp_path / "b#test"),), **common))
+    write_prepared_corpus(tmp_path / "untrained", {"val": 2})
+    both = (str(tmp_path / "b"), str(tmp_path / "untrained"))
+    with pytest.raises(CorpusError, match=f"^{both[1]}: .*no split 'train'"):
+        check_inputs(LeakageConfig(against=(str(tmp_path / "a"),), **{**common, "corpus": both}))
     with pytest.raises(CorpusError, match="no split 'test'"):
         check_inputs(LeakageConfig(against=(str(tmp_path / "b"),), splits=("test",), **common))
     with pytest.raises(CorpusError, match="not a prepared corpus"):
@@ -98,14 +105,27 @@ def test_every_distance_is_shown_and_each_image_once_with_its_nearest() -> None:
     assert shown_pairs(compared([]), 4).tolist() == []
 
 
-def test_counts() -> None:
-    from dermray.prepare.leakage import Leakage
-
-    first = compared([(0, 0, 4), (1, 0, 0), (1, 1, 2), (1, 2, 2)])
-    second = compared([(1, 0, 6)])
-    document = summarise(config("against=/data/b"), Leakage(first.hashes, (first, second, compared([]))))
-    assert document["training"]["num_samples_found"] == 2
-    assert document["num_pairs"] == 5
+def test_counts_by_evaluation_and_by_training_corpus() -> None:
+    """Of two training corpora of two samples each, sample 1 is the first one's and sample 3 the second one's."""
+    first = compared([(0, 0, 4), (1, 0, 0), (1, 1, 2), (3, 1, 4), (1, 2, 2)])
+    second = compared([(3, 0, 6)])
+    shard = Shard(path="data/a.parquet", split="train", num_samples=2, num_bytes=1, sha256="0", row_groups=(2,))
+    hashes = CorpusHashes("/data/a", "a", Manifest(shards=(shard,)), np.arange(2), np.zeros(2, np.uint64))
+    training = JoinedHashes((hashes, replace(hashes, uri="/data/c", corpus_digest="c", num_unreadable=0)))
+    assert training.samples.tolist() == [0, 1, 2, 3]
+    split = [(part.uri, members.tolist()) for part, members in training.split(np.array([0, 1, 3]))]
+    assert split == [("/data/a", [0, 1]), ("/data/c", [1])]
+    document = summarise(config("against=/data/b"), Leakage(training, (first, second, compared([]))))
+    of_training = document["training"]
+    assert (of_training["uri"], of_training["digest"], of_training["num_samples"]) == ("/data/a, /data/c", "a+c", 4)
+    assert of_training["num_samples_found"] == 3
+    assert [(one["digest"], one["num_samples_found"]) for one in of_training["corpora"]] == [("a", 2), ("c", 1)]
+    assert document["num_pairs"] == 6
     assert [one["num_samples_found"] for one in document["evaluations"]] == [3, 1, 0]
-    assert [one["num_training_samples"] for one in document["evaluations"]] == [2, 1, 0]
+    assert [one["num_training_samples"] for one in document["evaluations"]] == [3, 1, 0]
+    assert [[one["num_samples_found"] for one in each["by_training_corpus"]] for each in document["evaluations"]] == [
+        [3, 1],
+        [0, 1],
+        [0, 0],
+    ]
     assert document["evaluations"][0]["distances"] == {"0": 1, "1": 0, "2": 2, "3": 0, "4": 0, "5": 0, "6": 0}

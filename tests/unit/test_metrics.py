@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sklearn import metrics as reference
 
 from dermray.errors import EvaluationError
-from dermray.evaluate.bootstrap import resample_weights
-from dermray.evaluate.metrics import METRIC_NAMES, Metric, classification, per_class
+from dermray.evaluate.statistics.bootstrap import resample_weights
+from dermray.evaluate.statistics.metrics import METRIC_NAMES, Metric, classification, per_class
 
 
 def draw(seed: int, num_samples: int, num_classes: int, *, decimals: int | None = None):
@@ -159,7 +159,7 @@ def test_per_class_of_a_class_without_samples_is_nan():
 
 def test_many_resamples_in_several_chunks(monkeypatch):
     scores, labels = draw(4, 50, 3)
-    monkeypatch.setattr("dermray.evaluate.bootstrap._CHUNK_WEIGHTS", 50 * 7)
+    monkeypatch.setattr("dermray.evaluate.statistics.bootstrap._CHUNK_WEIGHTS", 50 * 7)
     chunks = [part.shape[1] for part in resample_weights(labels, 20, 0)]
     assert chunks == [7, 7, 6]
     found = classification(scores, labels, bootstrap=20)["accuracy"]

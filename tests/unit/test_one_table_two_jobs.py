@@ -20,8 +20,8 @@ from dermray.errors import ConfigError, CorpusError
 from dermray.evaluate import cases
 from dermray.evaluate.cases import Case
 from dermray.evaluate.classes import classes_of
-from dermray.evaluate.groups import SKIN_TYPES, age_band
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.statistics.groups import SKIN_TYPES, age_band
 from dermray.evaluate.tables import Layout, RawTable
 from dermray.prepare import samples as samples_of
 from dermray.prepare import sources

@@ -12,18 +12,22 @@ from dermray.config import parse
 from dermray.encoder_info import EncoderInfo
 from dermray.errors import ConfigError, EvaluationError, ModelError
 from dermray.evaluate import predictions
-from dermray.evaluate.bootstrap import Metric
+from dermray.evaluate.classes import Classes
 from dermray.evaluate.compare import compare, compare_reports
+from dermray.evaluate.concepts import concepts_of
 from dermray.evaluate.features import Features
-from dermray.evaluate.predictions import Origin, OwnPredictions
+from dermray.evaluate.predictions import ConceptPredictions, Origin, OwnPredictions
 from dermray.evaluate.predictors import kinds
-from dermray.evaluate.predictors.contract import UNREADABLE, Seen, load
+from dermray.evaluate.predictors.contract import UNREADABLE, Lesson, Predict, Predicted, Seen, load
 from dermray.evaluate.predictors.pictures import Looker, _pieces, _together
+from dermray.evaluate.predictors.presence.module import Presence
 from dermray.evaluate.probing import Labelled
 from dermray.evaluate.report import build
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.statistics.bootstrap import Metric
 from dermray.evaluate.suite import check_inputs, evaluate
+from dermray.evaluate.tasks import kinds as tasks
 from dermray.evaluate.tasks.contract import Context, TaskResult, scorer
 from tests import darkness, rotation_model, without_ray
 from tests.corpora import write_prepared_corpus
@@ -32,6 +36,22 @@ from tests.evaluation import features_of
 RISK, DARKNESS = "tests.risk:risk", "tests.darkness:darkness"
 NUM_SCORED, BROKEN = 20, 6
 ORIGIN = Origin("risk", "val", "c" * 64, "a" * 64, "b" * 64)
+
+
+class Absence(Presence):
+    """Says of each concept how sure it is that it is not there."""
+
+    def ready(self, lesson: Lesson) -> Predict:
+        ours = super().ready(lesson)
+
+        def predict(seen: Seen) -> Predicted:
+            said = ours(seen)
+            return replace(said, values=1 - said.values)
+
+        return predict
+
+
+ABSENCE, PREDICTOR = kinds.PredictorKind(__name__, kinds.CONCEPTS), Absence()
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +68,8 @@ def context_of(corpus: str, **settings: object) -> Context:
     return Context(config, samples, features, (train, features_of(train, [])))
 
 
-@pytest.mark.parametrize("name", kinds.ours())
+@pytest.mark.parametrize("name", [name for name in kinds.ours() if kinds.find(name).gives == kinds.CLASSES])
 def test_classifiers_give_probabilities_of_what_has_a_vector_and_reasons_for_the_rest(corpus: str, name: str) -> None:
-    assert kinds.find(name).gives == kinds.CLASSES
     context = context_of(corpus)
     data = Labelled.of(context)
     lesson = data.lesson(context)
@@ -69,6 +88,33 @@ def test_classifiers_give_probabilities_of_what_has_a_vector_and_reasons_for_the
     np.testing.assert_array_equal(said.values, load(name).ready(lesson)(context.seen(rows)).values)
     with pytest.raises(EvaluationError, match="says nothing of some samples that have vectors"):
         said.whole()
+
+
+def test_every_predictor_of_ours_gives_what_a_task_of_ours_scores() -> None:
+    scored = {tasks.find(name).takes for name in tasks.ours()}
+    assert {kinds.find(name).gives for name in kinds.ours()} == {kinds.CLASSES, kinds.CONCEPTS} == scored - {""}
+
+
+def test_the_task_of_concepts_scores_what_its_predictor_says(corpus: str) -> None:
+    """The predictor of the tests says the contrary of ours: each area turns round."""
+    settings = {"tasks": ("concepts",)}
+    config = EvaluateConfig(model="m", corpus=corpus, output="o", bootstrap=0, **settings)  # type: ignore[arg-type]
+    samples = Samples.load(corpus, "val")
+    asked = Classes(names := tuple(concepts_of(samples)[0]), names, (None,) * len(names), np.zeros(0, np.int64))
+    assert scorer("concepts").texts(samples, config) == load("presence").texts(asked, config)
+    features = features_of(samples, scorer("concepts").texts(samples, config), broken=[BROKEN])
+    context = Context(config, samples, features)
+    ours = scorer("concepts").run(context)
+    said = load("presence").ready(context.lesson(asked))(context.seen(np.arange(len(samples))))
+    assert said.left_out() == {UNREADABLE: 1}
+    found = ours.predictions
+    assert isinstance(found, ConceptPredictions)
+    np.testing.assert_array_equal(found.scores, said.values[said.answered])
+    turned = config.model_copy(update={"predictor": {"concepts": f"{__name__}:ABSENCE"}})
+    others = scorer("concepts").run(replace(context, config=turned))
+    for one, other in zip(ours.details["concepts"], others.details["concepts"], strict=True):
+        assert one["auroc"] == pytest.approx(1 - other["auroc"])
+    assert ours.metrics["mean_auroc"].value != pytest.approx(0.5)
 
 
 def test_predictors_are_not_told_the_truth(corpus: str) -> None:
@@ -104,7 +150,10 @@ def test_a_run_names_who_predicts_for_a_task(corpus: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tasks=[knn]", "predictor.knn=knnn"], "there is no predictor 'knnn'; there are knn, linear_probe, zero_shot"),
+        (
+            ["tasks=[knn]", "predictor.knn=knnn"],
+            "there is no predictor 'knnn'; there are knn, linear_probe, presence, zero_shot",
+        ),
         (["tasks=[knn]", f"predictor.knn={DARKNESS}"], f"predictor.knn: {DARKNESS} gives risk, and knn scores classes"),
         (["tasks=[knn]", "predictor.few_shot=knn"], "predictor.few_shot: few_shot is not among tasks (knn)"),
         (["predictor.retrieval=knn"], "predictor.retrieval has no effect: retrieval works on vectors"),

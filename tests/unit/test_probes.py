@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 
 from dermray.errors import EvaluationError
-from dermray.evaluate.bootstrap import Metric
 from dermray.evaluate.knn import TEMPERATURE, vote
 from dermray.evaluate.linear_probe import fit, label_fraction
 from dermray.evaluate.probing import over_seeds
+from dermray.evaluate.statistics.bootstrap import Metric
 from dermray.evaluate.tasks.few_shot.module import draw
 from dermray.evaluate.tasks.linear_probe.module import prefix
 

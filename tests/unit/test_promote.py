@@ -14,7 +14,7 @@ from dermray.commands import promote
 from dermray.config import TrackingConfig
 from dermray.errors import ConfigError, TrackingError
 from dermray.evaluate import gate, predictions
-from dermray.evaluate.metrics import classification
+from dermray.evaluate.statistics.metrics import classification
 from tests.lineage import Chain
 
 # Value, low, high.

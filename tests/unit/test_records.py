@@ -40,7 +40,7 @@ from dermray.tuning.plan import plan_trials
 from dermray.tuning.records import RECORD_NAME, Exploit, Point, Status, TrialRecord
 from dermray.tuning.settings import SweepConfig
 from tests.conftest import ROOT
-from tests.sweeps import MANIFEST
+from tests.sweeps import CORPORA
 from tests.unit.test_documents import JSON
 
 ODD = (None, True, -1, 10**39, float("nan"), "x", [None], {"x": None})
@@ -296,7 +296,7 @@ def space(at: Path) -> tuple[dict[str, Any], Path, Read]:
         "scheduler": {"kind": "pbt", "quantile_fraction": 0.25}, "overrides": {"train.global_batch_size": 64},
     }  # fmt: skip
     file = at / "sweep.yaml"
-    return document, file, lambda: plan_trials(config.parse(SweepConfig, ["--config", str(file)]), MANIFEST)
+    return document, file, lambda: plan_trials(config.parse(SweepConfig, ["--config", str(file)]), CORPORA)
 
 
 KINDS: dict[str, Callable[[Path], tuple[dict[str, Any], Path, Read]]] = {

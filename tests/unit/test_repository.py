@@ -46,6 +46,7 @@ FORBIDDEN = {
     # Reports are compared, and aliases moved, by what stands in files.
     "dermray.evaluate.comparison": {"ray", "torch", "mlflow"},
     "dermray.evaluate.gate": {"ray", "torch", "mlflow"},
+    "dermray.evaluate.statistics": {"ray", "mlflow"},
     "dermray.prepare.shard": {"ray", "scipy", "torch", "mlflow"},
     "dermray.train.pretrain": {"open_clip", "mlflow"},
     "dermray.tuning.trial": {"open_clip"},

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermray.errors import EvaluationError
-from dermray.evaluate import ranks, retrieval
-from dermray.evaluate.ranks import Ranks, pair_ranks
+from dermray.evaluate import retrieval
 from dermray.evaluate.retrieval import retrieval_metrics, score_ranks
+from dermray.evaluate.statistics import ranks
+from dermray.evaluate.statistics.ranks import Ranks, pair_ranks
 
 
 def unit(seed: int, num: int, dim: int) -> np.ndarray:

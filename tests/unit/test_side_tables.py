@@ -26,7 +26,7 @@ from dermray.corpus.side_tables import side_index
 from dermray.errors import ConfigError, CorpusError, ImageError
 from dermray.ingest import decoding
 from dermray.ingest.corpora import Corpora
-from dermray.prepare import report
+from dermray.prepare import pipeline, report
 from dermray.prepare.commit import commit
 from dermray.prepare.generations import Generation, content, identity
 from dermray.prepare.pipeline import read
@@ -36,6 +36,7 @@ from dermray.prepare.shard import ShardMaker
 from dermray.prepare.sides import SideMaker, Sides, gathered, join
 from dermray.tracking import verification
 from dermray.tracking.lineage import Node
+from tests import without_ray
 from tests.conftest import ROOT
 from tests.corpora import add_side_table, write_prepared_corpus
 from tests.raw_corpus import photograph
@@ -121,15 +122,17 @@ def prepared(config: PrepareConfig) -> tuple[Manifest, Sides, dict[str, Any]]:
     work = read(config)
     maker, beside = ShardMaker(config, work.ontology), SideMaker(config)
     records: list[ShardRecord] = [maker.make(spec).record for spec in work.plan.shards]
-    joined = {name: join(config, name, cells, records) for name, cells in work.side_tables.items()}
+    held = work.standing
+    final = [*held.held, *records]
+    joined = {name: join(config, name, cells, final) for name, cells in work.side_tables.items()}
     made = {rows.name: beside.make(rows) for each in joined.values() for rows in each.shards}
     sides = gathered(config, joined, made)
-    keys = tuple(record.key for record in records)
+    keys = tuple(record.key for record in final)
     generation = Generation(
-        number=1,
+        number=len(held.generations) + 1,
         identity=identity(config),
         content=content(config),
-        made=keys,
+        made=tuple(record.key for record in records),
         final=keys,
         num_rows=work.plan.num_rows,
         dropped=work.plan.dropped,
@@ -137,7 +140,7 @@ def prepared(config: PrepareConfig) -> tuple[Manifest, Sides, dict[str, Any]]:
         figures={"merged": 0, "left_out": 0, "moved": 0},
     )
     timing: dict[str, Any] = {"stages": {}, "tasks": {}, "ray_data": []}
-    manifest, stats, _ = commit(config, work.standing, generation, records, records, {}, timing, sides)
+    manifest, stats, _ = commit(config, held, generation, records, final, {}, timing, sides)
     return manifest, sides, stats
 
 
@@ -234,14 +237,81 @@ def test_the_same_again_is_the_same_and_others_go(raw: Path, tmp_path: Path) -> 
     assert not list((output / "sides" / "masks").iterdir())
 
 
-def test_a_corpus_of_two_sources_takes_no_side_tables(raw: Path, tmp_path: Path) -> None:
+def test_other_side_tables_plan_no_row_of_a_grown_corpus_anew(tmp_path: Path) -> None:
+    folder, output = tmp_path / "raw", tmp_path / "corpus"
+    write(folder)
+    rows = [[f"{number}.jpg", f"s{number}", "x"] for number in range(NUM)]
+    table(folder / "metadata.csv", ["image", "source_id", "caption"], rows[:6])
+    prepared(settings(folder, output, *MASKS))
+    table(folder / "metadata.csv", ["image", "source_id", "caption"], rows)
+    grown, _, _ = prepared(settings(folder, output, *MASKS))
+    assert (grown.version, grown.num_samples) == (2, NUM)
+    for keys, tables in (((*MASKS, *TIMES), ["masks", "times"]), (TIMES, ["times"]), ((), [])):
+        changed, _, _ = prepared(config := settings(folder, output, *keys))
+        assert changed.shards == grown.shards
+        assert [each.name for each in changed.side_tables] == tables
+        assert Manifest.load(config.output) == changed
+        assert set(changed.provenance["config"].get("side_tables", {})) == set(tables)
+    # Settings of the rows do.
+    assert read(settings(folder, output, "jpeg_quality=80")).standing.generations == ()
+
+
+def said(output: str, manifest: Manifest, name: str, column: str) -> dict[str, Any]:
+    """What a side table says of each sample, by its image: ids of the two sources are alike."""
+    ids = [each for group in ShardIndex.of(output, manifest).row_groups(["sample_id"]) for each in group[0].to_pylist()]
+    cells = [each for group in side_index(output, manifest, name).row_groups([column]) for each in group[0].to_pylist()]
+    return {each: cell for each, cell in zip(ids, cells, strict=True) if cell is not None}
+
+
+def test_a_second_source_joins_with_side_tables_of_its_own(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ids are those of the first one's samples; one of its images is the first one's, by another name."""
+    without_ray.use(monkeypatch)
     output, other = tmp_path / "corpus", tmp_path / "other"
-    prepared(settings(raw, output, *MASKS))
+    first = settings(raw, output, *MASKS)
+    masks_alone = said(first.output, pipeline.prepare(first).manifest, "masks", "mask")
+    assert len(masks_alone) == 4
     other.mkdir()
-    (other / "a.jpg").write_bytes(photograph(77))
-    table(other / "metadata.csv", ["image", "caption"], [["a.jpg", "x"]])
-    with pytest.raises(CorpusError, match="side tables of some of its sources only"):
-        read(settings(other, output))
+    for number in range(3):
+        (other / f"{number}.jpg").write_bytes(photograph(77 + number))
+    (other / "3.jpg").write_bytes(photograph(1))
+    (other / "m.png").write_bytes(png(mask_of(7)))
+    table(other / "metadata.csv", ["image", "source_id", "caption"], [[f"{n}.jpg", f"s{n}", "x"] for n in range(4)])
+    table(
+        other / "masks.csv", ["id", "mask", "by"], [["s1", "m.png", "Ada"], ["s3", "", "Bob"], ["s9", "m.png", "Ada"]]
+    )
+    second = settings(other, output, *MASKS, "side_tables.masks.texts=[by]")
+    result = pipeline.prepare(second)
+    assert result.manifest.num_samples == NUM + 3
+    assert result.manifest.side_tables[0].columns == {"mask": "mask", "by": "text"}
+    both = said(second.output, result.manifest, "masks", "mask")
+    by = said(second.output, result.manifest, "masks", "by")
+    (added,) = both.keys() - masks_alone.keys()
+    # What both have is the first one's sample: s3 of the second is nobody, as s9 is.
+    assert masks_alone.items() < both.items()
+    assert by == {added: "Ada"}
+    told = {"in": 3 + 4, "used": 1 + 4, "told": {"no_sample": 2}}
+    assert result.stats["side_tables"]["masks"] == told
+
+    again = pipeline.prepare(second)
+    assert (again.unchanged, again.manifest) == (True, result.manifest)
+    # What the second says of its own stays when the first comes again without its table, or with others.
+    without = pipeline.prepare(settings(raw, output)).manifest
+    assert without.shards == result.manifest.shards
+    assert said(second.output, without, "masks", "mask") == {added: both[added]}
+    assert said(second.output, without, "masks", "by") == by
+    timed = pipeline.prepare(settings(raw, output, *MASKS, *TIMES)).manifest
+    assert [each.name for each in timed.side_tables] == ["masks", "times"]
+    assert len(said(second.output, timed, "times", "days")) == NUM
+    assert pipeline.prepare(settings(raw, output, *MASKS, *TIMES)).unchanged
+    table(raw / "masks_of_numbers.csv", ["id", "by"], [["s1", "1"]])
+    with pytest.raises(CorpusError, match="the column 'by' is a number here, and a text in the corpus"):
+        pipeline.prepare(
+            settings(
+                *(raw, output, "side_tables.masks.uri=masks_of_numbers.csv", MASKS[1], "side_tables.masks.numbers=[by]")
+            )
+        )
 
 
 def test_what_is_asked_wrongly_is_refused_by_name(raw: Path, tmp_path: Path) -> None:
@@ -343,9 +413,13 @@ def test_the_loader_finds_what_side_tables_say_among_the_columns_of_a_row(tmp_pa
         assert days == [0.5, 1.5, None, 3.5, 4.5, 5.5, 0.5, 1.5, None, 3.5] * len(chosen)
         assert groups[1]["sides.states.state"].to_pylist() == ["state 4", "state 5"]
     assert isinstance(Corpora.load([str(folders[0])]).index(), ShardIndex)
-    with pytest.raises(CorpusError, match=r"a has no side table 'time'; it has: times, states"):
+    with pytest.raises(
+        CorpusError, match=r"a has no side table 'time', .*; it has: times \(days\), states \(state\); prepare"
+    ):
         corpora.index(columns=["sides.time.days"])
-    with pytest.raises(CorpusError, match=r"a: the side table 'times' has no column 'day'; it has: days"):
+    with pytest.raises(
+        CorpusError, match=r"a: the side table 'times' has no column 'day', as sides.times.day is wanted; it has: days"
+    ):
         corpora.index(columns=["sides.times.day"])
 
 

@@ -14,12 +14,12 @@ import pytest
 from dermray.config import parse
 from dermray.errors import ConfigError, EvaluationError
 from dermray.evaluate import gate, predictions
-from dermray.evaluate.bootstrap import Metric
 from dermray.evaluate.predictors import contract as predictors
 from dermray.evaluate.probing import Labelled
 from dermray.evaluate.report import build
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.statistics.bootstrap import Metric
 from dermray.evaluate.suite import check_inputs
 from dermray.evaluate.tasks import kinds
 from dermray.evaluate.tasks.contract import Context, TaskResult, require_sound, scorer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,15 @@ from torch import Tensor, nn
 
 from dermray import scales
 from dermray.config import parse
-from dermray.errors import ConfigError
+from dermray.errors import ConfigError, CorpusError
 from dermray.ingest.loader import Batch
-from dermray.train import checkpoint, loop
+from dermray.train import checkpoint, loop, pretrain
 from dermray.train.objectives import contract, kinds
 from dermray.train.optimiser import build_optimiser
 from dermray.train.progress import StepRecord
 from dermray.train.settings import PretrainConfig
 from tests import distilled, rotation
+from tests.corpora import add_side_table, write_prepared_corpus
 
 CPU = torch.device("cpu")
 KIND = "tests.rotation:OBJECTIVE"
@@ -151,6 +153,30 @@ def test_a_frozen_teacher_stays_outside_and_what_gets_no_gradient_stays_as_it_is
     assert not torch.equal(state["model"]["head.weight"], state["objective"]["average"]["head.weight"])
     slow, fast = (group["lr"] for group in trainer.optimiser.param_groups)
     assert slow == pytest.approx(0.2 * fast)
+
+
+def test_a_side_table_that_one_of_the_corpora_lacks_is_refused_before_workers_start(tmp_path: Path) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        write_prepared_corpus(folder, {"train": 16})
+        add_side_table(folder, "lesions", "lesion", "text", lambda index: str(index // 2))
+    add_side_table(folders[0], "masks", "mask", "mask", lambda index: None)
+    keys = ("objective.kind=tests.distilled:OBJECTIVE", f"output={tmp_path / 'out'}")
+    pretrain.check(configured(f"corpus={folders[0]}", *keys))
+    both = configured(f"corpus=[{folders[0]}, {folders[1]}]", *keys)
+    wanted = f"{folders[1]} has no side table 'masks', of which sides.masks.mask is wanted; it has: lesions (lesion)"
+    with pytest.raises(CorpusError, match=re.escape(wanted)):
+        pretrain.check(both)
+    add_side_table(folders[1], "masks", "outline", "mask", lambda index: None)
+    with pytest.raises(CorpusError, match="b: the side table 'masks' has no column 'mask', .*; it has: outline"):
+        pretrain.check(both)
+
+
+def test_views_that_read_what_the_driver_was_not_told_are_refused() -> None:
+    views = distilled.build(configured().model_copy(update={"objective": distilled.DistilledConfig()}), CPU).views
+    with pytest.raises(ConfigError, match=r"its views read sides\.masks\.mask; its ObjectiveKind must say so"):
+        contract.require_told(configured(), views)
+    contract.require_told(configured("objective.kind=tests.distilled:OBJECTIVE"), views)
 
 
 def test_its_keys_are_keys_of_the_run() -> None:

@@ -22,7 +22,7 @@ from dermray.tuning.records import Point, Status, TrialRecord
 from dermray.tuning.reports import NAME
 from dermray.tuning.settings import SweepConfig
 from tests.conftest import ROOT
-from tests.sweeps import MANIFEST, OBJECTIVE, Notebook
+from tests.sweeps import CORPORA, OBJECTIVE, Notebook
 
 SPACE = {
     "optim.lr": space.LogUniform(kind="loguniform", low=1e-4, high=1e-2),
@@ -111,7 +111,7 @@ def test_both_ends_of_a_range_must_be_what_pretrain_takes(tmp_path):
     config = population_config(tmp_path)
     flip = space.Uniform(kind="uniform", low=0.0, high=7.0)
     with pytest.raises(ConfigError, match=r"data\.horizontal_flip"):
-        plan_trials(config.model_copy(update={"space": {**config.space, "data.horizontal_flip": flip}}), MANIFEST)
+        plan_trials(config.model_copy(update={"space": {**config.space, "data.horizontal_flip": flip}}), CORPORA)
 
 
 def weights(value: float) -> dict:
@@ -122,14 +122,14 @@ def train(trial: Trial, record: TrialRecord, score: float, value: float) -> None
     """A leg without training: a checkpoint and a validation where the trial pauses or ends."""
     step = trial.pause_at or trial.num_steps
     if record.exploits:
-        latest = checkpoint.load_latest(trial.uri, trajectory=trial.config.trajectory(), corpus_digest=MANIFEST.digest)
+        latest = checkpoint.load_latest(trial.uri, trajectory=trial.config.trajectory(), corpus_digest=CORPORA.digest)
         assert latest is not None, "it resumes under its new settings"
     checkpoint.save(
         trial.uri,
         step,
         {"step": step, **weights(value)},
         trajectory=trial.config.trajectory(),
-        corpus_digest=MANIFEST.digest,
+        corpus_digest=CORPORA.digest,
         retention=checkpoint.Retention(2),
     )
     record.add(Point(trial.validation_of(step), step, trial.samples_at(step), {OBJECTIVE: score}))
@@ -148,14 +148,14 @@ def leg(generations: Generations, notebook: Notebook, number: int) -> str:
 
 def test_generations_copy_the_donors_checkpoint_and_go_on_after_a_kill_anywhere(tmp_path, monkeypatch):
     config = population_config(tmp_path)
-    trials = plan_trials(config, MANIFEST)
+    trials = plan_trials(config, CORPORA)
     (first_pause, second_pause) = population.pauses(config, trials[0])
     notebook = Notebook()
-    generations = Generations(config, trials, MANIFEST, notebook)
+    generations = Generations(config, trials, CORPORA, notebook)
     assert generations.num_legs == 12
     assert [leg(generations, notebook, n) for n in range(3)] == ["trial-000", "trial-001", "trial-002"]
     # Killed before the last of the generation; a new process hands out what is left, and waits for it.
-    generations = Generations(config, trials, MANIFEST, notebook)
+    generations = Generations(config, trials, CORPORA, notebook)
     assert generations.suggest("a")[NAME] == "trial-003"
     assert generations.suggest("b") is None
     train(notebook.trials["trial-003"], notebook.records["trial-003"], 0.3, 3.0)
@@ -166,7 +166,7 @@ def test_generations_copy_the_donors_checkpoint_and_go_on_after_a_kill_anywhere(
         generations.suggest("b")
     monkeypatch.undo()
     assert population.load(config, 1) is not None
-    generations = Generations(config, trials, MANIFEST, notebook)
+    generations = Generations(config, trials, CORPORA, notebook)
     names = [leg(generations, notebook, n) for n in range(4)]
     assert names == [trial.name for trial in trials]
     (exploit,) = notebook.records["trial-000"].exploits
@@ -187,7 +187,7 @@ def test_generations_copy_the_donors_checkpoint_and_go_on_after_a_kill_anywhere(
 
 def test_a_score_that_was_lost_with_the_sweep_is_that_of_the_checkpoint(tmp_path):
     config = population_config(tmp_path, "num_trials=2")
-    trials = plan_trials(config, MANIFEST)
+    trials = plan_trials(config, CORPORA)
     (pause, _) = population.pauses(config, trials[0])
     for trial, score in zip(trials, (0.9, 0.2), strict=True):
         checkpoint.save(
@@ -195,12 +195,12 @@ def test_a_score_that_was_lost_with_the_sweep_is_that_of_the_checkpoint(tmp_path
             pause,
             {"step": pause, **weights(score)},
             trajectory=trial.config.trajectory(),
-            corpus_digest=MANIFEST.digest,
+            corpus_digest=CORPORA.digest,
             retention=checkpoint.Retention(2),
             scores={OBJECTIVE: score},
         )
     notebook = Notebook()
-    assert Generations(config, trials, MANIFEST, notebook).suggest("a")[NAME] == "trial-000"
+    assert Generations(config, trials, CORPORA, notebook).suggest("a")[NAME] == "trial-000"
     (exploit,) = population.load(config, 1)
     assert (exploit.name, exploit.score, exploit.donor, exploit.donor_score) == ("trial-001", 0.2, "trial-000", 0.9)
     assert TrialRecord.load(trials[1]).value_at(1, OBJECTIVE) == 0.2
@@ -208,10 +208,10 @@ def test_a_score_that_was_lost_with_the_sweep_is_that_of_the_checkpoint(tmp_path
 
 def test_a_donor_that_is_not_what_was_meant_is_not_copied(tmp_path):
     config = population_config(tmp_path)
-    good, poor = plan_trials(config, MANIFEST)[:2]
+    good, poor = plan_trials(config, CORPORA)[:2]
     train(good, TrialRecord.load(good), 0.9, 9.0)
     (donor,) = checkpoint.committed(good.uri)
-    keys = {"trajectory": poor.config.trajectory(), "corpus_digest": MANIFEST.digest}
+    keys = {"trajectory": poor.config.trajectory(), "corpus_digest": CORPORA.digest}
     with pytest.raises(CheckpointError, match="is damaged or was replaced"):
         checkpoint.adopt(donor, poor.uri, sha256="0" * 64, **keys)
     with pytest.raises(CheckpointError, match="another corpus"):

@@ -10,6 +10,7 @@ import yaml
 
 from dermray.config import parse
 from dermray.corpus.manifest import Manifest, Shard
+from dermray.ingest.corpora import Corpora
 from dermray.train.settings import PretrainConfig
 from dermray.tuning import importance, space
 from dermray.tuning.plan import plan_trials, with_params
@@ -18,7 +19,7 @@ from dermray.tuning.publishing import publish
 from dermray.tuning.records import Point, Status, TrialRecord
 from dermray.tuning.settings import SweepConfig
 from tests.conftest import ROOT
-from tests.sweeps import MANIFEST, OBJECTIVE, sweep_config
+from tests.sweeps import CORPORA, OBJECTIVE, sweep_config
 
 BEST_LR = 1e-3
 
@@ -77,16 +78,16 @@ def test_the_parameter_that_matters_is_found(tmp_path):
 
 def test_a_proposed_trial_is_a_checked_recipe(tmp_path):
     config = tuned(tmp_path, "search=tpe")
-    planned = plan_trials(config, MANIFEST)[5]
+    planned = plan_trials(config, CORPORA)[5]
     params = {"optim.lr": 1e-3, "train.global_batch_size": 128, "optim.weight_decay": 0.05}
-    other = with_params(config, planned, params, MANIFEST)
+    other = with_params(config, planned, params, CORPORA)
     assert (other.name, other.uri, other.config.optim.lr) == (planned.name, planned.uri, 1e-3)
     assert other.num_steps == 4 * (640 // 128)
 
 
 def test_the_page_and_the_best_recipe(tmp_path):
     config = tuned(tmp_path, "num_trials=8")
-    trials = {trial.name: trial for trial in plan_trials(config, MANIFEST)}
+    trials = {trial.name: trial for trial in plan_trials(config, CORPORA)}
     states = [Status.FINISHED] * 5 + [Status.STOPPED] * 2 + [Status.FAILED]
     records = [record(n, t.params, s) for n, (t, s) in enumerate(zip(trials.values(), states, strict=True))]
     records[-1] = TrialRecord(records[-1].name, records[-1].params, Status.FAILED, [], "ran <out> of memory", 2)
@@ -115,7 +116,7 @@ def test_seeds_of_one_setting_give_an_interval(tmp_path):
     choices = [f"space.{key}={{kind: choice, values: {values}}}" for key, values in space_of_six.items()]
     keys = [f"recipe={ROOT / 'jobs/configs/demo.yaml'}", f"corpus={tmp_path / 'c'}", f"output={tmp_path / 'sweep'}"]
     config = parse(SweepConfig, [*keys, *choices, "search=grid", "num_validations=2", "overrides.num_workers=1"])
-    trials = {trial.name: trial for trial in plan_trials(config, MANIFEST)}
+    trials = {trial.name: trial for trial in plan_trials(config, CORPORA)}
     assert len(trials) == 6
     records = [record(n, trial.params) for n, trial in enumerate(trials.values())]
     for one in records:
@@ -136,5 +137,5 @@ def test_every_ready_made_space_gives_trials(name, tmp_path, monkeypatch):
     if config.job == "evaluate":
         assert len(space.grid(config.ordered_space)) == 11
         return
-    trials = plan_trials(config, Manifest(shards=(shard,)))
+    trials = plan_trials(config, Corpora.of("nowhere", Manifest(shards=(shard,))))
     assert len(trials) == yaml.safe_load((ROOT / "tune" / "spaces" / name).read_text())["num_trials"]

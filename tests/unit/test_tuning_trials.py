@@ -17,9 +17,11 @@ import yaml
 
 from dermray import storage
 from dermray.config import parse
+from dermray.corpus.shares import CorpusShare
 from dermray.errors import ClaimError, ConfigError, DermRayError, PlanError
+from dermray.ingest.corpora import Corpora
 from dermray.ledger import FOLDER, claim
-from dermray.train import checkpoint
+from dermray.train import checkpoint, epochs
 from dermray.train.settings import PretrainConfig
 from dermray.tuning import queues
 from dermray.tuning import trial as trial_process
@@ -33,7 +35,7 @@ from dermray.tuning.settings import SweepConfig
 from dermray.tuning.sweep import Ledger
 from dermray.tuning.trial import TrialContext
 from tests.conftest import ROOT
-from tests.sweeps import MANIFEST, OBJECTIVE, Notebook, sweep_config
+from tests.sweeps import CORPORA, OBJECTIVE, Notebook, sweep_config
 
 
 def record(name, status, *values):
@@ -43,9 +45,9 @@ def record(name, status, *values):
 
 def test_trials_are_the_recipe_with_overrides_and_drawn_values(tmp_path):
     config = sweep_config(tmp_path, "num_trials=5", "num_validations=4", "overrides.data.captions.raw=0.25")
-    trials = plan_trials(config, MANIFEST)
+    trials = plan_trials(config, CORPORA)
     assert [trial.name for trial in trials] == [f"trial-00{n}" for n in range(5)]
-    assert trials == plan_trials(config, MANIFEST)
+    assert trials == plan_trials(config, CORPORA)
     for trial in trials:
         batch = trial.params["train.global_batch_size"]
         assert trial.config.optim.lr == trial.params["optim.lr"]
@@ -62,8 +64,23 @@ def test_trials_are_the_recipe_with_overrides_and_drawn_values(tmp_path):
         assert trial.samples_at(trial.num_steps) == trial.num_steps * batch
 
 
+def test_trials_deal_from_all_corpora_by_their_weights(tmp_path):
+    shares = f"corpus=[{{uri: {tmp_path / 'a'}, weight: 3}}, {{uri: {tmp_path / 'b'}, weight: 1}}]"
+    config = sweep_config(tmp_path, "num_trials=1", shares)
+    corpora = Corpora(config.corpus_uris, CORPORA.manifests * 2)
+    (trial,) = plan_trials(config, corpora)
+    assert trial.config.corpora == (
+        CorpusShare(uri=f"{tmp_path}/a", weight=3),
+        CorpusShare(uri=f"{tmp_path}/b", weight=1),
+    )
+    assert trial.num_steps == 4 * (2 * 640 // trial.config.train.global_batch_size)
+    assert [part.length for part in epochs._of_corpora(trial.config, corpora)] == [960, 320]
+    with pytest.raises(ConfigError, match="corpus: an evaluation scores the samples of one corpus"):
+        sweep_config(tmp_path, shares, "job=evaluate")
+
+
 def test_the_recipe_of_a_trial_is_what_pretrain_takes(tmp_path):
-    trial = plan_trials(sweep_config(tmp_path), MANIFEST)[2]
+    trial = plan_trials(sweep_config(tmp_path), CORPORA)[2]
     file = tmp_path / "best.yaml"
     file.write_text(trial.recipe_yaml())
     assert not {"corpus", "output", "run_name", "cluster", "tracking"} & yaml.safe_load(trial.recipe_yaml()).keys()
@@ -86,13 +103,13 @@ def test_the_recipe_of_a_trial_is_what_pretrain_takes(tmp_path):
 )
 def test_bad_trials_are_refused_before_anything_starts(tmp_path, arguments, error, message):
     with pytest.raises(error, match=message) as refused:
-        plan_trials(sweep_config(tmp_path, *arguments), MANIFEST)
+        plan_trials(sweep_config(tmp_path, *arguments), CORPORA)
     assert refused.value.exit_code == 2
 
 
 def test_cpus_are_shared_so_that_no_trial_waits_for_another(tmp_path):
     config = sweep_config(tmp_path)
-    trials = plan_trials(config, MANIFEST)
+    trials = plan_trials(config, CORPORA)
     at_once, shared = share_cluster(config, trials, num_cpus=4, num_gpus=0)
     assert at_once == 1
     assert {trial.config.cpus_per_worker for trial in shared} == {2.0}
@@ -102,14 +119,14 @@ def test_cpus_are_shared_so_that_no_trial_waits_for_another(tmp_path):
     assert {trial.config.cpus_per_worker for trial in shared} == {0.667}
     assert {trial.config.threads_per_worker for trial in shared} == {max(1, os.cpu_count() // 3)}
     config = sweep_config(tmp_path, "max_concurrent_trials=3", "overrides.cpus_per_worker=3")
-    trials = plan_trials(config, MANIFEST)
+    trials = plan_trials(config, CORPORA)
     with pytest.raises(ConfigError, match=r"need 12\.03 CPUs, the cluster has 4; lower max_concurrent_trials"):
         share_cluster(config, trials, num_cpus=4, num_gpus=0)
 
 
 def test_gpus_bound_the_trials_at_once(tmp_path):
     config = sweep_config(tmp_path, "overrides.num_workers=2")
-    trials = plan_trials(config, MANIFEST)
+    trials = plan_trials(config, CORPORA)
     assert share_cluster(config, trials, num_cpus=64, num_gpus=8)[0] == 4
     config = sweep_config(tmp_path, "overrides.num_workers=2", "max_concurrent_trials=5")
     with pytest.raises(ConfigError, match="need 10 GPUs, the cluster has 8"):
@@ -140,7 +157,7 @@ def test_without_a_finished_trial_there_is_no_best():
 
 
 def test_a_record_survives_and_a_repeated_validation_replaces_the_earlier(tmp_path):
-    trial = plan_trials(sweep_config(tmp_path), MANIFEST)[0]
+    trial = plan_trials(sweep_config(tmp_path), CORPORA)[0]
     fresh = TrialRecord.load(trial)
     assert fresh.status is Status.UNFINISHED
     for value in (0.1, 0.2):
@@ -155,7 +172,7 @@ def test_a_record_survives_and_a_repeated_validation_replaces_the_earlier(tmp_pa
     assert [point.metrics[OBJECTIVE] for point in again.curve] == [0.2, 0.3]
     assert again.samples_trained == 1280
     assert json.loads((tmp_path / "sweep/trials/trial-000/trial.json").read_text())["status"] == "stopped"
-    other = plan_trials(sweep_config(tmp_path, "seed=1"), MANIFEST)[0]
+    other = plan_trials(sweep_config(tmp_path, "seed=1"), CORPORA)[0]
     with pytest.raises(DermRayError, match="a trial of another sweep"):
         TrialRecord.load(other)
     again.end(Status.FINISHED, "")
@@ -169,8 +186,8 @@ def handed_out(queue):
 
 def test_no_trial_starts_once_the_samples_are_used_up_but_one_that_was_begun_goes_on(tmp_path):
     config = sweep_config(tmp_path, "max_samples=2000")
-    trials, book = plan_trials(config, MANIFEST), Notebook()
-    queue = Queue(config, trials, MANIFEST, book)
+    trials, book = plan_trials(config, CORPORA), Notebook()
+    queue = Queue(config, trials, CORPORA, book)
     for number, samples in ((0, 1200), (1, 799)):
         assert handed_out(queue) == f"trial-00{number}"
         book.records[f"trial-00{number}"].add(Point(1, 10, samples, {OBJECTIVE: 0.1}))
@@ -179,7 +196,7 @@ def test_no_trial_starts_once_the_samples_are_used_up_but_one_that_was_begun_goe
     assert handed_out(queue) == Queue.FINISHED
     for name, one in book.records.items():
         one.save(next(trial for trial in trials if trial.name == name))
-    again = Queue(config, trials, MANIFEST, Notebook())
+    again = Queue(config, trials, CORPORA, Notebook())
     assert [handed_out(again) for _ in range(4)] == ["trial-000", "trial-001", "trial-002", Queue.FINISHED]
 
 
@@ -187,7 +204,7 @@ def test_no_trial_starts_once_the_hours_are_over(tmp_path, monkeypatch):
     config = sweep_config(tmp_path, "max_hours=0.5")
     now = 1000.0
     monkeypatch.setattr(queues.time, "monotonic", lambda: now)
-    queue = Queue(config, plan_trials(config, MANIFEST), MANIFEST, Notebook())
+    queue = Queue(config, plan_trials(config, CORPORA), CORPORA, Notebook())
     assert handed_out(queue) == "trial-000"
     now += 1799
     assert handed_out(queue) == "trial-001"
@@ -198,7 +215,7 @@ def test_no_trial_starts_once_the_hours_are_over(tmp_path, monkeypatch):
 def test_a_sweep_tells_how_many_trials_have_ended_and_an_eta_and_writes_while_it_is_its_own(tmp_path: Path) -> None:
     config = sweep_config(tmp_path)
     told: list[str] = []
-    trials = plan_trials(config, MANIFEST)[:3]
+    trials = plan_trials(config, CORPORA)[:3]
     with claim(config.output) as mine:
         ledger = Ledger(config, mine, None, told.append, num_trials=3)
         _tells(ledger, trials, config, told)
@@ -262,7 +279,7 @@ def test_a_validation_that_a_killed_driver_has_not_heard_of_is_told_from_its_che
     status: Status, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless the trial was stopped: what its trainer did meanwhile is nobody's."""
-    trial = plan_trials(sweep_config(tmp_path, "num_trials=1", "num_validations=4"), MANIFEST)[0]
+    trial = plan_trials(sweep_config(tmp_path, "num_trials=1", "num_validations=4"), CORPORA)[0]
     every = trial.validates_every
     known = TrialRecord(trial.name, trial.params, status, [Point(1, every, 1, {OBJECTIVE: 0.1})])
     for number in (1, 2, 3):

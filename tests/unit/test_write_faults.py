@@ -25,7 +25,7 @@ from dermray.export.work import begin, commit, plan
 from dermray.index.vectors import build
 from dermray.prepare import leakage_report, report
 from dermray.prepare.leakage import Comparison as Compared
-from dermray.prepare.leakage import CorpusHashes, Leakage
+from dermray.prepare.leakage import CorpusHashes, JoinedHashes, Leakage
 from dermray.prepare.leakage_settings import LeakageConfig
 from dermray.prepare.records import NOTES, ShardRecord, write_record
 from dermray.prepare.rewriting.cache import Cache
@@ -142,7 +142,7 @@ def _leakage(output: str, here: Path) -> None:
     config = LeakageConfig(corpus=uri, output=output, against=("/data/other",))
     pairs = np.array([[0, 1], [2, 3]])
     compared = Compared(config.parts()[0], hashes, pairs, np.array([0, 2]))
-    leakage_report.write(config, Leakage(hashes, (compared,)))
+    leakage_report.write(config, Leakage(JoinedHashes((hashes,)), (compared,)))
 
 
 def _evaluation(output: str, here: Path) -> None:

@@ -38,7 +38,7 @@ def _run(config: ExportConfig) -> int:
     from dermray.export.work import begin, plan
 
     work = plan(config)
-    entry.warn([*config.without_effect(), *branches.told_of_old(config.corpus)])
+    entry.warn([*config.without_effect(), *work.left_out, *branches.told_of_old(config.corpus)])
     found = begin(work)
     if len(found) < len(work.parts):
         cluster.connect(config.cluster)
@@ -61,6 +61,8 @@ def _run(config: ExportConfig) -> int:
         )
     if result.manifest.samples:
         print(f"exported: {told_in_words(result.manifest.samples)}")
+    if carried := (result.manifest.side_tables or {}).get("carried"):
+        print(f"side tables carried as sides.TABLE.COLUMN: {', '.join(carried)}")
     if totals["samples_without_caption"]:
         print(f"without a caption of {', '.join(config.aspects)}: {totals['samples_without_caption']:,} samples")
     print(f"export: {result.output}")

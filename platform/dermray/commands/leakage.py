@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: LeakageConfig) -> int:
     """Search inside a claim of the output: a second run is refused before Ray or MLflow know of it."""
-    entry.begin("leakage", f"reading {config.corpus}")
+    entry.begin("leakage", f"reading {', '.join(config.corpus_uris)}")
     with ledger.claim(config.output, wait_s=config.wait_for_output_s):
         return _run(config)
 
@@ -36,13 +36,13 @@ def _run(config: LeakageConfig) -> int:
 
     check_inputs(config)
     cluster.connect(config.cluster)
-    name = config.run_name or f"leakage {storage.name_of(config.corpus)}"
+    name = config.run_name or f"leakage {leakage_report.names(config.corpus_uris)}"
     with tracking.run(config.tracking, kind="leakage", name=name, resolved=config) as current:
         leakage = find_leakage(config, say=_say)
-        current.log_corpus(config.corpus, Manifest.load(config.corpus), context="training")
-        # A run has each data set once, so the training corpus keeps its context when one of its splits is evaluated.
-        for uri in dict.fromkeys(part.uri for part in config.parts() if part.uri != config.corpus):
-            current.log_corpus(uri, Manifest.load(uri), context="evaluation")
+        # A run has each data set once, so a training corpus keeps its context when one of its splits is evaluated.
+        contexts = {part.uri: "evaluation" for part in config.parts()} | dict.fromkeys(config.corpus_uris, "training")
+        for uri, context in contexts.items():
+            current.log_corpus(uri, Manifest.load(uri), context=context)
         document = leakage_report.write(config, leakage)
         current.log_metrics(leakage_report.metrics(document))
         current.log_folder(config.output, "report")

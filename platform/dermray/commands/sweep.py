@@ -35,13 +35,13 @@ def run(config: SweepConfig) -> int:
 def _run(config: SweepConfig) -> int:
     """Sweep under a parent MLflow run; every trial has a nested one."""
     from dermray import tracking
-    from dermray.corpus.manifest import Manifest
+    from dermray.ingest.corpora import Corpora
     from dermray.train import pretrain
     from dermray.tuning import evaluations
     from dermray.tuning.plan import plan_trials
     from dermray.tuning.sweep import checked, sweep
 
-    manifest = Manifest.load(config.corpus)
+    corpora = Corpora.load(config.corpus_uris)
     entry.warn(config.without_effect())
     # Trials run in other folders, where a default of the current folder would be another store.
     store = config.tracking.model_copy(update={"uri": tracking.tracking_uri(config.tracking)})
@@ -50,7 +50,7 @@ def _run(config: SweepConfig) -> int:
     if config.job == "evaluate":
         begin = functools.partial(evaluations.sweep, config, evaluations.plan_evaluations(config))
     else:
-        trials = checked(config, plan_trials(config, manifest))
+        trials = checked(config, plan_trials(config, corpora))
         entry.warn(dict.fromkeys(line for trial in trials for line in pretrain.without_effect(trial.config)))
         begin = functools.partial(sweep, config, trials)
     cluster.connect(config.cluster)
@@ -58,7 +58,8 @@ def _run(config: SweepConfig) -> int:
     name = config.run_name or f"sweep {subject} {storage.name_of(config.output)}"
     state_uri = storage.join(config.output, "mlflow.json")
     with tracking.run(config.tracking, kind="sweep", name=name, resolved=config, state_uri=state_uri) as current:
-        current.log_corpus(config.corpus, manifest, context="training")
+        for uri, manifest in zip(corpora.uris, corpora.manifests, strict=True):
+            current.log_corpus(uri, manifest, context="training")
         result = begin(parent_key=current.key, say=say)
         current.log_metrics(result.metrics())
         current.log_artifact("output", "recipe", result.best_uri, storage.sha256(result.best_uri))

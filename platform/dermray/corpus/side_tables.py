@@ -13,7 +13,7 @@ A sample of which the table says nothing has nulls there. Beside the columns of 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,7 +27,8 @@ from dermray.errors import CorpusError
 
 ID = "sample_id"
 FOLDER = "sides"
-_AMONG_COLUMNS = "sides."
+# How names of their columns begin among those of the samples.
+AMONG_COLUMNS = "sides."
 _TYPES: Mapping[SideKind, pa.DataType] = {"text": pa.string(), "number": pa.float64(), "mask": pa.binary()}
 
 
@@ -36,6 +37,16 @@ def schema_of(columns: Mapping[str, SideKind]) -> pa.Schema:
     return pa.schema(
         [pa.field(ID, pa.string(), nullable=False), *(pa.field(name, _TYPES[kind]) for name, kind in columns.items())]
     )
+
+
+def fields_of(table: SideTable) -> list[pa.Field]:
+    """Its columns as they are called among those of the samples."""
+    return [pa.field(f"{AMONG_COLUMNS}{table.name}.{name}", _TYPES[kind]) for name, kind in table.columns.items()]
+
+
+def in_words(tables: Iterable[SideTable]) -> str:
+    """Names of side tables with their columns: `masks (mask), times (days, state)`."""
+    return ", ".join(f"{table.name} ({', '.join(table.columns)})" for table in tables)
 
 
 def side_table(corpus: str, manifest: Manifest, name: str) -> SideTable:
@@ -120,7 +131,7 @@ class SidedIndex:
         Raises:
             CorpusError: a file is shorter than the manifest says, damaged, or gone, or has other samples.
         """
-        own = [name for name in columns if not name.startswith(_AMONG_COLUMNS)]
+        own = [name for name in columns if not name.startswith(AMONG_COLUMNS)]
         table = self.samples.read_row_group(group, list(dict.fromkeys([*own, ID])))
         for name, wanted in _by_table(columns).items():
             beside = self.tables[name].read_row_group(group, [ID, *wanted])
@@ -131,7 +142,7 @@ class SidedIndex:
                     "columns that the manifest names; prepare the corpus again"
                 )
             for column in wanted:
-                table = table.append_column(f"{_AMONG_COLUMNS}{name}.{column}", beside[column])
+                table = table.append_column(f"{AMONG_COLUMNS}{name}.{column}", beside[column])
         return table if ID in columns else table.drop_columns(ID)
 
 
@@ -141,23 +152,40 @@ def index_of(corpus: str, manifest: Manifest, columns: Sequence[str], verify: Ve
     Raises:
         CorpusError: the corpus has no such table, or the table no such column.
     """
+    require_columns(corpus, manifest, columns)
     samples, asked = ShardIndex.of(corpus, manifest, verify), _by_table(columns)
-    for name, wanted in asked.items():
-        known = side_table(corpus, manifest, name).columns
-        if missing := [column for column in wanted if column not in known]:
-            raise CorpusError(
-                f"{corpus}: the side table {name!r} has no column {missing[0]!r}; it has: {', '.join(known)}"
-            )
     return (
         SidedIndex(samples, {name: side_index(corpus, manifest, name, verify) for name in asked}) if asked else samples
     )
+
+
+def require_columns(corpus: str, manifest: Manifest, columns: Sequence[str]) -> None:
+    """Refuse what no side table of the corpus has of some columns; those of the samples are not looked at.
+
+    Raises:
+        CorpusError: the corpus has no such table, or the table no such column; names both, and what there is.
+    """
+    known = {table.name: table.columns for table in manifest.side_tables}
+    for name, wanted in _by_table(columns).items():
+        asked = ", ".join(f"{AMONG_COLUMNS}{name}.{column}" for column in wanted)
+        if name not in known:
+            there_is = in_words(manifest.side_tables) or "none"
+            raise CorpusError(
+                f"{corpus} has no side table {name!r}, of which {asked} is wanted; it has: {there_is}; prepare it with "
+                f"side_tables.{name}.uri="
+            )
+        if missing := [column for column in wanted if column not in known[name]]:
+            raise CorpusError(
+                f"{corpus}: the side table {name!r} has no column {missing[0]!r}, as {asked} is wanted; it has: "
+                f"{', '.join(known[name])}"
+            )
 
 
 def _by_table(columns: Sequence[str]) -> dict[str, list[str]]:
     """Columns of side tables, by table: `["image", "sides.masks.mask"]` → `{"masks": ["mask"]}`."""
     asked: dict[str, list[str]] = defaultdict(list)
     for name in columns:
-        if name.startswith(_AMONG_COLUMNS):
-            table, _, column = name.removeprefix(_AMONG_COLUMNS).partition(".")
+        if name.startswith(AMONG_COLUMNS):
+            table, _, column = name.removeprefix(AMONG_COLUMNS).partition(".")
             asked[table].append(column)
     return {table: list(dict.fromkeys(names)) for table, names in asked.items()}

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from dermray.errors import EvaluationError
-from dermray.evaluate import calibration, groups, metrics
-from dermray.evaluate.bootstrap import Distribution, Seed, mean_distribution
 from dermray.evaluate.classes import Classes, targets_among
 from dermray.evaluate.predictions import ClassPredictions
 from dermray.evaluate.predictors.contract import Predict, Seen
+from dermray.evaluate.statistics import calibration, groups, metrics
+from dermray.evaluate.statistics.bootstrap import Distribution, Seed, mean_distribution
 from dermray.evaluate.tasks.contract import Context
 
 GROUP_METRICS = ("accuracy", "balanced_accuracy", "macro_auroc")

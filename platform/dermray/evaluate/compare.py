@@ -7,16 +7,13 @@ sample hard for both cancels out, and the interval of the difference is narrower
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
 
 from dermray import scales, storage
 from dermray.errors import EvaluationError
-from dermray.evaluate import metrics, predictions, retrieval
-from dermray.evaluate.bootstrap import Distribution, Metric
+from dermray.evaluate import predictions, retrieval
 from dermray.evaluate.concepts import area_distributions
 from dermray.evaluate.predictions import (
     ClassPredictions,
@@ -26,43 +23,12 @@ from dermray.evaluate.predictions import (
     Predictions,
     RetrievalPredictions,
 )
+from dermray.evaluate.statistics import metrics
+from dermray.evaluate.statistics.bootstrap import Distribution
+from dermray.evaluate.statistics.paired import Difference, differences
 from dermray.evaluate.tasks import contract
 
 REPORT_NAME = "report.json"
-# Of a score without a report.
-NOTHING_SAID: Mapping[str, Any] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One score of two models on the same samples.
-
-    Attributes:
-        baseline, candidate: its value for each.
-        difference: candidate minus baseline, with its 95 % interval.
-        p_value: two-sided, of no difference (`Distribution.p_value`); None without resamples.
-    """
-
-    baseline: float
-    candidate: float
-    difference: Metric
-    p_value: float | None
-
-    def is_better(self, name: str, score: Mapping[str, Any] = NOTHING_SAID, *, level: float = 0.05) -> bool:
-        """Whether the candidate is better in the score of that name, and not by chance at this level.
-
-        `score` is what a report says of it (`dermray.scales.of`).
-        """
-        return self._towards(name, score, level) > 0
-
-    def is_worse(self, name: str, score: Mapping[str, Any] = NOTHING_SAID, *, level: float = 0.05) -> bool:
-        """Whether the candidate is worse, as `is_better`."""
-        return self._towards(name, score, level) < 0
-
-    def _towards(self, name: str, score: Mapping[str, Any], level: float) -> float:
-        if self.p_value is None or self.p_value > level:
-            return 0.0
-        return -self.difference.value if scales.of(name, score).lower_is_better else self.difference.value
 
 
 def compare(
@@ -85,12 +51,7 @@ def compare(
     """
     _check_alike(baseline, candidate)
     scores = [distributions(one, bootstrap=bootstrap, seed=seed) for one in (baseline, candidate)]
-    found = {}
-    for name, before in scores[0].items():
-        after = scores[1][name]
-        difference = after.minus(before)
-        found[name] = Difference(before.value, after.value, difference.metric(), difference.p_value())
-    return found
+    return differences(scores[0], scores[1])
 
 
 def compare_reports(

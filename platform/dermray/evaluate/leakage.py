@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from dermray import parquet_bounds, storage
+from dermray.corpus.shares import DIGESTS_JOIN
 from dermray.errors import EvaluationError
 from dermray.evaluate.samples import Samples
 from dermray.model_uri import folder_uri
@@ -39,7 +40,7 @@ class Leakage:
 
     Attributes:
         uri: of the report's folder.
-        training_uri, training_digest: the training corpus.
+        training_uri, training_digest: the training corpus; of several the URIs, and the digests with + between them.
         max_distance: bits of 64 in which two perceptual hashes may differ to be a pair.
         compared: (URI, split or None for all, digest) of each evaluation corpus.
         found: (URI, split, sample id) of every evaluation sample in a pair.
@@ -80,7 +81,7 @@ class Leakage:
             raise EvaluationError(f"leakage: {uri} is no whole report; run jobs/leakage.py again") from None
 
     def require_about(self, scored: Sequence[Samples], training_digest: str | None) -> None:
-        """Refuse a report that says nothing of what is scored, or that compared another training corpus.
+        """Refuse a report that says nothing of what is scored, or that compared other training corpora.
 
         Args:
             training_digest: of the corpus that the model was trained on, where that is known.
@@ -88,21 +89,31 @@ class Leakage:
         Raises:
             EvaluationError: it is so; names the digests.
         """
-        # Of a model that was trained on several corpora it is the digests of all of them.
-        if training_digest not in (None, self.training_digest) and self.training_digest in str(training_digest):
-            raise EvaluationError(
-                f"leakage: {self.uri} compared the training corpus {self.training_uri} alone, and the model was "
-                "trained on others besides, of which it says nothing"
-            )
-        if training_digest is not None and training_digest != self.training_digest:
-            raise EvaluationError(
-                f"leakage: {self.uri} compared the training corpus {self.training_digest[:12]} ({self.training_uri}), "
-                f"and the model was trained on {training_digest[:12]}: run jobs/leakage.py with that one"
-            )
+        if training_digest is not None:
+            self._require_trained_on(training_digest)
         if scored and all(self.of(samples) is None for samples in scored):
             known = ", ".join(f"{uri}#{split or 'all'} ({digest[:12]})" for uri, split, digest in self.compared)
             asked = ", ".join(f"{one.uri}#{one.split} ({one.corpus_digest[:12]})" for one in scored)
             raise EvaluationError(f"leakage: {self.uri} is about {known}, not about {asked}")
+
+    def _require_trained_on(self, training_digest: str) -> None:
+        compared, trained = (set(each.split(DIGESTS_JOIN)) for each in (self.training_digest, training_digest))
+        if compared == trained:
+            return
+        if not compared & trained:
+            raise EvaluationError(
+                f"leakage: {self.uri} compared the training corpus {self.training_digest[:12]} ({self.training_uri}), "
+                f"and the model was trained on {training_digest[:12]}: run jobs/leakage.py with that one"
+            )
+        others = (
+            "the model was trained on others besides, of which it says nothing"
+            if trained - compared
+            else f"the model was trained on {len(trained)} of these {len(compared)} alone"
+        )
+        raise EvaluationError(
+            f"leakage: {self.uri} compared {self.training_uri}, and {others}: run jobs/leakage.py with "
+            "corpus=[URI, URI2] as the model was trained"
+        )
 
     def of(self, samples: Samples) -> set[str] | None:
         """Those of some samples that resemble a training image; None where the report is not about them."""

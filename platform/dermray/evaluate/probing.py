@@ -9,11 +9,11 @@ import numpy as np
 from scipy import stats
 
 from dermray.errors import EvaluationError
-from dermray.evaluate import metrics
-from dermray.evaluate.bootstrap import Metric
 from dermray.evaluate.classes import Classes, classes_of
 from dermray.evaluate.predictions import ClassPredictions
 from dermray.evaluate.predictors.contract import Lesson, Seen
+from dermray.evaluate.statistics import metrics
+from dermray.evaluate.statistics.bootstrap import Metric
 from dermray.evaluate.tasks.contract import Context
 
 # Scores of the published linear probes; their AUROC is one-vs-one.

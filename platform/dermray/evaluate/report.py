@@ -21,12 +21,12 @@ from dermray.corpus.accounts import require_balance, told_in_words
 from dermray.errors import EvaluationError
 from dermray.evaluate import predictions, report_plots
 from dermray.evaluate.benchmarks import Benchmark, Suite
-from dermray.evaluate.bootstrap import Metric
 from dermray.evaluate.cases import Skipped
 from dermray.evaluate.leakage import Leakage
 from dermray.evaluate.predictions import OwnPredictions, Predictions
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.statistics.bootstrap import Metric
 from dermray.evaluate.tasks import kinds
 from dermray.evaluate.tasks.contract import Context, TaskResult, scorer
 from dermray.scales import Scale

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from dermray.evaluate.bootstrap import Distribution, Metric, Seed, resample_weights
-from dermray.evaluate.ranks import Ranks, pair_ranks
+from dermray.evaluate.statistics.bootstrap import Distribution, Metric, Seed, resample_weights
+from dermray.evaluate.statistics.ranks import Ranks, pair_ranks
 from dermray.scales import RETRIEVAL_WAYS
 
 DEFAULT_KS = (1, 5, 10, 50, 100, 200)

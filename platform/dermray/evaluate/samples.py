@@ -15,12 +15,13 @@ from dermray.corpus import branches
 from dermray.corpus.accounts import OTHER_SPLIT, require_balance
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import Ontology
+from dermray.corpus.schema import MODALITY
 from dermray.embedding.units import Images, RowGroup, read_file, read_row_group, row_groups
-from dermray.evaluate import groups
+from dermray.evaluate.statistics import groups
 
 RAW_ASPECT = "raw"
 BEYOND = "beyond max_samples"
-_COLUMNS = ["sample_id", "captions", "labels", "concepts", "skin_type", "source", "meta"]
+_COLUMNS = ["sample_id", "captions", "labels", "concepts", "skin_type", "source", "meta", MODALITY.name]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Samples:
     class_names: tuple[str, ...] = ()
     # the concepts that were looked for; empty: those that occur
     concept_names: tuple[str, ...] = ()
-    # dimension → group of each sample, None where not known (`dermray.evaluate.groups`)
+    # dimension → group of each sample, None where not known (`dermray.evaluate.statistics.groups`)
     groups: groups.Groups = field(default_factory=dict)
     # rows of a raw table left out, by reason
     dropped: dict[str, int] = field(default_factory=dict)

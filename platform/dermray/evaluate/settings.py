@@ -55,8 +55,8 @@ class EvaluateConfig(Config):
     )
     predictor: dict[str, str] = Field(
         {},
-        description="who predicts for a task, predictor.TASK=NAME: zero_shot, linear_probe, knn, the name of an "
-        "installed package's predictor, or package.module:NAME; empty: the task's own",
+        description="who predicts for a task, predictor.TASK=NAME: zero_shot, linear_probe, knn, presence, the name of "
+        "an installed package's predictor, or package.module:NAME; empty: the task's own",
     )
     predictor_keys: dict[str, SerializeAsAny[PredictorConfig]] = Field(
         {}, description="keys of who predicts for a task, predictor_keys.TASK.key=value"

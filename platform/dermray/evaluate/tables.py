@@ -20,8 +20,8 @@ from dermray.corpus.spelling import is_placeholder
 from dermray.embedding.units import ImageFiles
 from dermray.errors import CorpusError, SplitError, StorageError
 from dermray.evaluate import telling
-from dermray.evaluate.groups import of_table
 from dermray.evaluate.samples import Samples
+from dermray.evaluate.statistics.groups import of_table
 from dermray.raw import tables
 from dermray.raw.cells import captions_in, written_list
 from dermray.raw.spelling import folded

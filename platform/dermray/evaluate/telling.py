@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from dermray.corpus.ontology import Ontology
 from dermray.corpus.synonyms import Synonyms
-from dermray.evaluate import groups
+from dermray.evaluate.statistics import groups
 from dermray.raw.splits import told_of_others
 from dermray.raw.telling import most_frequent, not_understood
 

@@ -13,6 +13,8 @@ FORMATS: dict[ExportFormat, tuple[Planner, Writer]] = {
     "parquet": (parquet.plan, parquet.write),
     "webdataset": (webdataset.plan, webdataset.write),
 }
+# Those whose files have a place for what side tables say of a sample.
+WITH_SIDES: frozenset[ExportFormat] = frozenset({"parquet"})
 
 
 def plan_parts(splits: Mapping[str, int], config: ExportConfig) -> list[Part]:

@@ -56,6 +56,9 @@ class ExportManifest(_Record):
     samples: dict[str, Any] | None = Field(
         None, description="of the corpus: `in`, `used`, and `told` by reason (corpus.accounts); earlier builds: none"
     )
+    side_tables: dict[str, dict[str, list[str]]] | None = Field(
+        None, description="of the corpus, where it has any: `carried` and `left_out`, columns by name"
+    )
 
 
 def read(model: type[_Record], uri: str) -> Any:

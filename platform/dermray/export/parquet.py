@@ -1,7 +1,8 @@
 """Parquet files that `datasets.load_dataset` shows as images: `data/train-00000-of-00004.parquet`.
 
 The image is Hugging Face's struct {bytes, path}, which the schema's `huggingface` metadata declares to be an image.
-Then come `caption`, the first of those that are chosen, and all columns of the sample. Image bytes are stored as they
+Then come `caption`, the first of those that are chosen, all columns of the sample, and those of side tables as
+`sides.TABLE.COLUMN`. Image bytes are stored as they
 are, so that a reader finds each at its place in the file.
 """
 
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 from dermray import storage
 from dermray.corpus.schema import CAPTION
 from dermray.corpus.shards import stored_columns
+from dermray.corpus.side_tables import AMONG_COLUMNS
 from dermray.export.manifest import PartRecord
 from dermray.export.parts import CAPTIONS, SAMPLES, UNCAPTIONED, Part, Samples, key, published, ranges, titles
 from dermray.export.settings import ExportConfig
@@ -92,8 +94,10 @@ def _exported(table: pa.Table, names: list[str], chosen: list[list[str]], schema
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:
     leaves = stored_columns(schema)
+    # Of a mask, the size of a picture, a dictionary holds nothing twice.
+    apart = [IMAGE_LEAF, "image.path", "sample_id", *(name for name in leaves if name.startswith(AMONG_COLUMNS))]
     return {
         "compression": {leaf: "NONE" if leaf == IMAGE_LEAF else "ZSTD" for leaf in leaves},
-        "use_dictionary": [leaf for leaf in leaves if leaf not in (IMAGE_LEAF, "image.path", "sample_id")],
+        "use_dictionary": [leaf for leaf in leaves if leaf not in apart],
         "write_statistics": ["source", "split", "skin_type", "width", "height"],
     }

@@ -13,7 +13,7 @@ import pyarrow as pa
 from dermray import storage
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.schema import SAMPLE, WHOLE
-from dermray.corpus.shards import ShardIndex
+from dermray.corpus.side_tables import RowGroupReader, fields_of, index_of
 from dermray.export.manifest import ExportedFile, PartRecord
 from dermray.export.settings import ExportConfig
 
@@ -48,18 +48,23 @@ class Samples:
     Small enough to travel with every task.
     """
 
-    indexes: Mapping[str, ShardIndex]
+    indexes: Mapping[str, RowGroupReader]
     columns: pa.Schema = SAMPLE
 
     @classmethod
-    def of(cls, corpus: str, manifest: Manifest, splits: Sequence[str]) -> Samples:
+    def of(cls, corpus: str, manifest: Manifest, splits: Sequence[str], *, with_sides: bool = False) -> Samples:
         """The samples of some splits of a corpus.
+
+        Args:
+            with_sides: the columns of its side tables as well.
 
         Raises:
             CorpusError: the corpus has no such split.
         """
-        indexes = {split: ShardIndex.of(corpus, manifest.select(split)) for split in splits}
-        return cls(indexes, WHOLE if manifest.modalities else SAMPLE)
+        columns = WHOLE if manifest.modalities else SAMPLE
+        for field in (each for table in manifest.side_tables if with_sides for each in fields_of(table)):
+            columns = columns.append(field)
+        return cls({split: index_of(corpus, manifest.select(split), columns.names) for split in splits}, columns)
 
     @property
     def splits(self) -> dict[str, int]:
@@ -73,7 +78,7 @@ class Samples:
             CorpusError: a shard is gone or damaged.
         """
         index = self.indexes[split]
-        for group in range(len(index.locations)):
+        for group in range(len(index.starts) - 1):
             start, end = int(index.starts[group]), int(index.starts[group + 1])
             if start < last and end > first:
                 table = index.read_row_group(group, columns)

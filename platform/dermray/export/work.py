@@ -18,9 +18,10 @@ from dermray import __version__, ledger, storage
 from dermray.corpus.accounts import OTHER_SPLIT, require_balance
 from dermray.corpus.manifest import MANIFEST_NAME, Manifest
 from dermray.corpus.ontology import ONTOLOGY_NAME
+from dermray.corpus.side_tables import in_words
 from dermray.errors import CorpusError
 from dermray.export import manifest as records
-from dermray.export.formats import plan_parts, writer_of
+from dermray.export.formats import WITH_SIDES, plan_parts, writer_of
 from dermray.export.manifest import EXPORT_NAME, STARTED, STATE, ExportedFile, ExportManifest, PartRecord, Started
 from dermray.export.parts import CAPTIONS, SAMPLES, UNCAPTIONED, Part, Samples
 from dermray.export.settings import ExportConfig
@@ -41,6 +42,22 @@ class Work:
     parts: tuple[Part, ...]
     key: str
     tree: bytes | None
+
+    @property
+    def carries_sides(self) -> bool:
+        """Whether the files have the columns of the corpus's side tables."""
+        return self.config.format in WITH_SIDES
+
+    @property
+    def left_out(self) -> list[str]:
+        """A line about side tables that the export cannot hold."""
+        tables = self.corpus.side_tables
+        if self.carries_sides or not tables:
+            return []
+        return [
+            f"format={self.config.format} has no place for side tables: the export leaves out {len(tables)}, "
+            f"{in_words(tables)}; format=parquet carries them"
+        ]
 
     def finished(self, part: Part) -> PartRecord | None:
         """The record of a part that was written before, if its files are still there."""
@@ -70,13 +87,17 @@ def plan(config: ExportConfig) -> Work:
         StorageError: it cannot be read.
     """
     corpus = Manifest.load(config.corpus)
-    samples = Samples.of(config.corpus, corpus, list(dict.fromkeys(config.splits or corpus.splits)))
+    splits, with_sides = list(dict.fromkeys(config.splits or corpus.splits)), config.format in WITH_SIDES
+    samples = Samples.of(config.corpus, corpus, splits, with_sides=with_sides)
     identity = {
         "format": FORMAT,
         "corpus": corpus.digest,
         "config": {**config.content(), "splits": list(samples.splits)},
         "pyarrow": pa.__version__,
     }
+    if with_sides and corpus.side_tables:
+        # Earlier builds left them out.
+        identity["side_tables"] = [table.name for table in corpus.side_tables]
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     return Work(config, corpus, samples, tuple(plan_parts(samples.splits, config)), key, _tree(config, corpus))
 
@@ -167,6 +188,7 @@ def commit(work: Work, written: Mapping[Part, PartRecord]) -> tuple[ExportManife
         splits=splits,
         files=tuple(files),
         samples=account,
+        side_tables=_sides(work),
     )
     uri = storage.join(output, EXPORT_NAME)
     tree_uri = storage.join(output, ONTOLOGY_NAME)
@@ -181,6 +203,16 @@ def commit(work: Work, written: Mapping[Part, PartRecord]) -> tuple[ExportManife
         # Of an earlier run that was killed.
         ledger.remove_unfinished(output)
     return manifest, False
+
+
+def _sides(work: Work) -> dict[str, dict[str, list[str]]] | None:
+    """What becomes of the corpus's side tables, with their columns; None where it has none."""
+    tables: dict[str, list[str]] = {table.name: list(table.columns) for table in work.corpus.side_tables}
+    nothing: dict[str, list[str]] = {}
+    if not tables:
+        return None
+    carried, left_out = (tables, nothing) if work.carries_sides else (nothing, tables)
+    return {"carried": carried, "left_out": left_out}
 
 
 def _is_there(output: str, file: ExportedFile) -> bool:

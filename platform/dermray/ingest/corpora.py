@@ -10,11 +10,10 @@ import pyarrow as pa
 
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.shards import Verify
-from dermray.corpus.side_tables import RowGroupReader, index_of
+from dermray.corpus.shares import DIGESTS_JOIN
+from dermray.corpus.side_tables import RowGroupReader, index_of, require_columns
 from dermray.errors import SplitError
 
-# Between the digests of several corpora; none is hexadecimal.
-DIGESTS_JOIN = "+"
 # In the metadata of a row group that is read of one corpus among several.
 _READ_FROM = b"dermray.corpus"
 
@@ -72,6 +71,15 @@ class Corpora:
     def row_group_sizes(self) -> np.ndarray:
         """Samples of every row group, int64 `[num_row_groups]`."""
         return np.concatenate([manifest.row_group_sizes() for manifest in self.manifests])
+
+    def require_columns(self, columns: Sequence[str]) -> None:
+        """Refuse corpora of which one lacks a side table, or a column of it, that these columns are of.
+
+        Raises:
+            CorpusError: it is so; names corpus, table, column, and what the corpus has.
+        """
+        for uri, manifest in zip(self.uris, self.manifests, strict=True):
+            require_columns(uri, manifest, columns)
 
     def index(self, verify: Verify = "auto", columns: Sequence[str] = ()) -> RowGroupReader:
         """Where each sample lies, and what the side tables say of it that these columns are of.

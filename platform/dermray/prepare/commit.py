@@ -17,7 +17,7 @@ from dermray.corpus.schema import CaptionAspect
 from dermray.corpus.side_tables import FOLDER
 from dermray.errors import CorpusError
 from dermray.prepare import card, report
-from dermray.prepare.generations import Generation, Standing, generation_uri, tables_of
+from dermray.prepare.generations import SIDE_TABLES, Generation, Standing, generation_uri, identity, tables_of
 from dermray.prepare.records import RECORDS, ShardRecord
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import DATA, made_by
@@ -73,6 +73,21 @@ def commit(
         claim.confirm()
         remove_unnamed(config.output, manifest, generations)
     return manifest, stats, unchanged
+
+
+def with_sides(before: Manifest, config: PrepareConfig, sides: Sides) -> Manifest:
+    """The manifest of the same samples with these side tables beside them.
+
+    Its configuration is that of the source which came last; of another one that comes again it says nothing.
+    """
+    if before.provenance["sources"][-1] != identity(config):
+        return before.model_copy(update={"side_tables": sides.tables})
+    of_rows = {name: value for name, value in before.provenance["config"].items() if name != SIDE_TABLES}
+    asked = config.content().get(SIDE_TABLES)
+    made_with = {**of_rows, **({SIDE_TABLES: asked} if asked else {})}
+    return before.model_copy(
+        update={"side_tables": sides.tables, "provenance": {**before.provenance, "config": made_with}}
+    )
 
 
 def publish(

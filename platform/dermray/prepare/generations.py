@@ -28,6 +28,7 @@ from dermray.prepare.sources.rows import DroppedRow, RawTable
 from dermray.prepare.splitting import Holdings
 
 NUM_READERS = 16
+SIDE_TABLES = "side_tables"
 IDENTITY = ("source", "input", "table", "columns")
 
 
@@ -180,6 +181,11 @@ def content(config: PrepareConfig) -> dict[str, Any]:
     return {name: value for name, value in config.content().items() if name not in (*IDENTITY, "limit")}
 
 
+def _of_rows(made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the samples: side tables lie beside them, and others change none."""
+    return {name: value for name, value in made_with.items() if name != SIDE_TABLES}
+
+
 def standing(config: PrepareConfig, usable: Usable) -> Standing:
     """The corpus at `config.output` that the rows join; nothing where there is none, or it is to be made anew.
 
@@ -192,11 +198,9 @@ def standing(config: PrepareConfig, usable: Usable) -> Standing:
     generations = committed.generations
     mine = [generation for generation in generations if generation.identity == identity(config)]
     last = generations[-1]
-    if not mine and (config.side_tables or last.content.get("side_tables")):
-        return _replaced(committed, config, "would have side tables of some of its sources only")
     if not mine:
         return committed if _joins(last, config) else _replaced(committed, config, "has other settings")
-    if mine[-1].content != content(config):
+    if _of_rows(mine[-1].content) != _of_rows(content(config)):
         return _replaced(committed, config, "was made with other settings")
     present = set(image_digests(usable.table, config.input).values())
     if not committed.known(mine) <= present:

@@ -1,4 +1,4 @@
-"""Leakage: samples of evaluation corpora that resemble samples of a training corpus.
+"""Leakage: samples of evaluation corpora that resemble samples of the training corpora.
 
     Ray Data, one item a shard: read hashes ─▶ banded search ─▶ Ray Data: read what is in a pair ─▶ report
 
@@ -8,7 +8,7 @@ images. Where a corpus holds no hashes (an older one), they are made from its im
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -22,7 +22,8 @@ from dermray.corpus.accounts import require_balance
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.schema import SAMPLE
 from dermray.corpus.shards import ShardIndex
-from dermray.errors import ImageError
+from dermray.corpus.shares import DIGESTS_JOIN
+from dermray.errors import ImageError, SplitError
 from dermray.prepare.duplicates import cross_pairs, distances
 from dermray.prepare.leakage_settings import CorpusPart, LeakageConfig
 from dermray.progress import Progress
@@ -56,18 +57,79 @@ class CorpusHashes:
     @property
     def account(self) -> dict[str, Any]:
         """Every sample is compared or told, as `accounts.require_balance` gives it."""
-        told = {UNREADABLE: self.num_unreadable}
-        return require_balance(f"hashes of {self.uri}", self.manifest.num_samples, len(self.samples), told)
+        return _account(self.uri, self.manifest.num_samples, len(self.samples), self.num_unreadable)
+
+
+@dataclass(frozen=True)
+class JoinedHashes:
+    """Hashes of several corpora, one behind the other: sample numbers count through all of them."""
+
+    parts: tuple[CorpusHashes, ...]
+
+    @property
+    def uri(self) -> str:
+        """Of all of them, for messages."""
+        return ", ".join(part.uri for part in self.parts)
+
+    @property
+    def corpus_digest(self) -> str:
+        """The digest of the one, or those of all in their order, as `ingest.corpora.Corpora.digest` joins them."""
+        return DIGESTS_JOIN.join(part.corpus_digest for part in self.parts)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """First sample of each corpus plus the total at the end, int64 `[num_corpora + 1]`."""
+        return np.cumsum([0, *(part.manifest.num_samples for part in self.parts)])
+
+    @property
+    def samples(self) -> np.ndarray:
+        """Numbers of the samples with a hash, int64 `[N]`, ascending."""
+        return np.concatenate([part.samples + start for part, start in zip(self.parts, self.starts, strict=False)])
+
+    @property
+    def phashes(self) -> np.ndarray:
+        """uint64 `[N]`."""
+        return np.concatenate([part.phashes for part in self.parts])
+
+    @property
+    def num_unreadable(self) -> int:
+        """As of `CorpusHashes`, of all of them."""
+        return sum(part.num_unreadable for part in self.parts)
+
+    @property
+    def account(self) -> dict[str, Any]:
+        """As `CorpusHashes.account`, of all of them."""
+        return _account(self.uri, int(self.starts[-1]), len(self.samples), self.num_unreadable)
+
+    def corpus_of(self, samples: np.ndarray) -> np.ndarray:
+        """Places in `parts` of the corpora that samples lie in, int64 `[N]`."""
+        return np.searchsorted(self.starts, samples, side="right") - 1
+
+    def split(self, samples: np.ndarray) -> Iterator[tuple[CorpusHashes, np.ndarray]]:
+        """Each corpus that some ascending samples lie in, with their numbers inside it.
+
+        Of corpora of 10 and 5 samples, `[2, 9, 11]` are `[2, 9]` of the first and `[1]` of the second.
+        """
+        starts = self.starts
+        ends = np.searchsorted(samples, starts[1:-1])
+        for part, start, members in zip(self.parts, starts, np.split(samples, ends), strict=False):
+            if len(members):
+                yield part, members - start
+
+
+def _account(uri: str, num_samples: int, num_compared: int, num_unreadable: int) -> dict[str, Any]:
+    return require_balance(f"hashes of {uri}", num_samples, num_compared, {UNREADABLE: num_unreadable})
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One evaluation corpus against the training corpus.
+    """One evaluation corpus against the training corpora.
 
     Attributes:
         part: what was compared.
         hashes: of it.
-        pairs: training and evaluation sample by index in their manifests, int64 `[P, 2]`, sorted.
+        pairs: training sample by its number through all training corpora, and evaluation sample by index in its
+            manifest, int64 `[P, 2]`, sorted.
         distances: bits in which the hashes of a pair differ, int64 `[P]`.
     """
 
@@ -81,7 +143,7 @@ class Comparison:
 class Leakage:
     """What a search came to."""
 
-    training: CorpusHashes
+    training: JoinedHashes
     comparisons: tuple[Comparison, ...]
 
 
@@ -89,11 +151,14 @@ def check_inputs(config: LeakageConfig) -> None:
     """Refuse a missing corpus or split before a cluster is started for them.
 
     Raises:
-        CorpusError: no corpus there, or no such split in it.
+        CorpusError: no corpus there, or no such split in it; names it.
     """
-    select(Manifest.load(config.corpus), config.splits)
-    for part in config.parts():
-        select(Manifest.load(part.uri), part.splits)
+    parts = [(part.uri, part.splits) for part in config.parts()]
+    for uri, splits in [*((uri, config.splits) for uri in config.corpus_uris), *parts]:
+        try:
+            select(Manifest.load(uri), splits)
+        except SplitError as error:
+            raise SplitError(f"{uri}: {error}") from None
 
 
 def find_leakage(config: LeakageConfig, *, say: Callable[[str], None] = lambda line: None) -> Leakage:
@@ -103,14 +168,16 @@ def find_leakage(config: LeakageConfig, *, say: Callable[[str], None] = lambda l
         CorpusError: as `check_inputs`; or a shard is gone or damaged.
         StorageError: a corpus cannot be read.
     """
-    training = read_corpus_hashes(config.corpus, config.splits)
-    say(f"training: {len(training.phashes):,} samples of {config.corpus} ({', '.join(config.splits)})")
+    training = JoinedHashes(tuple(read_corpus_hashes(uri, config.splits) for uri in config.corpus_uris))
+    for corpus in training.parts:
+        say(f"training: {len(corpus.phashes):,} samples of {corpus.uri} ({', '.join(config.splits)})")
+    samples, phashes = training.samples, training.phashes
     comparisons = []
     for part in config.parts():
         hashes = read_corpus_hashes(part.uri, part.splits)
-        found = cross_pairs(training.phashes, hashes.phashes, max_distance=config.max_distance)
-        apart = distances(training.phashes[found[:, 0]], hashes.phashes[found[:, 1]])
-        pairs = np.stack([training.samples[found[:, 0]], hashes.samples[found[:, 1]]], axis=1)
+        found = cross_pairs(phashes, hashes.phashes, max_distance=config.max_distance)
+        apart = distances(phashes[found[:, 0]], hashes.phashes[found[:, 1]])
+        pairs = np.stack([samples[found[:, 0]], hashes.samples[found[:, 1]]], axis=1)
         comparisons.append(Comparison(part, hashes, pairs, apart))
         concerned = len(np.unique(pairs[:, 1]))
         say(f"{part.name}: {concerned:,} of {len(hashes.phashes):,} samples resemble a training sample")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from dermray import documents, ledger, reporting, storage
 from dermray.corpus.shards import ShardIndex
-from dermray.prepare.leakage import Comparison, CorpusHashes, Leakage, describe
+from dermray.prepare.leakage import Comparison, CorpusHashes, JoinedHashes, Leakage, describe
 from dermray.prepare.leakage_settings import LeakageConfig
 from dermray.reporting import plots
 
@@ -27,7 +27,8 @@ THUMBNAIL_SIDE = 260
 
 PAIRS_SCHEMA = pa.schema(
     [
-        # The training sample.
+        # The training sample, and its corpus.
+        pa.field("corpus", pa.string(), nullable=False),
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("source_id", pa.string(), nullable=False),
@@ -63,7 +64,7 @@ def write(config: LeakageConfig, leakage: Leakage) -> dict[str, Any]:
     ):
         with pq.ParquetWriter(pairs_file, PAIRS_SCHEMA, compression="ZSTD", write_page_checksum=True) as writer:
             for comparison, counted in zip(leakage.comparisons, document["evaluations"], strict=True):
-                evaluation = _Described(comparison.hashes, [comparison.pairs[:, 1]])
+                evaluation = _Described(JoinedHashes((comparison.hashes,)), [comparison.pairs[:, 1]])
                 if len(comparison.pairs):
                     writer.write_table(_pair_table(comparison, training, evaluation))
                 chosen = shown_pairs(comparison, config.num_shown)
@@ -77,7 +78,7 @@ def write(config: LeakageConfig, leakage: Leakage) -> dict[str, Any]:
                 )
         document["pairs_sha256"] = storage.sha256(pairs_file)
         page = reporting.render(
-            "leakage.html", name=storage.name_of(config.corpus), config=config, document=document, sections=sections
+            "leakage.html", name=names(config.corpus_uris), config=config, document=document, sections=sections
         )
         page_file.write_text(page, "utf-8")
         document_file.write_text(documents.json_text(document), "utf-8")
@@ -87,22 +88,33 @@ def write(config: LeakageConfig, leakage: Leakage) -> dict[str, Any]:
 
 def summarise(config: LeakageConfig, leakage: Leakage) -> dict[str, Any]:
     """The document of `leakage.json`."""
-    evaluations = [_counted(comparison, config.max_distance) for comparison in leakage.comparisons]
+    training = leakage.training
+    evaluations = [_counted(comparison, config.max_distance, training) for comparison in leakage.comparisons]
     concerned = np.unique(np.concatenate([one.pairs[:, 0] for one in leakage.comparisons]))
+    of_corpora = np.bincount(training.corpus_of(concerned), minlength=len(training.parts))
     return {
         "schema_version": SCHEMA_VERSION,
         "max_distance": config.max_distance,
         "training": {
-            "uri": config.corpus,
+            "uri": training.uri,
             "splits": list(config.splits),
-            **_size(leakage.training),
+            **_size(training),
             "num_samples_found": len(concerned),
+            "corpora": [
+                {"uri": part.uri, **_size(part), "num_samples_found": int(found)}
+                for part, found in zip(training.parts, of_corpora, strict=True)
+            ],
         },
         "evaluations": evaluations,
         "num_evaluation_samples": sum(one["num_samples"] for one in evaluations),
         "num_evaluation_samples_found": sum(one["num_samples_found"] for one in evaluations),
         "num_pairs": sum(one["num_pairs"] for one in evaluations),
     }
+
+
+def names(uris: Sequence[str]) -> str:
+    """What to call some corpora in a title."""
+    return ", ".join(storage.name_of(uri) for uri in uris)
 
 
 def metrics(document: Mapping[str, Any]) -> dict[str, float]:
@@ -133,10 +145,11 @@ def shown_pairs(comparison: Comparison, num_shown: int) -> np.ndarray:
 class _Described:
     """Texts of the samples that pairs are made of."""
 
-    def __init__(self, hashes: CorpusHashes, samples: Sequence[np.ndarray]) -> None:
+    def __init__(self, hashes: JoinedHashes, samples: Sequence[np.ndarray]) -> None:
         self.hashes = hashes
         self._samples = np.unique(np.concatenate(samples))
-        self._table = describe(hashes, self._samples)
+        parts = list(hashes.split(self._samples)) or [(hashes.parts[0], self._samples)]
+        self._table = pa.concat_tables([_of_corpus(*part) for part in parts], promote_options="default")
 
     def take(self, samples: np.ndarray) -> pa.Table:
         """Rows of the given samples, in their order."""
@@ -146,14 +159,27 @@ class _Described:
         """Rows of the given samples with their images."""
         rows = self.take(samples).to_pylist()
         wanted, places = np.unique(samples, return_inverse=True)
-        encoded = ShardIndex.of(self.hashes.uri, self.hashes.manifest).read(wanted, ["image"])["image"]
+        encoded = pa.chunked_array(
+            [
+                chunk
+                for part, members in self.hashes.split(wanted)
+                for chunk in ShardIndex.of(part.uri, part.manifest).read(members, ["image"])["image"].chunks
+            ],
+            type=pa.binary(),
+        )
         return [{**row, "image": encoded[int(place)].as_py()} for row, place in zip(rows, places, strict=True)]
+
+
+def _of_corpus(hashes: CorpusHashes, samples: np.ndarray) -> pa.Table:
+    """What is said of samples, with their corpus."""
+    table = describe(hashes, samples)
+    return table.append_column("corpus", pa.repeat(hashes.uri, table.num_rows))
 
 
 def _pair_table(comparison: Comparison, training: _Described, evaluation: _Described) -> pa.Table:
     left, right = training.take(comparison.pairs[:, 0]), evaluation.take(comparison.pairs[:, 1])
     columns = [
-        *(left[name] for name in ("sample_id", "source", "source_id")),
+        *(left[name] for name in ("corpus", "sample_id", "source", "source_id")),
         pa.repeat(comparison.part.uri, len(comparison.pairs)),
         *(right[name] for name in ("split", "sample_id", "source", "source_id")),
         pa.array(comparison.distances, type=pa.int8()),
@@ -161,16 +187,34 @@ def _pair_table(comparison: Comparison, training: _Described, evaluation: _Descr
     return pa.table(columns, schema=PAIRS_SCHEMA)
 
 
-def _size(hashes: CorpusHashes) -> dict[str, Any]:
+def _size(hashes: CorpusHashes | JoinedHashes) -> dict[str, Any]:
+    account = hashes.account
     return {
         "digest": hashes.corpus_digest,
-        "num_samples": hashes.manifest.num_samples,
+        "num_samples": account["in"],
         "num_unreadable": hashes.num_unreadable,
-        "account": hashes.account,
+        "account": account,
     }
 
 
-def _counted(comparison: Comparison, max_distance: int) -> dict[str, Any]:
+def _by_corpus(comparison: Comparison, training: JoinedHashes) -> list[dict[str, Any]]:
+    """Counts of one evaluation corpus by the training corpora that its pairs lead to."""
+    places = training.corpus_of(comparison.pairs[:, 0])
+    found = []
+    for place, part in enumerate(training.parts):
+        pairs = comparison.pairs[places == place]
+        found.append(
+            {
+                "uri": part.uri,
+                "num_samples_found": len(np.unique(pairs[:, 1])),
+                "num_training_samples": len(np.unique(pairs[:, 0])),
+                "num_pairs": len(pairs),
+            }
+        )
+    return found
+
+
+def _counted(comparison: Comparison, max_distance: int, training: JoinedHashes) -> dict[str, Any]:
     """Counts of one evaluation corpus; `distances` counts its samples by that of their nearest training sample."""
     samples, place = np.unique(comparison.pairs[:, 1], return_inverse=True)
     nearest = np.full(len(samples), max_distance, dtype=np.int64)
@@ -183,6 +227,7 @@ def _counted(comparison: Comparison, max_distance: int) -> dict[str, Any]:
         "num_samples_found": len(samples),
         "num_training_samples": len(np.unique(comparison.pairs[:, 0])),
         "num_pairs": len(comparison.pairs),
+        "by_training_corpus": _by_corpus(comparison, training),
         "distances": {str(distance): int(count) for distance, count in enumerate(by_distance)},
     }
 

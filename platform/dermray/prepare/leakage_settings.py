@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dermray import storage
 from dermray.config import ClusterConfig, Config, TrackingConfig, Uri
+from dermray.corpus.shares import LocatedCorpora, uris_of
 from dermray.ledger import WaitForOutput
 from dermray.prepare.settings import SPLIT_NAME, TRAIN
 
@@ -45,12 +46,14 @@ def corpus_part(text: str) -> CorpusPart:
 class LeakageConfig(Config):
     """What to compare with what, and how near is too near."""
 
-    corpus: Uri = Field(description="prepared corpus to train on")
+    corpus: LocatedCorpora = Field(
+        description="prepared corpus to train on, or several, as a pretraining names them; weights say nothing here"
+    )
     against: tuple[str, ...] = Field(
         min_length=1, description="prepared corpora to evaluate on, [URI,URI,...]; URI#split: that split alone"
     )
     output: Uri = Field(description="folder or URI of the report, a folder of its own")
-    splits: tuple[str, ...] = Field((TRAIN,), min_length=1, description="splits of corpus that are trained on")
+    splits: tuple[str, ...] = Field((TRAIN,), min_length=1, description="splits of each corpus that are trained on")
     max_distance: int = Field(
         6, ge=0, le=15, description="bits of 64 in which two perceptual hashes may differ to be a pair"
     )
@@ -72,17 +75,23 @@ class LeakageConfig(Config):
 
     @model_validator(mode="after")
     def _apart(self) -> LeakageConfig:
-        if corpus_part(self.corpus).split is not None:
-            raise ValueError(f"corpus: write splits=[{corpus_part(self.corpus).split}] instead of URI#split")
+        for uri in self.corpus_uris:
+            if corpus_part(uri).split is not None:
+                raise ValueError(f"corpus: write splits=[{corpus_part(uri).split}] instead of URI#split")
         for part in self.parts():
-            if part.uri == self.corpus and (part.split is None or part.split in self.splits):
+            if part.uri in self.corpus_uris and (part.split is None or part.split in self.splits):
                 raise ValueError(
                     f"against: {part.name} shares samples with the splits of corpus that are trained on "
                     f"({', '.join(self.splits)}); name another split, URI#split"
                 )
-            if self.output in (part.uri, self.corpus):
+            if self.output in (part.uri, *self.corpus_uris):
                 raise ValueError("output: must be another folder than the corpora, as it is logged as a whole")
         return self
+
+    @property
+    def corpus_uris(self) -> tuple[str, ...]:
+        """Where the training corpora are."""
+        return uris_of(self.corpus)
 
     def parts(self) -> list[CorpusPart]:
         """What to compare with, in the given order."""

@@ -22,11 +22,12 @@ from dermray.corpus.manifest import Manifest, Shard
 from dermray.errors import CorpusError
 from dermray.prepare import report, told
 from dermray.prepare.amend import Amender
-from dermray.prepare.commit import commit, publish, remove_unnamed
+from dermray.prepare.commit import commit, publish, remove_unnamed, with_sides
 from dermray.prepare.duplicates import near_groups, resembling
 from dermray.prepare.fetch import ahead
 from dermray.prepare.generations import NUM_READERS, Generation, content, identity, tables_of
 from dermray.prepare.graph import KEPT, amend_shards, make_shards, make_sides
+from dermray.prepare.held_sides import held_sides
 from dermray.prepare.leakage import read_hashes
 from dermray.prepare.plan import ShardSpec
 from dermray.prepare.reconcile import Amendment, Excluded, Reconciled, reconcile
@@ -112,7 +113,7 @@ def _prepare(config: PrepareConfig, work: Work) -> PrepareResult:
         final, num_restored = _amend(config, work, decided)
     tell(told.of_equal_images(decided, final))
     generation = _generation(config, work, made, decided, final)
-    sides = _side_tables(config, work, final)
+    sides = _side_tables(config, work, final, made)
     with timing.stage("report and commit"):
         manifest, stats, unchanged = commit(
             config, work.standing, generation, made, final, work.captions_from, timing.to_json(), sides
@@ -137,9 +138,9 @@ def _prepare(config: PrepareConfig, work: Work) -> PrepareResult:
 def _nothing_new(config: PrepareConfig, work: Work, num_shards: int, started: float) -> PrepareResult:
     """The corpus as it is: it holds every usable row already. A run that was to add others may have left its report."""
     held = work.standing
-    sides = _side_tables(config, work, held.held)
+    sides = _side_tables(config, work, held.held, ())
     before = Manifest.load(config.output)
-    manifest = before.model_copy(update={"side_tables": sides.tables})
+    manifest = with_sides(before, config, sides)
     made = held.made(held.generations)
     stats, _ = publish(config, manifest, held.generations, made, held.held, work.timing.to_json(), sides)
     if manifest != before:
@@ -260,9 +261,13 @@ def _is_whole(config: PrepareConfig, shard: Shard, sizes: Mapping[str, int]) -> 
     return sizes.get(storage.inside(config.output, shard.path)) == shard.num_bytes
 
 
-def _side_tables(config: PrepareConfig, work: Work, final: Sequence[ShardRecord]) -> Sides:
+def _side_tables(config: PrepareConfig, work: Work, final: Sequence[ShardRecord], made: Sequence[ShardRecord]) -> Sides:
     """The side tables beside these shards, with what became of their rows; told as it is known."""
-    joined = {name: join(config, name, cells, final) for name, cells in work.side_tables.items()}
+    held = held_sides(config, work.standing, made)
+    is_ours = None if held is None else held.is_ours
+    joined = {name: join(config, name, cells, final, is_ours) for name, cells in work.side_tables.items()}
+    if held is not None:
+        joined = held.beside(joined, final)
     if not joined:
         return Sides()
     with work.timing.stage("side tables", tells=True):

@@ -11,17 +11,17 @@ import io
 import math
 import posixpath
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dermray import masks, storage
 from dermray.corpus.accounts import require_balance
-from dermray.corpus.manifest import Shard, SideShard, SideTable
+from dermray.corpus.manifest import Shard, SideKind, SideShard, SideTable
 from dermray.corpus.shards import read_row_group, stored_columns
 from dermray.corpus.side_tables import FOLDER, ID, schema_of
 from dermray.corpus.spelling import is_placeholder
@@ -44,13 +44,29 @@ DETAILS = {
 NUM_READERS = 8
 
 
+class SidePlace(NamedTuple):
+    """A row of a side file that is there: the file, its row group, and the row in that."""
+
+    path: str
+    group: int
+    row: int
+
+
 @dataclass(frozen=True)
 class SideRows:
-    """The rows of a side table for one shard: cells by column, each row at the place of its sample."""
+    """The rows of a side table for one shard.
+
+    Attributes:
+        rows: cells by column, each row at the place of its sample.
+        kinds: of all columns.
+        kept: rows that stay as they are, likewise (`held_sides`).
+    """
 
     table: str
     shard: Shard
     rows: Mapping[int, Mapping[str, Any]]
+    kinds: Mapping[str, SideKind]
+    kept: Mapping[int, SidePlace] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -60,10 +76,11 @@ class SideRows:
 
 @dataclass(frozen=True)
 class SideMade:
-    """A side file, and the rows that it could not take."""
+    """A side file, the rows that it could not take, and how many it has kept that say something."""
 
     file: SideShard
     dropped: tuple[DroppedRow, ...]
+    num_kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -81,12 +98,15 @@ class Sides:
 
 @dataclass(frozen=True)
 class Joined:
-    """A side table's rows by shard, and those that no sample gets. `num_rows` counts all, malformed ones too."""
+    """A side table's rows by shard, and those that no sample gets. `num_rows` counts all but those that stay, malformed
+    ones too.
+    """
 
     uri: str
     num_rows: int
     shards: tuple[SideRows, ...]
     dropped: tuple[DroppedRow, ...]
+    kinds: Mapping[str, SideKind]
 
 
 def read_side_tables(config: PrepareConfig, noted: dict[str, RawTable]) -> dict[str, StringTable]:
@@ -123,15 +143,24 @@ def read_side_table(config: PrepareConfig, name: str, noted: dict[str, RawTable]
     return cells
 
 
-def join(config: PrepareConfig, name: str, cells: StringTable, final: Sequence[ShardRecord]) -> Joined:
+def join(
+    config: PrepareConfig,
+    name: str,
+    cells: StringTable,
+    final: Sequence[ShardRecord],
+    is_ours: Callable[[Sequence[int]], bool] | None = None,
+) -> Joined:
     """Deal the rows of a side table to the samples of a corpus's shards by their keys.
+
+    Args:
+        is_ours: of a sample's `known`, whether the table is about it; None: it is about all of the corpus.
 
     Raises:
         CorpusError: not one row has the key of a sample.
     """
     asked = config.side_tables[name]
     shards = [(record.shard, record) for record in final if record.shard is not None]
-    places = _places(config, asked, shards)
+    places = _places(config, asked, shards, is_ours)
     rows: list[dict[int, dict[str, Any]]] = [{} for _ in shards]
     dropped, seen = list(cells.dropped), set[str]()
     columns = [cells[column].to_pylist() for column in asked.kinds]
@@ -160,14 +189,17 @@ def join(config: PrepareConfig, name: str, cells: StringTable, final: Sequence[S
             f"as {next(iter(places), '')!r}); name another column with side_tables.{name}.key or what it holds with "
             f"side_tables.{name}.by ({reasons})"
         )
-    dealt = tuple(SideRows(name, shard, found) for (shard, _), found in zip(shards, rows, strict=True))
-    return Joined(cells.uri, num_rows, dealt, tuple(dropped))
+    dealt = tuple(SideRows(name, shard, found, asked.kinds) for (shard, _), found in zip(shards, rows, strict=True))
+    return Joined(cells.uri, num_rows, dealt, tuple(dropped), asked.kinds)
 
 
 def _places(
-    config: PrepareConfig, asked: SideTableConfig, shards: Sequence[tuple[Shard, ShardRecord]]
+    config: PrepareConfig,
+    asked: SideTableConfig,
+    shards: Sequence[tuple[Shard, ShardRecord]],
+    is_ours: Callable[[Sequence[int]], bool] | None,
 ) -> dict[str, list[tuple[int, int]]]:
-    """The samples of each key, as number of the shard and place in it."""
+    """The samples of each key, as number of the shard and place in it, of those that the table is about."""
 
     def keys(number: int) -> list[str]:
         shard, record = shards[number]
@@ -179,8 +211,11 @@ def _places(
 
     places: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for number, found in enumerate(ahead(list(range(len(shards))), keys, num_threads=NUM_READERS)):
-        for place, key in enumerate(found):
-            places[key.strip()].append((number, place))
+        known = found if is_ours is None else shards[number][1].notes["known"].to_pylist()
+        for place, (key, digests) in enumerate(zip(found, known, strict=True)):
+            # Other sources may call theirs the same.
+            if is_ours is None or is_ours(digests):
+                places[key.strip()].append((number, place))
     return places
 
 
@@ -202,15 +237,17 @@ class SideMaker:
             CorpusError: the shard is gone or damaged.
             StorageError: the input or the output fails for good.
         """
-        kinds = self.config.side_tables[work.table].kinds
+        kinds = work.kinds
         uri = storage.inside(self.config.output, work.shard.path)
         schema, dropped = schema_of(kinds), list[DroppedRow]()
-        sink, place = io.BytesIO(), 0
+        sink, place, num_kept = io.BytesIO(), 0, 0
         with pq.ParquetWriter(sink, schema, write_page_checksum=True, **_encoding(schema, kinds)) as writer:
             # One row group after the other: masks are the size of pictures.
             for group, size in enumerate(work.shard.row_groups):
                 samples = read_row_group(uri, group, [ID, "width", "height"]).to_pylist()
                 rows = [self._row(each, work.rows.get(place + at), kinds, dropped) for at, each in enumerate(samples)]
+                kept = {at: work.kept[place + at] for at in range(size) if place + at in work.kept}
+                num_kept += self._keep(kept, list(kinds), rows)
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema), row_group_size=size)
                 place += size
         content = sink.getvalue()
@@ -218,7 +255,20 @@ class SideMaker:
         at = "-".join(storage.name_of(work.shard.path).split("-")[:2])
         path = f"{FOLDER}/{work.table}/{at}-{digest[:16]}.parquet"
         storage.write_bytes(storage.join(self.config.output, path), content)
-        return SideMade(SideShard(path=path, num_bytes=len(content), sha256=digest), tuple(dropped))
+        return SideMade(SideShard(path=path, num_bytes=len(content), sha256=digest), tuple(dropped), num_kept)
+
+    def _keep(self, kept: Mapping[int, SidePlace], columns: Sequence[str], rows: list[dict[str, Any]]) -> int:
+        """Fill in the rows that stay, by their place in a row group; how many of them say something."""
+        tables: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for path, group, _ in kept.values():
+            if (path, group) not in tables:
+                # Of the columns those that the file has.
+                file = storage.inside(self.config.output, path)
+                tables[path, group] = read_row_group(file, group, columns).to_pylist()
+        found = {at: tables[path, group][row] for at, (path, group, row) in kept.items()}
+        for at, row in found.items():
+            rows[at].update(row)
+        return sum(any(value is not None for value in row.values()) for row in found.values())
 
     def _row(
         self,
@@ -288,10 +338,11 @@ def gathered(config: PrepareConfig, joined: Mapping[str, Joined], made: Mapping[
     found, figures, told = [], {}, {}
     for name, each in joined.items():
         files = [made[rows.name] for rows in each.shards]
-        kinds = config.side_tables[name].kinds
-        found.append(SideTable(name=name, columns=kinds, shards=tuple(side.file for side in files)))
         figures[name], told[name] = accounts(each, files)
-        if not figures[name]["used"]:
+        num_kept = sum(side.num_kept for side in files)
+        if name in config.side_tables or num_kept:
+            found.append(SideTable(name=name, columns=dict(each.kinds), shards=tuple(side.file for side in files)))
+        if name in config.side_tables and figures[name]["used"] == num_kept:
             first = told[name][0]
             raise CorpusError(
                 f"{each.uri}: none of its {each.num_rows:,} rows can be used; row {first.row}: "
@@ -308,7 +359,8 @@ def accounts(joined: Joined, made: Sequence[SideMade]) -> tuple[dict[str, Any], 
     """
     dropped = [*joined.dropped, *(row for each in made for row in each.dropped)]
     lost = sum(len(each.dropped) for each in made)
-    used = sum(len(each.rows) for each in joined.shards) - lost
+    kept = sum(each.num_kept for each in made)
+    used = sum(len(each.rows) for each in joined.shards) - lost + kept
     told = Counter(row.reason for row in dropped)
-    figures = require_balance(joined.uri, joined.num_rows, used, dict(sorted(told.items())))
+    figures = require_balance(joined.uri, joined.num_rows + kept, used, dict(sorted(told.items())))
     return figures, tuple(sorted(dropped, key=lambda row: row.row))

@@ -23,8 +23,8 @@ import torch
 from pydantic import TypeAdapter
 
 from dermray import storage
+from dermray.corpus.shares import DIGESTS_JOIN
 from dermray.errors import CheckpointError, StorageError
-from dermray.ingest.corpora import DIGESTS_JOIN
 
 FOLDER = "checkpoints"
 STATE_NAME = "state.pt"

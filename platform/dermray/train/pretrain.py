@@ -11,7 +11,7 @@ import functools
 import math
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +22,14 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from dermray import cluster, interrupts, ledger, models, storage
+from dermray.corpus import shares
 from dermray.errors import ClaimError, ConfigError, DermRayError, StoppedError
 from dermray.ingest.corpora import Corpora
 from dermray.models import hub
 from dermray.train import checkpoint, effects, elastic, epochs, stopping, toy, worker
 from dermray.train.objectives import contract, kinds
 from dermray.train.progress import ProgressListener, StepRecord
-from dermray.train.settings import CorpusShare, PretrainConfig
+from dermray.train.settings import PretrainConfig
 
 
 @dataclass(frozen=True)
@@ -218,19 +219,15 @@ def located(config: PretrainConfig) -> PretrainConfig:
     return config.model_copy(
         update={
             "output": storage.normalise(config.output),
-            "corpus": _located(config.corpora),
+            "corpus": shares.with_uris(config.corpus),
             "model": models.located(config.model),
             **{key: models.located_weights(source) for key, source in config.initial_weights().items()},
         }
     )
 
 
-def _located(corpora: Sequence[CorpusShare]) -> str | tuple[CorpusShare, ...]:
-    found = tuple(share.model_copy(update={"uri": storage.normalise(share.uri)}) for share in corpora)
-    return found[0].uri if len(found) == 1 else found
-
-
 def _check_before_start(config: PretrainConfig, corpora: Corpora, fresh: bool) -> None:
+    corpora.require_columns(kinds.columns_of(config))
     _world_sizes(config, corpora)
     scores = kinds.find(config.objective.kind).scores
     if config.train.keep_best is not None and config.train.keep_best not in scores:

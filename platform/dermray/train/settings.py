@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from dermray import documents, storage
 from dermray.config import ClusterConfig, Config, DecidesWeights, LeavesWeights, TrackingConfig
+from dermray.corpus.shares import CorpusShare, CorpusShares, shares_of, uris_of
 from dermray.ingest.settings import DataConfig
 from dermray.ledger import WaitForOutput
 from dermray.train.objectives import kinds
@@ -113,27 +113,10 @@ class ValidationConfig(Config):
     max_samples: int = Field(512, ge=1, description="score the first so many samples of the split")
 
 
-class CorpusShare(Config):
-    """One of several corpora of a run."""
-
-    uri: LeavesWeights[str] = Field(description="URI of a prepared corpus")
-    weight: DecidesWeights[float | None] = Field(
-        None,
-        gt=0,
-        allow_inf_nan=False,
-        description="share of an epoch's draws, over the sum of all weights; empty for all: each sample once",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _path_alone(cls, value: Any) -> Any:
-        return {"uri": value} if isinstance(value, str) else value
-
-
 class PretrainConfig(Config):
     """Everything `jobs/pretrain.py` can be told."""
 
-    corpus: str | tuple[CorpusShare, ...] = Field(
+    corpus: CorpusShares = Field(
         description="URI of a prepared corpus, or several with their shares of an epoch: [{uri: URI, weight: 2}, …]"
     )
     output: LeavesWeights[str] = Field(
@@ -190,26 +173,6 @@ class PretrainConfig(Config):
             raise ValueError(f"needs a number from 1 on, or [least, most], got {value!r}")
         return counts[0] if len(counts) == 1 else tuple(counts)
 
-    @field_validator("corpus", mode="before")
-    @classmethod
-    def _one_or_several_corpora(cls, value: Any) -> Any:
-        if not isinstance(value, list | tuple):
-            return value
-        shares = []
-        for place, part in enumerate(value, 1):
-            try:
-                shares.append(CorpusShare.model_validate(part))
-            except ValidationError as error:
-                raise ValueError(f"entry {place} of {len(value)}: {documents.first_fault(error)}") from None
-        if not shares:
-            raise ValueError("needs a URI, or several")
-        uris = [storage.normalise(share.uri) for share in shares]
-        if len(set(uris)) < len(uris):
-            raise ValueError(f"{max(uris, key=uris.count)} stands there twice; give it a greater weight instead")
-        if len({share.weight is None for share in shares}) > 1:
-            raise ValueError("give every corpus a weight, or none")
-        return shares[0].uri if len(shares) == 1 else tuple(shares)
-
     @field_validator("objective", mode="before")
     @classmethod
     def _by_its_kind(cls, value: Any) -> ObjectiveConfig:
@@ -224,12 +187,12 @@ class PretrainConfig(Config):
     @property
     def corpora(self) -> tuple[CorpusShare, ...]:
         """Of the run, a single one too."""
-        return (CorpusShare(uri=self.corpus),) if isinstance(self.corpus, str) else self.corpus
+        return shares_of(self.corpus)
 
     @property
     def corpus_uris(self) -> tuple[str, ...]:
         """Where they are."""
-        return tuple(share.uri for share in self.corpora)
+        return uris_of(self.corpus)
 
     @property
     def elastic(self) -> bool:

@@ -128,6 +128,7 @@ def _build(
     """Model, optimiser and loader of this rank, around what the objective brings."""
     rank, world_size = world()
     built = objectives.module_of(config.objective.kind).build(config, device)
+    objectives.require_told(config, built.views)
     numerics.prepare(built.model, config.train)
     split = corpora.select(config.data.split)
     loader = Loader(

@@ -12,7 +12,6 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from dermray.corpus.manifest import Manifest
 from dermray.ingest.corpora import Corpora
 from dermray.train import checkpoint, epochs
 from dermray.tuning import population
@@ -27,7 +26,7 @@ from dermray.tuning.settings import SweepConfig
 class Generations(StatelessSearcher):
     """Hands out each trial once a generation, as a leg of its training that ends with a pause."""
 
-    def __init__(self, config: SweepConfig, trials: list[Trial], manifest: Manifest, book: Book) -> None:
+    def __init__(self, config: SweepConfig, trials: list[Trial], corpora: Corpora, book: Book) -> None:
         """Take up the population where its folders say it is.
 
         Raises:
@@ -35,7 +34,7 @@ class Generations(StatelessSearcher):
         """
         super().__init__(config)
         self._config = config
-        self._manifest = manifest
+        self._corpora = corpora
         self._book = book
         self._pauses = population.pauses(config, trials[0])
         self.num_legs = len(trials) * (len(self._pauses) + 1)
@@ -113,7 +112,7 @@ class Generations(StatelessSearcher):
     def _carry_out(self, exploit: Exploit) -> None:
         """Copy the checkpoint, then the record: what was interrupted between the two is done again."""
         record = self._records[exploit.name]
-        trial = moved(self._config, self._trials[exploit.name], exploit.params, self._manifest)
+        trial = moved(self._config, self._trials[exploit.name], exploit.params, self._corpora)
         if exploit not in record.exploits:
             donor = self._at(exploit.donor, exploit.step)
             self._book.confirm()
@@ -121,8 +120,8 @@ class Generations(StatelessSearcher):
             checkpoint.adopt(
                 donor,
                 trial.uri,
-                trajectory=epochs.trajectory(trial.config, Corpora.of(trial.config.corpus_uris[0], self._manifest)),
-                corpus_digest=self._manifest.digest,
+                trajectory=epochs.trajectory(trial.config, self._corpora),
+                corpus_digest=self._corpora.digest,
                 sha256=exploit.sha256,
             )
             record.exploits.append(exploit)

@@ -12,7 +12,6 @@ import yaml
 
 from dermray import storage
 from dermray.config import ConfigT, parse
-from dermray.corpus.manifest import Manifest
 from dermray.errors import ConfigError, PlanError
 from dermray.ingest.corpora import Corpora
 from dermray.train import epochs, toy
@@ -78,20 +77,21 @@ class Trial:
         return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
-def plan_trials(config: SweepConfig, manifest: Manifest) -> list[Trial]:
+def plan_trials(config: SweepConfig, corpora: Corpora) -> list[Trial]:
     """Draw and check all trials: every point of a grid, or a random draw.
 
     With `search=tpe` the first of them are those it begins with; the others stand for points that are proposed later.
 
     Raises:
         ConfigError: the recipe, an override or a drawn value is not what pretraining takes; names the key.
+        SplitError: one of the corpora has no such split.
         PlanError: a batch size or number of workers does not fit the corpus; names the trial.
     """
     space, points = config.ordered_space, planned_points(config)
     if config.scheduler.kind == "pbt":
         for params in _ends(space, points[0]):
             _recipe(config, params)
-    return [_plan(config, trial_name(number), params, manifest) for number, params in enumerate(points)]
+    return [_plan(config, trial_name(number), params, corpora) for number, params in enumerate(points)]
 
 
 def trial_name(number: int) -> str:
@@ -113,23 +113,23 @@ def _ends(space: Mapping[str, Parameter], point: Mapping[str, Any]) -> Iterator[
             yield {**point, key: value}
 
 
-def with_params(config: SweepConfig, trial: Trial, params: dict[str, Any], manifest: Manifest) -> Trial:
+def with_params(config: SweepConfig, trial: Trial, params: dict[str, Any], corpora: Corpora) -> Trial:
     """The trial with another point of the space in place of its own; where and with what it runs stays.
 
     Raises:
         ConfigError, PlanError: as `plan_trials`.
     """
-    other = _plan(config, trial.name, params, manifest)
+    other = _plan(config, trial.name, params, corpora)
     data = other.config.data.model_copy(update={"cpus_per_task": trial.config.data.cpus_per_task})
     kept = ("tracking", "cpus_per_worker", "threads_per_worker")
     stays = {"data": data, **{key: getattr(trial.config, key) for key in kept}}
     return replace(other, config=other.config.model_copy(update=stays))
 
 
-def _plan(config: SweepConfig, name: str, params: dict[str, Any], manifest: Manifest) -> Trial:
+def _plan(config: SweepConfig, name: str, params: dict[str, Any], corpora: Corpora) -> Trial:
     recipe = _recipe(config, params)
     try:
-        num_steps = _num_steps(recipe, manifest)
+        num_steps = _num_steps(recipe, corpora)
     except PlanError as error:
         raise PlanError(f"{name} ({params}): {error}") from None
     return Trial(name, params, recipe, _runnable(config, name, recipe, num_steps), num_steps)
@@ -167,8 +167,8 @@ def _runnable(config: SweepConfig, name: str, recipe: PretrainConfig, num_steps:
     )
 
 
-def _num_steps(recipe: PretrainConfig, manifest: Manifest) -> int:
-    plan = epochs.first(recipe, Corpora.of(recipe.corpus_uris[0], manifest))
+def _num_steps(recipe: PretrainConfig, corpora: Corpora) -> int:
+    plan = epochs.first(recipe, corpora)
     plan.streams_of(0, recipe.most_workers)
     return recipe.num_steps(len(plan))
 

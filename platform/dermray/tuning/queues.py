@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from ray.tune.search import Searcher
 
 from dermray import storage
-from dermray.corpus.manifest import Manifest
+from dermray.ingest.corpora import Corpora
 from dermray.train import pretrain
 from dermray.tuning import proposals
 from dermray.tuning.plan import Trial, with_params
@@ -51,13 +51,13 @@ class StatelessSearcher(Searcher):
 class Queue(StatelessSearcher):
     """Hands the trials to Tune one by one, as places for them become free, until the budget is used up."""
 
-    def __init__(self, config: SweepConfig, trials: list[Trial], manifest: Manifest, book: Book) -> None:
+    def __init__(self, config: SweepConfig, trials: list[Trial], corpora: Corpora, book: Book) -> None:
         """Hand out `trials` in their order; with `search=tpe` the later ones at the points that are proposed then."""
         super().__init__(config)
         self.num_legs = len(trials)
         self._config = config
         self._waiting = list(enumerate(trials))
-        self._manifest = manifest
+        self._corpora = corpora
         self._book = book
         self._begun_at = time.monotonic()
 
@@ -76,7 +76,7 @@ class Queue(StatelessSearcher):
         params = TrialRecord.params_at(trial.uri)
         if params is None:
             params = proposals.proposal(self._config, number, list(self._book.records.values()))
-        return trial if params is None else moved(self._config, trial, params, self._manifest)
+        return trial if params is None else moved(self._config, trial, params, self._corpora)
 
     def _is_used_up(self, following: Trial) -> bool:
         """A trial that was begun before goes on all the same: its share of the budget is spent."""
@@ -90,7 +90,7 @@ class Queue(StatelessSearcher):
         return config.max_hours is not None and hours >= config.max_hours
 
 
-def moved(config: SweepConfig, trial: Trial, params: dict[str, Any], manifest: Manifest) -> Trial:
+def moved(config: SweepConfig, trial: Trial, params: dict[str, Any], corpora: Corpora) -> Trial:
     """The trial at another point of the space, with absolute URIs: its process runs in a folder of its own."""
-    other = with_params(config, trial, params, manifest)
+    other = with_params(config, trial, params, corpora)
     return replace(other, config=pretrain.located(other.config))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from dermray.config import ClusterConfig, Config, TrackingConfig, Uri
+from dermray.corpus.shares import LocatedCorpora, uris_of
 from dermray.documents import Scalar
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.keys import Argument, Reader, annotation_of, merged
@@ -62,7 +63,9 @@ class SweepConfig(Config):
     recipe: str | None = Field(
         None, description="YAML file that the trials vary; pretrain needs one, evaluate can do with overrides"
     )
-    corpus: Uri = Field(description="URI of a prepared corpus")
+    corpus: LocatedCorpora = Field(
+        description="URI of a prepared corpus; pretrain takes several with their shares: [{uri: URI, weight: 2}, …]"
+    )
     output: Uri = Field(description="URI for the trials and the best recipe; the same URI again resumes")
     space: dict[str, Parameter] = Field(
         min_length=1,
@@ -149,7 +152,14 @@ class SweepConfig(Config):
             found += [f"{key} has no effect with job=evaluate" for key in sorted(keys)]
         return found
 
+    @property
+    def corpus_uris(self) -> tuple[str, ...]:
+        """Where the corpora are."""
+        return uris_of(self.corpus)
+
     def _check_evaluations(self) -> None:
+        if len(self.corpus_uris) > 1:
+            raise ValueError("corpus: an evaluation scores the samples of one corpus; give job=evaluate one URI")
         if "/" not in self.objective:
             raise ValueError(
                 f"objective: {self.objective} is no score of an evaluation; give TASK/SCORE as its report has it, such "

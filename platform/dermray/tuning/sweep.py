@@ -25,8 +25,8 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from dermray import cluster, interrupts, storage
-from dermray.corpus.manifest import Manifest
 from dermray.errors import ClaimError, ConfigError, DermRayError, StoppedError
+from dermray.ingest.corpora import Corpora
 from dermray.ledger import Claim, claim
 from dermray.progress import busy, clock
 from dermray.train import checkpoint, pretrain, worker
@@ -110,7 +110,7 @@ def _sweep(
     mailbox: ActorHandle = Mailbox.remote()
     ledger = Ledger(config, mine, mailbox, say, num_trials=len(trials))
     searcher = Generations if config.scheduler.kind == "pbt" else Queue
-    queue = searcher(config, trials, Manifest.load(config.corpus), ledger)
+    queue = searcher(config, trials, Corpora.load(config.corpus_uris), ledger)
     grace_s = max(trial.config.train.grace_s for trial in trials)
     with (
         interrupts.telling(lambda: KEPT),

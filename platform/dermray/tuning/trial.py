@@ -14,8 +14,8 @@ from ray import tune
 from ray.actor import ActorHandle
 
 from dermray import cluster, storage, tracking
-from dermray.corpus.manifest import Manifest
 from dermray.errors import DermRayError, StoppedError
+from dermray.ingest.corpora import Corpora
 from dermray.train.progress import StepRecord
 from dermray.tuning.plan import Trial
 from dermray.tuning.records import TrialRecord
@@ -119,10 +119,10 @@ def _train(trial: Trial, record: TrialRecord, context: TrialContext) -> None:
         def is_interrupted() -> bool:
             return bool(ray.get(context.mailbox.is_interrupted.remote()))
 
-        (corpus,) = trial.config.corpus_uris
-        manifest = Manifest.load(corpus)
-        current.log_corpus(corpus, manifest, context="training")
-        provenance = tracking.provenance(current, manifest)
+        corpora = Corpora.load(trial.config.corpus_uris)
+        for uri, manifest in zip(corpora.uris, corpora.manifests, strict=True):
+            current.log_corpus(uri, manifest, context="training")
+        provenance = tracking.provenance(current, *corpora.manifests)
         if record.exploits:
             _say_exploits(current, record)
             provenance["exploits"] = [asdict(exploit) for exploit in record.exploits]

@@ -8,7 +8,6 @@ task's, which asks it (`dermray.evaluate.tasks.contract`).
 
 from __future__ import annotations
 
-import importlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -186,9 +185,8 @@ def load(name: str) -> Predictor:
     Raises:
         EvaluationError: its module cannot be imported or has no `PREDICTOR`.
     """
-    module = kinds.find(name).module
-    with extensions.importing(f"the predictor {name!r}", EvaluationError):
-        return cast(Predictor, importlib.import_module(module).PREDICTOR)
+    found = extensions.member(kinds.find(name).module, "PREDICTOR", f"the predictor {name!r}", EvaluationError)
+    return cast(Predictor, found)
 
 
 def by_vectors(seen: Seen, say: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Predicted:

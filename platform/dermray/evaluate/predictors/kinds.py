@@ -18,6 +18,8 @@ ENTRY_POINTS = "dermray.predictors"
 ATTRIBUTE = "KIND"
 # What classifiers give: probabilities of classes, float `[N, C]`.
 CLASSES = "classes"
+# How sure each of some concepts is present, float `[N, C]`; whatever is greater where it is.
+CONCEPTS = "concepts"
 
 
 class PredictorConfig(Config):
@@ -31,7 +33,8 @@ class PredictorKind:
     Attributes:
         module: name of the module with its `PREDICTOR` (`dermray.evaluate.predictors.contract.Predictor`), imported
             where it predicts.
-        gives: what comes out, in a word that tasks ask for it by (`TaskKind.takes`): "classes", "risk", "mask".
+        gives: what comes out, in a word that tasks ask for it by (`TaskKind.takes`): "classes", "concepts", "risk",
+            "mask".
         vectors: it looks at the vectors that the run's model gives; else at the images themselves, and `model` is
             whatever it loads.
         settings: its keys.

@@ -6,7 +6,6 @@ that says what it is called and needs, and a module with a `SCORER`, which is a 
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
@@ -19,13 +18,13 @@ import numpy as np
 
 from dermray import extensions
 from dermray.errors import EvaluationError
-from dermray.evaluate.bootstrap import Distribution, Metric, Seed
 from dermray.evaluate.classes import Classes
 from dermray.evaluate.predictions import OwnPredictions, Predictions
 from dermray.evaluate.predictors import contract as predictors
 from dermray.evaluate.predictors.contract import Lesson, Predictor, Seen
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.statistics.bootstrap import Distribution, Metric, Seed
 from dermray.evaluate.tasks import kinds
 from dermray.scales import Scale
 
@@ -182,6 +181,4 @@ def scorer(name: str) -> Task:
     Raises:
         EvaluationError: its module cannot be imported or has no `SCORER`.
     """
-    module = kinds.find(name).module
-    with extensions.importing(f"the task {name!r}", EvaluationError):
-        return cast(Task, importlib.import_module(module).SCORER)
+    return cast(Task, extensions.member(kinds.find(name).module, "SCORER", f"the task {name!r}", EvaluationError))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dermray import extensions
+from dermray.corpus.side_tables import AMONG_COLUMNS
 from dermray.errors import ConfigError
 from dermray.ingest.loader import Batch
 from dermray.ingest.views import Views
@@ -140,6 +141,21 @@ class ObjectiveModule(Protocol):
 
     def build(self, config: PretrainConfig, device: torch.device) -> Built:
         """Make what a rank trains."""
+
+
+def require_told(config: PretrainConfig, views: Views) -> None:
+    """Refuse views that read side tables of which the driver could not know.
+
+    Raises:
+        ConfigError: the objective's `columns` leave some out; names them.
+    """
+    said = kinds.columns_of(config)
+    unsaid = [name for name in views.columns if name.startswith(AMONG_COLUMNS) and name not in said]
+    if unsaid:
+        raise ConfigError(
+            f"objective.kind={config.objective.kind}: its views read {', '.join(unsaid)}; its ObjectiveKind must say "
+            "so by `columns`, since a corpus without them is refused before workers start"
+        )
 
 
 def module_of(kind: str) -> ObjectiveModule:

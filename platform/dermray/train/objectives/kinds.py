@@ -6,7 +6,7 @@ installed package, or `package.module:ATTRIBUTE`. All three lead to an `Objectiv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -65,6 +65,8 @@ class ObjectiveKind:
         items: likewise `(PretrainConfig, Manifest)` → int64 `[num_samples]`, samples of the item that begins with each,
             which follow each other in a row group; 0: none begins there (`dermray.ingest.items`). Batches are of items,
             `counts` says how often each is drawn at its first sample. None: every sample is an item.
+        columns: `PretrainConfig` → columns that its views read, so that the driver refuses a corpus which lacks a side
+            table of them (`sides.TABLE.COLUMN`) before workers start. None: it reads no side table.
     """
 
     settings: type[ObjectiveConfig]
@@ -72,6 +74,7 @@ class ObjectiveKind:
     scores: Mapping[str, Best] = field(default_factory=dict)
     counts: Callable[[Any, Manifest], Counts | None] | None = None
     items: Callable[[Any, Manifest], np.ndarray] | None = None
+    columns: Callable[[Any], Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         unsaid = undeclared(self.settings)
@@ -91,6 +94,12 @@ def find(kind: str) -> ObjectiveKind:
     return extensions.find(
         kind, ObjectiveKind, package=__package__, group=ENTRY_POINTS, attribute=ATTRIBUTE, what="objective"
     )
+
+
+def columns_of(config: Any) -> Sequence[str]:
+    """What the objective of a run says that its views read; may leave out what no side table has."""
+    said = find(config.objective.kind).columns
+    return () if said is None else said(config)
 
 
 def settings_of(value: Any) -> ObjectiveConfig:

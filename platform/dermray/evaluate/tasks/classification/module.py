@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from dermray.errors import EvaluationError
-from dermray.evaluate import metrics
 from dermray.evaluate.classes import classes_of
 from dermray.evaluate.classified import describe
 from dermray.evaluate.predictions import ClassPredictions
 from dermray.evaluate.predictors import contract as predictors
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.statistics import metrics
 from dermray.evaluate.tasks.contract import Context, TaskResult
 
 

@@ -1,5 +1,6 @@
 """Concept annotation: which of the published concepts are in an image."""
 
+from dermray.evaluate.predictors.kinds import CONCEPTS
 from dermray.evaluate.tasks.kinds import TaskKind
 
-TASK = TaskKind("Concepts", f"{__name__}.module")
+TASK = TaskKind("Concepts", f"{__name__}.module", takes=CONCEPTS, predictor="presence")

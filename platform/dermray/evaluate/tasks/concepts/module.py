@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dermray.errors import EvaluationError
-from dermray.evaluate import groups
+from dermray.evaluate.classes import Classes
 from dermray.evaluate.concept_terms import Prompts
 from dermray.evaluate.concepts import (
     GOOD_AUROC,
@@ -16,12 +17,12 @@ from dermray.evaluate.concepts import (
     group_scores,
     marks_of,
     mean_auroc,
-    presence_scores,
 )
-from dermray.evaluate.features import Features
 from dermray.evaluate.predictions import ConceptPredictions
+from dermray.evaluate.predictors import contract as predictors
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.statistics import groups
 from dermray.evaluate.tasks.contract import Context, TaskResult
 
 
@@ -31,9 +32,9 @@ class Concepts:
     page = Path(__file__).with_name("page.html").read_text("utf-8")
 
     def texts(self, samples: Samples, config: EvaluateConfig) -> list[str]:
-        """The target prompts of all concepts and the reference sentences."""
-        prompts = Prompts.load()
-        return [text for name in concepts_of(samples)[0] for text in prompts.targets(name)] + list(prompts.references)
+        """Those of who predicts the concepts."""
+        asked = _asked(concepts_of(samples)[0])
+        return predictors.load(config.predictor_of("concepts")).texts(asked, config)
 
     def run(self, context: Context) -> TaskResult:
         """Score every readable image; a concept that is marked on none or on all of them is left out and named."""
@@ -47,9 +48,8 @@ class Concepts:
         if not both.any():
             raise EvaluationError("no concept is marked on some of the images and not on others; nothing to score")
         scored = [name for name, usable in zip(names, both, strict=True) if usable]
-        images, prompts = features.images[kept], Prompts.load()
-        columns = [_scores(images, features, prompts, name) for name in scored]
-        scores, marks_scored = np.stack(columns, axis=1), marks[:, both]
+        predict = context.predictor("concepts").ready(context.lesson(_asked(scored)))
+        scores, marks_scored, prompts = predict(context.seen(kept)).whole(), marks[:, both], Prompts.load()
         mean, each = mean_auroc(scores, marks_scored, bootstrap=config.bootstrap, seed=config.seed)
         good = sum(metric.value > GOOD_AUROC for metric in each)
         return TaskResult(
@@ -90,10 +90,10 @@ class Concepts:
         )
 
 
-def _scores(images: np.ndarray, features: Features, prompts: Prompts, concept: str) -> np.ndarray:
-    num_templates, num_terms = len(prompts.templates), len(prompts.terms[concept])
-    target = features.of_texts(prompts.targets(concept)).reshape(num_templates, num_terms, -1)
-    return presence_scores(images, target, features.of_texts(prompts.references)[:, None])
+def _asked(concepts: Sequence[str]) -> Classes:
+    """Concepts as a predictor is told what it is asked about."""
+    names = tuple(concepts)
+    return Classes(names, names, (None,) * len(names), np.zeros(0, dtype=np.int64))
 
 
 SCORER = Concepts()

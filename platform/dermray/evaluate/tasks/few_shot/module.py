@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dermray.evaluate.bootstrap import Metric
 from dermray.evaluate.probing import Labelled, over_seeds
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.statistics.bootstrap import Metric
 from dermray.evaluate.tasks.contract import Context, TaskResult
 
 

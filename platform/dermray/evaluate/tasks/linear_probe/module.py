@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from dermray.evaluate.bootstrap import Metric
 from dermray.evaluate.classified import describe
 from dermray.evaluate.linear_probe import SUBSET_SEED, label_fraction
 from dermray.evaluate.predictors.contract import Predict
 from dermray.evaluate.probing import Labelled, over_seeds
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.statistics.bootstrap import Metric
 from dermray.evaluate.tasks.contract import Context, TaskResult
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from dermray.errors import EvaluationError
-from dermray.evaluate import groups
-from dermray.evaluate.bootstrap import Metric
 from dermray.evaluate.predictions import RetrievalPredictions
-from dermray.evaluate.ranks import pair_ranks
 from dermray.evaluate.retrieval import DEFAULT_KS, group_scores, score_ranks
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.statistics import groups
+from dermray.evaluate.statistics.bootstrap import Metric
+from dermray.evaluate.statistics.ranks import pair_ranks
 from dermray.evaluate.tasks.contract import Context, TaskResult
 from dermray.scales import RETRIEVAL_WAYS
 

@@ -15,8 +15,6 @@ import numpy as np
 import torch
 
 from dermray.errors import EvaluationError
-from dermray.evaluate import metrics
-from dermray.evaluate.bootstrap import mean_distribution
 from dermray.evaluate.classes import Classes, classes_of
 from dermray.evaluate.classified import describe
 from dermray.evaluate.features import Features
@@ -24,6 +22,8 @@ from dermray.evaluate.predictions import ClassPredictions
 from dermray.evaluate.predictors import contract as predictors
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.evaluate.statistics import metrics
+from dermray.evaluate.statistics.bootstrap import mean_distribution
 from dermray.evaluate.tasks.contract import Context, TaskResult
 from dermray.evaluate.zero_shot import (
     LOGIT_SCALE,

@@ -20,8 +20,8 @@ import numpy as np
 from scipy.special import logsumexp
 
 from dermray.errors import EvaluationError
-from dermray.evaluate.bootstrap import Metric, mean_distribution
-from dermray.evaluate.metrics import checked
+from dermray.evaluate.statistics.bootstrap import Metric, mean_distribution
+from dermray.evaluate.statistics.metrics import checked
 
 NUM_BINS = 15
 SMALLEST_PROBABILITY = 1e-12

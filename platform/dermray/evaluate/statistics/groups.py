@@ -1,4 +1,4 @@
-"""For whom a model works: scores by skin type, sex, age, body site and source, and how far the groups lie apart."""
+"""For whom a model works: scores by skin type, sex, age, body site, source, kind of picture, and gaps of groups."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from dermray.corpus import patients
+from dermray.corpus.modality import modality
 from dermray.corpus.spelling import is_placeholder
-from dermray.evaluate.bootstrap import Distribution, Seed
+from dermray.evaluate.statistics.bootstrap import Distribution, Seed
 
 # Dimension → the group of each sample, None where it is not known.
 Groups = dict[str, list[str | None]]
@@ -29,12 +30,16 @@ TABLE_COLUMNS = {
     "age": ("age", "age_approx", "age_years"),
     "body_site": ("body_site", "localization", "region", "anatom_site_general", "body_region"),
     "source": ("source", "dataset", "attribution"),
+    "modality": ("modality", "image_type"),
 }
 _JOINED_TYPES = {"12": "I and II", "34": "III and IV", "56": "V and VI"}
 
 
 def of_corpus(rows: Iterable[Mapping[str, Any]]) -> Groups:
-    """Groups of prepared samples (`dermray.corpus.schema`) by their `skin_type`, `source` and `meta`."""
+    """Groups of prepared samples (`dermray.corpus.schema`) by their `skin_type`, `source`, `meta` and `modality`.
+
+    The dimension `modality` is only there where it is known of any sample: most corpora do not say it.
+    """
     groups: Groups = {name: [] for name in TABLE_COLUMNS}
     for row in rows:
         meta = row["meta"] or {}
@@ -44,6 +49,9 @@ def of_corpus(rows: Iterable[Mapping[str, Any]]) -> Groups:
         groups["age"].append(age_band(meta.get("age")))
         groups["body_site"].append(_word(meta.get("body_site") or ""))
         groups["source"].append(row["source"])
+        groups["modality"].append(row["modality"])
+    if not any(groups["modality"]):
+        del groups["modality"]
     return groups
 
 
@@ -155,4 +163,5 @@ _READ: dict[str, Callable[[str], str | None]] = {
     "age": lambda cell: age_band(patients.age_years(cell)),
     "body_site": _word,
     "source": _word,
+    "modality": modality,
 }
