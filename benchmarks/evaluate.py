@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from dermray.predict.zero_shot import TEMPLATES
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -39,7 +40,6 @@ from dermray.evaluate import suite
 from dermray.evaluate.concepts import TEMPERATURE, Prompts
 from dermray.evaluate.report import Report
 from dermray.evaluate.settings import EvaluateConfig
-from dermray.evaluate.zero_shot import TEMPLATES
 
 ROUNDS = 1
 BATCH_SIZE = 64

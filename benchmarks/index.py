@@ -18,9 +18,9 @@ import faiss
 import numpy as np
 
 from dermray import entry, storage
-from dermray.index import VectorIndex
-from dermray.index.embeddings import MANIFEST_NAME, Embeddings, Maker, Part, images_table, part_file, to_parquet
-from dermray.index.vectors import build
+from dermray.vectors.index import VectorIndex
+from dermray.vectors.index.embeddings import MANIFEST_NAME, Embeddings, Maker, Part, images_table, part_file, to_parquet
+from dermray.vectors.index.vectors import build
 
 NUM_CLUSTERS = 400
 NUM_QUERIES = 300

@@ -14,8 +14,8 @@ import time
 import numpy as np
 
 from dermray import cluster, entry
+from dermray.audit.duplicates import HASH_BITS, cross_pairs, near_groups
 from dermray.config import ClusterConfig
-from dermray.prepare.duplicates import HASH_BITS, cross_pairs, near_groups
 
 NUM_HASHES = 403_563
 MAX_DISTANCE = 6

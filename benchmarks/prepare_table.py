@@ -137,7 +137,7 @@ def measure(folder: Path, *, driver_alone: bool, plan_only: bool) -> int:
     from dermray.config import ClusterConfig
     from dermray.prepare.pipeline import read
     from dermray.prepare.settings import PrepareConfig
-    from dermray.prepare.sources import tables
+    from dermray.raw.sources import tables
 
     if driver_alone:
         tables.TASKS_FROM_BYTES = sys.maxsize

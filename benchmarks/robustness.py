@@ -105,7 +105,7 @@ def attack_images(seconds: float, folder: Path) -> Outcomes:
 
 def attack_archives(seconds: float, folder: Path) -> Outcomes:
     """Mutated zip and tar archives: listed, and every member read in place."""
-    from dermray.prepare import archives
+    from dermray.raw import archives
 
     packed = folder / "whole.zip"
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -197,8 +197,8 @@ def attack_documents(seconds: float, folder: Path) -> Outcomes:
     from dermray.config import read_yaml
     from dermray.corpus.manifest import Manifest
     from dermray.corpus.ontology import Ontology
-    from dermray.evaluate.gate import load_report
     from dermray.models.layout import read_config
+    from dermray.release.gate import load_report
     from dermray.train import checkpoint
 
     crafted = ["[" * 100_000, '{"a":' * 50_000, "9" * 5_000, "NaN", "null", "[]", '{"root": ["root"]}', '"\\ud800"', ""]
@@ -227,8 +227,8 @@ def attack_documents(seconds: float, folder: Path) -> Outcomes:
 
 def attack_paths(seconds: float, folder: Path) -> Outcomes:
     """Rows whose image path leads out of the input: none may be read."""
-    from dermray.prepare.fetch import ImageStore
     from dermray.prepare.plan import leaves_root
+    from dermray.raw.fetch import ImageStore
 
     secret = folder / "secret.jpg"
     secret.write_bytes(b"secret")

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from dermray.encoder import Encoder
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.statistics.bootstrap import mean_distribution
 from dermray.evaluate.tasks.contract import Context, TaskResult
 from dermray.evaluate.tasks.kinds import TaskKind
+from dermray.vectors.encoder import Encoder
 from tests import distilled, rotation_model
 
 agreement = TaskKind("Agreement with the teacher", __name__)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dermray.encoder_info import EncoderInfo
 from dermray.evaluate.classes import Classes
 from dermray.evaluate.predictors.contract import Lesson, Predict
 from dermray.evaluate.predictors.kinds import CLASSES, PredictorKind
 from dermray.evaluate.predictors.pictures import look_at
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.vectors.encoder_info import EncoderInfo
 from tests.corpora import COLOURS, RGB
 
 colours = PredictorKind(__name__, gives=CLASSES, vectors=False)

@@ -8,13 +8,13 @@ import numpy as np
 from pydantic import Field
 
 from dermray import storage
-from dermray.encoder_info import EncoderInfo
 from dermray.errors import ModelError
 from dermray.evaluate.classes import Classes
 from dermray.evaluate.predictors.contract import Lesson, Predict
 from dermray.evaluate.predictors.kinds import PredictorConfig, PredictorKind
 from dermray.evaluate.predictors.pictures import look_at
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.vectors.encoder_info import EncoderInfo
 
 # The whole model: how much each of red, green and blue counts.
 WEIGHTS = "risk.json"

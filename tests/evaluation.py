@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from dermray.encoder_info import EncoderInfo
 from dermray.evaluate.features import Features
 from dermray.evaluate.samples import Samples
+from dermray.vectors.encoder_info import EncoderInfo
 
 INFO = EncoderInfo("tiny", 32, 32, 24, "a" * 64, "b" * 64, 1000)
 WORDS = ("eczema", "dermatitis", "psoriasis", "melanoma", "nevus", "red", "pink", "black", "brown", "yellow")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dermray.prepare.sources.skincon import REJECTED
+from dermray.raw.sources.skincon import REJECTED
 from tests.raw_corpus import photograph
 
 # Spaces and Chinese letters are what the releases have in their file names.

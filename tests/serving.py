@@ -25,8 +25,7 @@ from PIL import Image
 
 from dermray import images, storage
 from dermray.errors import ImageError
-from dermray.index.embeddings import Embeddings, Maker, Part, images_table, part_file, texts_table, to_parquet
-from dermray.index.vectors import VectorIndex, build
+from dermray.predict import ConceptScore, ServedModel, locate, rank
 from dermray.service.engine.answers import Rejection, Timing
 from dermray.service.engine.verbs.annotate import Annotated
 from dermray.service.engine.verbs.classify import Classified
@@ -35,7 +34,8 @@ from dermray.service.engine.verbs.predict import Predicted
 from dermray.service.fleet.catalogue import Catalogue, Served, Slot
 from dermray.service.http.routes import create_app
 from dermray.service.settings import LimitsConfig, ServeConfig
-from dermray.serving import ConceptScore, ServedModel, locate, rank
+from dermray.vectors.index.embeddings import Embeddings, Maker, Part, images_table, part_file, texts_table, to_parquet
+from dermray.vectors.index.vectors import VectorIndex, build
 
 # A host name that the service takes for its own; the test client's own one is not.
 LOCAL = "http://127.0.0.1"
@@ -262,7 +262,7 @@ def save_embeddings(folder: Path, *, num_parts: int = 1, rows: int = 40, dim: in
 
 def save_index(folder: Path, model: Path, num_images: int = 24) -> Path:
     """An index of photographs by a model, as jobs/embed.py and jobs/index.py make it."""
-    from dermray.encoder import Encoder
+    from dermray.vectors.encoder import Encoder
 
     encoder = Encoder.load(str(model), device="cpu")
     photographs = [photograph(seed) for seed in range(num_images)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray import cloudpickle
 
-from dermray.prepare.sources import tables
+from dermray.raw.sources import tables
 
 
 def backwards(pieces: Mapping[str, Any], work: Callable[[Any], Any]) -> Iterator[tuple[str, Any]]:

@@ -8,13 +8,13 @@ import numpy as np
 from PIL import Image
 
 from dermray import images
-from dermray.encoder import Encoder
 from dermray.evaluate.predictions import ClassPredictions
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.statistics import metrics
 from dermray.evaluate.tasks.contract import Context, TaskResult
 from dermray.evaluate.tasks.kinds import TaskKind
+from dermray.vectors.encoder import Encoder
 
 turned = TaskKind("Quarter turns", __name__)
 

@@ -142,12 +142,12 @@ def serve_form(form: str, model: str, port: int) -> None:
 
 def serve_without_ray(model: str, port: int) -> None:
     """The application over an engine in this process."""
+    from dermray.predict import locate
     from dermray.service.engine.engine import Engine
     from dermray.service.fleet.catalogue import Catalogue, Served, Slot
     from dermray.service.fleet.replica import LocalBackend
     from dermray.service.http.routes import create_app
     from dermray.service.settings import LimitsConfig, ServeConfig
-    from dermray.serving import locate
 
     settings = ServeConfig(model=model, device="cpu", max_batch_size=BATCH_SIZE, num_cpus=NUM_CORES)
     engine = Engine(locate(model), settings)

@@ -19,10 +19,10 @@ import psutil
 import pytest
 import ray
 
-from dermray.encoder import Encoder
 from dermray.evaluate import features, suite
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.vectors.encoder import Encoder
 from tests.conftest import ROOT
 from tests.corpora import write_model, write_prepared_corpus
 

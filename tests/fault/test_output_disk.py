@@ -12,7 +12,7 @@ from dermray.errors import StorageError
 from dermray.evaluate.comparison import Comparison
 from dermray.evaluate.predictions import ClassPredictions
 from dermray.evaluate.report import Report, SuiteReport
-from dermray.index.vectors import VectorIndex, build
+from dermray.vectors.index.vectors import VectorIndex, build
 from tests.fault.conftest import Disk
 from tests.raw_corpus import content
 from tests.serving import save_embeddings

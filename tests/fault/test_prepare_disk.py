@@ -13,9 +13,9 @@ import torch
 
 from dermray import entry, images, ledger, storage
 from dermray.commands import prepare as prepare_job
-from dermray.embedding import store
 from dermray.errors import StorageError
 from dermray.train import checkpoint
+from dermray.vectors.embedding import store
 from tests import raw_corpus
 from tests.corpora import write_model
 from tests.fault.conftest import Disk

@@ -23,7 +23,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from dermray.client import Client
-from dermray.encoder import Encoder
+from dermray.vectors.encoder import Encoder
 from tests.serving import pids_of, replica_pids, running, save_tiny_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(600)]

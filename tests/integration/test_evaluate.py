@@ -15,9 +15,10 @@ from dermray.commands import evaluate as job
 from dermray.commands import sweep
 from dermray.config import TrackingConfig, parse
 from dermray.errors import ConfigError, CorpusError, EvaluationError, ModelError
-from dermray.evaluate import benchmarks, features, gate, predictions, suite
+from dermray.evaluate import benchmarks, features, predictions, suite
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.release import gate
 from dermray.tracking import lineage
 from tests import darkness
 from tests.conftest import ROOT
@@ -77,7 +78,7 @@ def test_broken_images_are_counted_and_left_out(reports):
 
 
 def test_features_equal_the_encoder_in_process(ray_cluster, inputs, tmp_path):
-    from dermray.encoder import Encoder
+    from dermray.vectors.encoder import Encoder
 
     samples = Samples.load(inputs["corpus"], "val")
     texts = ["a red patch", "a brown patch", "a red patch"]

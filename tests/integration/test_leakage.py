@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from dermray import images
+from dermray.audit import duplicates, leakage
+from dermray.audit.duplicates import near_groups, near_pairs
 from dermray.commands import leakage as job
 from dermray.corpus.manifest import Manifest, Shard
 from dermray.corpus.schema import SAMPLE
 from dermray.errors import CorpusError
-from dermray.prepare import duplicates, leakage
-from dermray.prepare.duplicates import near_groups, near_pairs
 from tests import corpora
 
 pytestmark = pytest.mark.ray

@@ -18,11 +18,11 @@ from PIL import Image
 
 from dermray.commands import evaluate, promote, register
 from dermray.config import parse
-from dermray.encoder import Encoder
 from dermray.errors import TrackingError
 from dermray.masks import encode_mask
 from dermray.train.pretrain import PretrainResult, pretrain
 from dermray.train.settings import PretrainConfig
+from dermray.vectors.encoder import Encoder
 from tests import distilled, rotation_model
 from tests.corpora import add_side_table, write_prepared_corpus
 from tests.fault.test_pretrain_kill import Killer, training_workers, wait_for

@@ -15,12 +15,12 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from dermray.predict.zero_shot import TEMPLATES, build_classifier
 
 from dermray.config import TrackingConfig
-from dermray.encoder import Encoder
-from dermray.evaluate.zero_shot import TEMPLATES, build_classifier
 from dermray.service.application import find_model
 from dermray.service.settings import ServeArgumentError, ServeConfig
+from dermray.vectors.encoder import Encoder
 from serve.app import build
 from tests.serving import CLASSES, bomb_png, data_uri, kill_encoder, photograph, running, save_tiny_model
 

@@ -15,8 +15,8 @@ import pytest
 from mlflow import MlflowClient
 
 from dermray.client import Client
-from dermray.encoder import Encoder
-from dermray.serving.gate import Golden
+from dermray.release.golden import Golden
+from dermray.vectors.encoder import Encoder
 from tests.serving import data_uri, photograph, replica_pids, running, save_tiny_model
 
 pytestmark = pytest.mark.ray

@@ -6,11 +6,11 @@ import httpx
 import pytest
 
 from dermray.client import Client
-from dermray.encoder import Encoder
 from dermray.errors import ServiceError, VectorIndexError
 from dermray.evaluate.samples import Samples
-from dermray.index.embeddings import Embeddings
 from dermray.service.settings import ServeArgumentError
+from dermray.vectors.encoder import Encoder
+from dermray.vectors.index.embeddings import Embeddings
 from serve.app import build
 from tests.serving import running, save_tiny_model
 

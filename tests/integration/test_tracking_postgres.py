@@ -14,7 +14,8 @@ import pytest
 
 from dermray import storage, tracking
 from dermray.config import TrackingConfig
-from dermray.tracking import lineage, verification
+from dermray.release import verification
+from dermray.tracking import lineage
 from tests.lineage import Chain
 from tests.mlflow_server import MlflowServer
 from tests.postgres import postgres

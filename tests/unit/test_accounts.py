@@ -11,19 +11,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dermray.audit.leakage import CorpusHashes
 from dermray.config import parse
 from dermray.corpus.accounts import OTHER_SPLIT, require_balance, told_in_words
 from dermray.evaluate.tables import Layout, RawTable
 from dermray.export import work
 from dermray.export.settings import ExportConfig
-from dermray.index import embed, vectors
-from dermray.index.settings import EmbedConfig
 from dermray.ingest.plan import EpochPlan
 from dermray.prepare import plan, reconcile, shard
-from dermray.prepare.leakage import CorpusHashes
 from dermray.train.epochs import LEFT_OVER, NOT_DRAWN
 from dermray.train.pretrain import samples_of_an_epoch
 from dermray.train.settings import PretrainConfig
+from dermray.vectors.index import embed, vectors
+from dermray.vectors.index.settings import EmbedConfig
 from tests import raw_corpus
 from tests.corpora import write_prepared_corpus
 from tests.serving import save_embeddings

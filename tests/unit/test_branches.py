@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from dermray.predict.zero_shot import hierarchy_hits
 from fastapi.testclient import TestClient
 
 from dermray.config import parse
@@ -23,7 +24,8 @@ from dermray.corpus.synonyms import Synonyms
 from dermray.errors import CorpusError
 from dermray.evaluate.classes import classes_of
 from dermray.evaluate.samples import Samples
-from dermray.evaluate.zero_shot import hierarchy_hits
+from dermray.predict.classifier import RankedClass
+from dermray.predict.hierarchy import roll_up
 from dermray.prepare import pipeline, samples
 from dermray.prepare.commit import commit
 from dermray.prepare.reconcile import reconcile
@@ -32,8 +34,6 @@ from dermray.prepare.shard import ShardMaker
 from dermray.service.fleet.catalogue import Catalogue
 from dermray.service.http.routes import create_app
 from dermray.service.settings import LimitsConfig
-from dermray.serving.classifier import RankedClass
-from dermray.serving.hierarchy import roll_up
 from tests.raw_sources import write_images, write_table
 from tests.serving import LOCAL, DummyBackend, data_uri, photograph
 

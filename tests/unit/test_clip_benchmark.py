@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dermray.encoder import Encoder
 from dermray.evaluate import clip_benchmark, zero_shot
 from dermray.evaluate.retrieval import retrieval_metrics
 from dermray.evaluate.statistics.metrics import classification
+from dermray.vectors.encoder import Encoder
 from tests.corpora import MODEL_CFG, jpeg, write_model
 
 CLASSES = ["eczema", "psoriasis", "melanoma", "nevus", "acne", "vitiligo", "rosacea"]

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 # What says when something happened, or compares with dates of files and servers; none of it measures a time.
 DATES = {
     "platform/dermray/prepare/rewriting/endpoint.py",
-    "platform/dermray/tracking/garbage.py",
+    "platform/dermray/release/garbage.py",
     "platform/dermray/tracking/runs.py",
     "platform/dermray/tracking/system.py",
     "platform/dermray/tuning/records.py",

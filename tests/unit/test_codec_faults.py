@@ -16,22 +16,23 @@ import simplejpeg
 from PIL import Image, ImageFile
 
 from dermray import images, reporting
+from dermray.audit import leakage
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.shards import ShardIndex
-from dermray.encoder import Encoder
 from dermray.errors import CorpusError, ImageError
 from dermray.evaluate import report as evaluation_report
 from dermray.evaluate.samples import Samples
-from dermray.index import embed
 from dermray.ingest.decoding import Decoder, read, unpacked
 from dermray.ingest.settings import DataConfig
 from dermray.models import factory
-from dermray.prepare import leakage, report
+from dermray.prepare import report
 from dermray.service.engine.decoding import DecodePool
 from dermray.tracking.flavour import DermRayModel
 from dermray.train.objectives.contrastive.validation import Validator
 from dermray.train.objectives.contrastive.views import ImageAndCaption
 from dermray.train.settings import ValidationConfig
+from dermray.vectors.encoder import Encoder
+from dermray.vectors.index import embed
 from tests import corpora, raw_corpus
 from tests.serving import photograph
 from tests.unit.test_prepare_shard import make, reported, settings

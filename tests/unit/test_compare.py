@@ -16,7 +16,7 @@ from sklearn import metrics as reference
 
 from dermray.commands import compare as job
 from dermray.errors import ConfigError, EvaluationError
-from dermray.evaluate import gate, predictions
+from dermray.evaluate import predictions
 from dermray.evaluate.compare import Difference, compare, compare_reports
 from dermray.evaluate.comparison import run
 from dermray.evaluate.concepts import mean_auroc
@@ -28,6 +28,7 @@ from dermray.evaluate.statistics.bootstrap import Distribution, Metric, resample
 from dermray.evaluate.statistics.metrics import METRIC_NAMES, classification
 from dermray.evaluate.tasks.contract import Context, scorer
 from dermray.evaluate.tasks.kinds import ours
+from dermray.release import gate
 from tests.conftest import ROOT
 from tests.corpora import write_prepared_corpus
 from tests.evaluation import INFO, features_of

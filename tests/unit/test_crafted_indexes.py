@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dermray.errors import VectorIndexError
-from dermray.index import VectorIndex, graphs
-from dermray.index.vectors import build
+from dermray.vectors.index import VectorIndex, graphs
+from dermray.vectors.index.vectors import build
 from tests.serving import save_embeddings
 
 ROOT = Path(__file__).parents[2]

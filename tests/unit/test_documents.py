@@ -15,11 +15,11 @@ from dermray.config import Config
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import Ontology
 from dermray.errors import DermRayError, DocumentError
-from dermray.evaluate import gate
-from dermray.index.vectors import VectorIndex
 from dermray.models import layout
+from dermray.release import gate
 from dermray.train import failures
 from dermray.tuning.records import RECORD_NAME, Status, TrialRecord
+from dermray.vectors.index.vectors import VectorIndex
 
 JSON = {
     "deep lists": "[" * 100_000,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dermray.prepare import duplicates
-from dermray.prepare.duplicates import NO_PAIRS, Search, cross_pairs, distances, near_groups, near_pairs, resembling
+from dermray.audit import duplicates
+from dermray.audit.duplicates import NO_PAIRS, Search, cross_pairs, distances, near_groups, near_pairs, resembling
 
 # Small enough that hypothesis finds hashes that lie near each other, equal ones, and full buckets.
 SEEDS = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4)

@@ -17,21 +17,22 @@ import torch
 from dermray import models
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.shards import ShardIndex
-from dermray.encoder import Encoder
 from dermray.ingest import decoding
 from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Batch
 from dermray.ingest.plan import EpochPlan
 from dermray.ingest.tokens import portable
+from dermray.predict import locate
+from dermray.release import golden as gate
 from dermray.service.engine.engine import Engine
 from dermray.service.settings import ServeConfig
-from dermray.serving import gate, locate
 from dermray.train import checkpoint, loop, pretrain
 from dermray.train.objectives.contrastive.module import Contrastive
 from dermray.train.objectives.contrastive.views import ImageAndCaption
 from dermray.train.optimiser import build_optimiser
 from dermray.train.progress import StepRecord
 from dermray.train.settings import PretrainConfig
+from dermray.vectors.encoder import Encoder
 from tests.corpora import RGB, jpeg
 from tests.recorded import Recorded, unpacked
 

@@ -12,14 +12,14 @@ import pytest
 
 from dermray import storage
 from dermray.corpus.manifest import Manifest
-from dermray.embedding import pipeline, store
-from dermray.embedding.actor import EncodeActor, Work
-from dermray.embedding.store import Store, key_of
-from dermray.embedding.units import ImageFiles, RowGroup
-from dermray.encoder import Encoder
 from dermray.errors import EvaluationError, ModelError, StorageError
 from dermray.evaluate import features
 from dermray.evaluate.samples import Samples
+from dermray.vectors.embedding import pipeline, store
+from dermray.vectors.embedding.actor import EncodeActor, Work
+from dermray.vectors.embedding.store import Store, key_of
+from dermray.vectors.embedding.units import ImageFiles, RowGroup
+from dermray.vectors.encoder import Encoder
 from tests.corpora import jpeg, write_model, write_prepared_corpus
 from tests.s3 import BUCKET, faulty_s3
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from dermray import models
-from dermray.encoder import Encoder
 from dermray.errors import ImageError, ModelError
+from dermray.vectors.encoder import Encoder
 from tests.corpora import RGB, jpeg, write_model
 
 IMAGES = [jpeg(colour, width=50 + 7 * seed, seed=seed) for seed, colour in enumerate([*RGB.values()] * 3)]

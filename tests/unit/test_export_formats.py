@@ -32,7 +32,7 @@ from dermray.export.work import Work, begin, commit, plan
 from dermray.prepare.plan import plan_shards, usable_rows
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import ShardMaker
-from dermray.prepare.sources import READERS, SourceRequest
+from dermray.raw.sources import READERS, SourceRequest
 from tests import raw_corpus
 from tests.corpora import add_side_table, write_prepared_corpus
 from tests.s3 import BUCKET, faulty_s3

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from dermray import image_bounds, images, reporting
-from dermray.encoder import Encoder
 from dermray.errors import ImageError
+from dermray.vectors.encoder import Encoder
 from tests.serving import save_tiny_model
 
 ROOT = Path(__file__).parents[2]

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from dermray import models
-from dermray.encoder import Encoder
 from dermray.errors import ModelError
 from dermray.models import image_encoders, layout
+from dermray.vectors.encoder import Encoder
 from tests.corpora import RGB, jpeg, write_image_encoder
 
 IMAGES = [

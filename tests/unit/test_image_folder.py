@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dermray.prepare import archives, sources
-from dermray.prepare.fetch import ImageStore
-from dermray.prepare.sources import SourceRequest
+from dermray.raw import archives, sources
+from dermray.raw.fetch import ImageStore
+from dermray.raw.sources import SourceRequest
 from tests.raw_corpus import photograph
 from tests.raw_sources import write_images
 

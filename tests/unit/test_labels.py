@@ -25,8 +25,8 @@ from dermray.prepare.amend import Amender
 from dermray.prepare.reconcile import reconcile
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import ShardMaker
-from dermray.prepare.sources import READERS, SourceRequest
-from dermray.prepare.sources.rows import Columns
+from dermray.raw.sources import READERS, SourceRequest
+from dermray.raw.sources.rows import Columns
 from tests.raw_sources import write_images, write_samples, write_table
 
 ROOT = Path(__file__).parents[2]

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from dermray import images
+from dermray.audit.leakage import Comparison, CorpusHashes, JoinedHashes, Leakage, check_inputs, group_hashes, select
+from dermray.audit.leakage_report import shown_pairs, summarise
+from dermray.audit.leakage_settings import CorpusPart, LeakageConfig, corpus_part
 from dermray.config import parse
 from dermray.corpus.manifest import Manifest, Shard
 from dermray.corpus.shards import ShardIndex
 from dermray.errors import ConfigError, CorpusError
-from dermray.prepare.leakage import Comparison, CorpusHashes, JoinedHashes, Leakage, check_inputs, group_hashes, select
-from dermray.prepare.leakage_report import shown_pairs, summarise
-from dermray.prepare.leakage_settings import CorpusPart, LeakageConfig, corpus_part
 from tests.corpora import write_prepared_corpus
 
 

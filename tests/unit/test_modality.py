@@ -27,7 +27,7 @@ from dermray.prepare.reconcile import reconcile
 from dermray.prepare.records import ShardRecord
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import ShardMaker
-from dermray.prepare.sources import READERS, SourceRequest
+from dermray.raw.sources import READERS, SourceRequest
 from tests.raw_corpus import photograph
 from tests.raw_sources import LAYOUTS
 

@@ -14,11 +14,11 @@ import safetensors.torch
 import torch
 
 from dermray import models
-from dermray.encoder import Encoder
 from dermray.errors import ModelError
 from dermray.models import kinds, layout
-from dermray.serving import gate
+from dermray.release import golden as gate
 from dermray.tracking.flavour import DermRayModel, signature
+from dermray.vectors.encoder import Encoder
 from tests import rotation_model
 from tests.corpora import RGB, jpeg, write_image_encoder
 from tests.serving import save_tiny_model

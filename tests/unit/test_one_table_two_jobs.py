@@ -24,9 +24,9 @@ from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.statistics.groups import SKIN_TYPES, age_band
 from dermray.evaluate.tables import Layout, RawTable
 from dermray.prepare import samples as samples_of
-from dermray.prepare import sources
 from dermray.prepare.labels import counted
-from dermray.prepare.sources import SourceRequest
+from dermray.raw import sources
+from dermray.raw.sources import SourceRequest
 from dermray.raw.splits import split_name
 from tests.raw_sources import write_images, write_table
 

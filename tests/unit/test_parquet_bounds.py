@@ -17,11 +17,10 @@ from dermray import parquet_bounds
 from dermray.corpus import shards
 from dermray.corpus.manifest import Manifest
 from dermray.errors import CorpusError, DermRayError
-from dermray.index import VectorIndex
-from dermray.index.embeddings import Embeddings
-from dermray.index.vectors import build
-from dermray.prepare import parquet_images
-from dermray.raw import tables
+from dermray.raw import parquet_images, tables
+from dermray.vectors.index import VectorIndex
+from dermray.vectors.index.embeddings import Embeddings
+from dermray.vectors.index.vectors import build
 from tests.corpora import write_prepared_corpus
 from tests.serving import save_embeddings
 

@@ -16,10 +16,10 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from dermray.errors import CorpusError, StorageError
-from dermray.prepare import parquet_images
-from dermray.prepare.fetch import Fetched, ImageStore
-from dermray.prepare.sources import READERS, RawRows, SourceRequest
-from dermray.prepare.sources.rows import Columns
+from dermray.raw import parquet_images
+from dermray.raw.fetch import Fetched, ImageStore
+from dermray.raw.sources import READERS, RawRows, SourceRequest
+from dermray.raw.sources.rows import Columns
 from tests.raw_corpus import photograph
 from tests.raw_sources import write_images
 

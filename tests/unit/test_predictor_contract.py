@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from dermray.config import parse
-from dermray.encoder_info import EncoderInfo
 from dermray.errors import ConfigError, EvaluationError, ModelError
 from dermray.evaluate import predictions
 from dermray.evaluate.classes import Classes
@@ -29,6 +28,7 @@ from dermray.evaluate.statistics.bootstrap import Metric
 from dermray.evaluate.suite import check_inputs, evaluate
 from dermray.evaluate.tasks import kinds as tasks
 from dermray.evaluate.tasks.contract import Context, TaskResult, scorer
+from dermray.vectors.encoder_info import EncoderInfo
 from tests import darkness, rotation_model, without_ray
 from tests.corpora import write_prepared_corpus
 from tests.evaluation import features_of

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermray.errors import CorpusError
-from dermray.prepare import archives
-from dermray.prepare.fetch import NO_STAMP, Fetched, ImageStore
-from dermray.prepare.sources import webdataset
-from dermray.prepare.sources.rows import SourceRequest
+from dermray.raw import archives
+from dermray.raw.fetch import NO_STAMP, Fetched, ImageStore
+from dermray.raw.sources import webdataset
+from dermray.raw.sources.rows import SourceRequest
 
 FILES = {
     "youtube/a.jpg": b"first" * 300,

@@ -11,9 +11,9 @@ import pytest
 
 from dermray import storage
 from dermray.errors import StorageError
-from dermray.prepare import fetch
-from dermray.prepare.fetch import NO_STAMP, ImageStore, ahead
-from dermray.prepare.sources import READERS, SourceRequest
+from dermray.raw import fetch
+from dermray.raw.fetch import NO_STAMP, ImageStore, ahead
+from dermray.raw.sources import READERS, SourceRequest
 from tests.raw_sources import LAYOUTS
 from tests.s3 import BUCKET, HALF, RESET, SHORT_BODY, SLOW, SLOW_DOWN, STALLED, FaultyProxy, faulty_s3
 from tests.unit.test_prepare_archives import write_tar, write_zip

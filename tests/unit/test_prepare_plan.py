@@ -21,8 +21,8 @@ from dermray.prepare import labels
 from dermray.prepare.dealing import Dealt, deal
 from dermray.prepare.digests import group_digest, image_digests
 from dermray.prepare.plan import Plan, ShardSpec, leaves_root, plan_shards, usable_rows, without_known
-from dermray.prepare.sources.rows import RAW, DroppedRow, RawRows
 from dermray.prepare.splitting import Holdings, require_groups
+from dermray.raw.sources.rows import RAW, DroppedRow, RawRows
 from dermray.raw.spill import Spill, collected
 
 

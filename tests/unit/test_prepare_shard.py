@@ -22,8 +22,8 @@ from dermray.prepare.records import ShardRecord, read_record
 from dermray.prepare.samples import build_sample, resolve_labels
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import ShardMaker, made_by
-from dermray.prepare.sources import READERS, SourceRequest
-from dermray.prepare.sources.rows import RAW
+from dermray.raw.sources import READERS, SourceRequest
+from dermray.raw.sources.rows import RAW
 from tests import raw_corpus
 
 TREE = Ontology(

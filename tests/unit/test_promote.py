@@ -13,8 +13,9 @@ from dermray import storage, tracking
 from dermray.commands import promote
 from dermray.config import TrackingConfig
 from dermray.errors import ConfigError, TrackingError
-from dermray.evaluate import gate, predictions
+from dermray.evaluate import predictions
 from dermray.evaluate.statistics.metrics import classification
+from dermray.release import gate
 from tests.lineage import Chain
 
 # Value, low, high.

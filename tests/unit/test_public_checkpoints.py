@@ -25,10 +25,10 @@ import torch
 from torch import nn
 
 from dermray import models
-from dermray.encoder import Encoder
 from dermray.errors import ModelError
 from dermray.models import huggingface
 from dermray.models.hub import environment as environment_of_workers
+from dermray.vectors.encoder import Encoder
 from tests.corpora import MODEL_CFG, jpeg
 
 PREPROCESS_CFG = {

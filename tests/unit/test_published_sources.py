@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from dermray.errors import CorpusError
-from dermray.prepare import archives
-from dermray.prepare.fetch import ImageStore
 from dermray.prepare.pipeline import read as read_work
 from dermray.prepare.settings import PrepareConfig
-from dermray.prepare.sources import READERS, RawRows, SourceRequest, derm1m
+from dermray.raw import archives
+from dermray.raw.fetch import ImageStore
+from dermray.raw.sources import READERS, RawRows, SourceRequest, derm1m
 from tests.raw_corpus import photograph
 from tests.raw_sources import (
     DERM1M,

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from dermray.corpus.captions import ontology_caption
-from dermray.prepare import sources
-from dermray.prepare.fetch import MISSING_FILE, OUTSIDE, ImageStore
-from dermray.prepare.sources import RawRows, SourceRequest
+from dermray.raw import sources
+from dermray.raw.fetch import MISSING_FILE, OUTSIDE, ImageStore
 from dermray.raw.litter import litter, told
+from dermray.raw.sources import RawRows, SourceRequest
 from tests.raw_sources import LAYOUTS
 
 LITTER = (".ipynb_checkpoints/a-checkpoint.jpg", "@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg", "._1.jpg", "__MACOSX/._a.jpg")

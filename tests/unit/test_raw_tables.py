@@ -20,8 +20,8 @@ from dermray.evaluate.tables import MALFORMED, Layout
 from dermray.evaluate.tables import RawTable as EvaluationTable
 from dermray.prepare import pipeline
 from dermray.prepare.settings import PrepareConfig
-from dermray.prepare.sources import READERS, SourceRequest
 from dermray.raw import tables, text
+from dermray.raw.sources import READERS, SourceRequest
 from dermray.raw.splits import others, split_name, split_of_file, told_of_others
 from dermray.raw.tables import parse, parse_text
 

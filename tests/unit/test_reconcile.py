@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dermray.audit.duplicates import near_groups
 from dermray.corpus.manifest import Shard
-from dermray.prepare.duplicates import near_groups
 from dermray.prepare.reconcile import Amendment, Reconciled, reconcile
 from dermray.prepare.records import NOTES, ShardRecord
 from dermray.prepare.settings import NearDuplicates

@@ -23,22 +23,23 @@ from dermray.corpus import exchange
 from dermray.corpus.manifest import Manifest, Shard
 from dermray.corpus.synthetic import writer as synthetic
 from dermray.errors import DermRayError
-from dermray.evaluate import compare, gate, leakage
+from dermray.evaluate import compare, leakage
 from dermray.export import manifest as export
-from dermray.index import embeddings
 from dermray.models import layout as models
+from dermray.predict.model import _own_classes
 from dermray.prepare import generations, records
 from dermray.prepare.records import NOTES, ShardRecord
-from dermray.prepare.sources import webdataset
-from dermray.prepare.sources.rows import DroppedRow, RawTable, SourceRequest
-from dermray.serving.gate import Golden
-from dermray.serving.model import _own_classes
-from dermray.tracking import garbage, lineage, registry, runs
+from dermray.raw.sources import webdataset
+from dermray.raw.sources.rows import DroppedRow, RawTable, SourceRequest
+from dermray.release import garbage, gate
+from dermray.release.golden import Golden
+from dermray.tracking import lineage, registry, runs
 from dermray.train import checkpoint
 from dermray.tuning import population
 from dermray.tuning.plan import plan_trials
 from dermray.tuning.records import RECORD_NAME, Exploit, Point, Status, TrialRecord
 from dermray.tuning.settings import SweepConfig
+from dermray.vectors.index import embeddings
 from tests.conftest import ROOT
 from tests.sweeps import CORPORA
 from tests.unit.test_documents import JSON

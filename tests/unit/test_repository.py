@@ -42,16 +42,16 @@ FORBIDDEN = {
     "dermray.reporting": {"ray", "torch", "mlflow"},
     "dermray.tuning.space": {"ray", "torch", "mlflow"},
     # Processes of Ray's load these once a trial or part, and models take seconds to import.
-    "dermray.index.embed": {"torch", "mlflow"},
+    "dermray.vectors.index.embed": {"torch", "mlflow"},
     # Reports are compared, and aliases moved, by what stands in files.
     "dermray.evaluate.comparison": {"ray", "torch", "mlflow"},
-    "dermray.evaluate.gate": {"ray", "torch", "mlflow"},
+    "dermray.release.gate": {"ray", "torch", "mlflow"},
     "dermray.evaluate.statistics": {"ray", "mlflow"},
     "dermray.prepare.shard": {"ray", "scipy", "torch", "mlflow"},
     "dermray.train.pretrain": {"open_clip", "mlflow"},
     "dermray.tuning.trial": {"open_clip"},
     "dermray.tuning.sweep": {"open_clip"},
-    "dermray.tracking.verification": {"torch"},
+    "dermray.release.verification": {"torch"},
     # What answers over HTTP is tested without a cluster, and what asks a model without HTTP.
     "dermray.service.http": {"ray", "mlflow"},
     "dermray.service.engine": {"ray", "mlflow"},

@@ -27,7 +27,7 @@ from dermray.prepare.rewriting.captions import RewriteStats, rewrite_captions
 from dermray.prepare.rewriting.settings import RewriteConfig
 from dermray.prepare.rewriting.tasks import DECOMPOSE, REWRITE
 from dermray.prepare.settings import PrepareConfig
-from dermray.prepare.sources.rows import RAW, RawRows, assemble, raw_captions
+from dermray.raw.sources.rows import RAW, RawRows, assemble, raw_captions
 from tests import llm_server
 from tests.llm_server import LlmServer, rewritten, sub_captions
 from tests.s3 import BUCKET, faulty_s3

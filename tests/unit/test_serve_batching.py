@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dermray import images
+from dermray.predict import ModelSource
 from dermray.service.engine import decoding
 from dermray.service.engine.batching import Batcher
 from dermray.service.engine.decoding import Room
@@ -19,7 +20,6 @@ from dermray.service.fleet.catalogue import Catalogue
 from dermray.service.fleet.replica import ReplicaBackend
 from dermray.service.http.routes import create_app
 from dermray.service.settings import LimitsConfig
-from dermray.serving import ModelSource
 from tests.serving import DummyBackend
 
 

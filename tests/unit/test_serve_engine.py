@@ -15,8 +15,10 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from dermray.errors import ModelError
-from dermray.evaluate.concept_terms import Prompts
 from dermray.evaluate.concepts import presence_scores
+from dermray.predict import locate
+from dermray.predict.classifier import TURN_PROMPTS
+from dermray.predict.concept_terms import Prompts
 from dermray.service.engine import decoding
 from dermray.service.engine.answers import Rejection, Timing
 from dermray.service.engine.backend import VERBS, Backend
@@ -31,8 +33,6 @@ from dermray.service.http.routes import create_app
 from dermray.service.http.schemas import ImageRequest, Texts
 from dermray.service.refusals import Refusal
 from dermray.service.settings import LimitsConfig, ServeConfig
-from dermray.serving import locate
-from dermray.serving.classifier import TURN_PROMPTS
 from tests.serving import LOCAL, animated_gif, bomb_png, data_uri, photograph, save_tiny_model
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dermray.index import VectorIndex
-from dermray.index.vectors import build
 from dermray.service.fleet.catalogue import Catalogue
 from dermray.service.http.routes import create_app
 from dermray.service.settings import LimitsConfig
+from dermray.vectors.index import VectorIndex
+from dermray.vectors.index.vectors import build
 from tests.serving import DummyBackend, listening, save_embeddings
 
 pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")

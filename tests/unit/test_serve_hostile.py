@@ -15,12 +15,12 @@ import pytest
 from fastapi import FastAPI
 
 from dermray.corpus.ontology import Ontology
-from dermray.index import VectorIndex
-from dermray.index.vectors import build
 from dermray.service.fleet.catalogue import Catalogue
 from dermray.service.http.auth import Access, _digest
 from dermray.service.http.routes import create_app
 from dermray.service.settings import LimitsConfig
+from dermray.vectors.index import VectorIndex
+from dermray.vectors.index.vectors import build
 from tests.serving import CLASSES, DummyBackend, data_uri, listening, photograph, save_embeddings
 
 SIZE = 20 * 2**20 - 1024

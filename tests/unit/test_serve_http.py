@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 
 from dermray.corpus.ontology import Ontology
 from dermray.evaluate import benchmarks
-from dermray.index import VectorIndex
-from dermray.index.vectors import build
+from dermray.predict import concept_names
 from dermray.service.fleet.catalogue import Catalogue, Served, Slot
 from dermray.service.http.routes import create_app
 from dermray.service.refusals import Refusal, unavailable
 from dermray.service.settings import LimitsConfig
-from dermray.serving import concept_names
+from dermray.vectors.index import VectorIndex
+from dermray.vectors.index.vectors import build
 from tests.serving import CLASSES, LOCAL, DummyBackend, bomb_png, data_uri, photograph, save_embeddings
 
 ONTOLOGY = Ontology.from_json(

@@ -12,11 +12,12 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
-from dermray.encoder import Encoder
 from dermray.errors import ModelError
+from dermray.predict import locate
+from dermray.release import golden as gate
 from dermray.service.engine.engine import Engine
 from dermray.service.settings import ServeConfig
-from dermray.serving import gate, locate
+from dermray.vectors.encoder import Encoder
 from tests import rotation_model
 from tests.corpora import write_image_encoder
 from tests.serving import LOCAL, data_uri, local_app, photograph, save_tiny_model

@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 
 from dermray.corpus.ontology import display_names
 from dermray.errors import ConfigError, ModelError
+from dermray.predict import ClassifierCache, TooManyBuildsError, locate, num_prompts, rank
+from dermray.predict.classifier import PROMPT_CHARS, TURN_PROMPTS
 from dermray.service.application import find_model
 from dermray.service.fleet.command import CONTROLLER_OPTIONS
 from dermray.service.http.auth import ADMIN_TOKENS_VARIABLE, TOKENS_VARIABLE, is_loopback
@@ -27,8 +29,6 @@ from dermray.service.http.endpoints.embeddings import encode_vector
 from dermray.service.http.payload import decode_data_uri
 from dermray.service.refusals import Refusal
 from dermray.service.settings import ServeArgumentError, ServeConfig, parse_arguments
-from dermray.serving import ClassifierCache, TooManyBuildsError, locate, num_prompts, rank
-from dermray.serving.classifier import PROMPT_CHARS, TURN_PROMPTS
 
 ROOT = Path(__file__).parents[2]
 

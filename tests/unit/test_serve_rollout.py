@@ -12,8 +12,9 @@ from mlflow import MlflowClient
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from dermray import models
-from dermray.encoder import Encoder
 from dermray.errors import ModelError, TrackingError
+from dermray.predict import ModelSource
+from dermray.release.golden import GOLDEN_NAME, Check, Golden, examine
 from dermray.service.fleet import rollout
 from dermray.service.fleet.catalogue import Served, Slot
 from dermray.service.fleet.following import AskedChanges, Follower
@@ -21,8 +22,7 @@ from dermray.service.fleet.registry import MlflowRegistry
 from dermray.service.fleet.rollout import Rollout, Rollouts
 from dermray.service.refusals import Refusal
 from dermray.service.settings import parse_arguments
-from dermray.serving import ModelSource
-from dermray.serving.gate import GOLDEN_NAME, Check, Golden, examine
+from dermray.vectors.encoder import Encoder
 from serve.app import build
 from tests.serving import DummyBackend, save_tiny_model
 

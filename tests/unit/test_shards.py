@@ -19,10 +19,10 @@ from dermray.corpus import shards
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.schema import SAMPLE
 from dermray.corpus.shards import ShardIndex, Verify, digests_to_check, label_counts
-from dermray.embedding.units import row_groups
 from dermray.errors import CorpusError, StorageError
 from dermray.export.parts import Samples
 from dermray.prepare.shard import write_shard
+from dermray.vectors.embedding.units import row_groups
 from tests.corpora import sample, write_prepared_corpus
 
 NUM_SAMPLES = 21

@@ -34,7 +34,7 @@ from dermray.prepare.records import ShardRecord
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import ShardMaker
 from dermray.prepare.sides import SideMaker, Sides, gathered, join
-from dermray.tracking import verification
+from dermray.release import verification
 from dermray.tracking.lineage import Node
 from tests import without_ray
 from tests.conftest import ROOT

@@ -11,7 +11,7 @@ import pytest
 from dermray.corpus import branches, sides
 from dermray.corpus.ontology import Ontology
 from dermray.prepare import samples
-from dermray.prepare.sources import READERS, SourceRequest
+from dermray.raw.sources import READERS, SourceRequest
 from tests.raw_sources import LAYOUTS
 
 MELANOMA = (

@@ -13,15 +13,14 @@ import pytest
 
 from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
 from dermray.errors import CorpusError
-from dermray.prepare import sources
-from dermray.prepare.fetch import ImageStore
 from dermray.prepare.plan import leaves_root, plan_shards, usable_rows
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import ShardMaker
-from dermray.prepare.sources import READERS, RawRows, SourceRequest
-from dermray.prepare.sources import csv as csv_reader
-from dermray.prepare.sources.rows import RAW, RawTable
-from dermray.raw import spill, tables
+from dermray.raw import sources, spill, tables
+from dermray.raw.fetch import ImageStore
+from dermray.raw.sources import READERS, RawRows, SourceRequest
+from dermray.raw.sources import csv as csv_reader
+from dermray.raw.sources.rows import RAW, RawTable
 from tests.raw_sources import LAYOUTS
 from tests.table_tasks import backwards, in_small_pieces
 

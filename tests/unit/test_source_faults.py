@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from dermray.errors import CorpusError
-from dermray.prepare import sources
 from dermray.prepare.plan import plan_shards, usable_rows
-from dermray.prepare.sources import RawRows, SourceRequest, derm1m
-from dermray.prepare.sources.rows import Columns
-from dermray.prepare.sources.skincon import REJECTED
-from dermray.prepare.sources.telling import told_of
+from dermray.raw import sources
+from dermray.raw.sources import RawRows, SourceRequest, derm1m
+from dermray.raw.sources.rows import Columns
+from dermray.raw.sources.skincon import REJECTED
+from dermray.raw.sources.telling import told_of
 from tests.raw_corpus import photograph
 from tests.raw_sources import DERM1M_IMAGES, FITZPATRICK, LAYOUTS, NAMES, Row, write_samples, write_table
 

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from dermray.errors import CorpusError
-from dermray.prepare.sources import READERS, RawRows, SourceRequest, derm1m
-from dermray.prepare.sources.rows import RAW, Columns, of_patients, raw_captions, text
+from dermray.raw.sources import READERS, RawRows, SourceRequest, derm1m
+from dermray.raw.sources.rows import RAW, Columns, of_patients, raw_captions, text
 
 DERM1M_ROW = {
     "filename": "youtube/a_frame_1_0.jpg",

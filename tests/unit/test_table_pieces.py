@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from dermray.errors import CorpusError, StorageError
-from dermray.prepare.sources import READERS, SourceRequest
-from dermray.prepare.sources.rows import Columns
 from dermray.raw import cutting
 from dermray.raw.cutting import cut
+from dermray.raw.sources import READERS, SourceRequest
+from dermray.raw.sources.rows import Columns
 from tests.raw_sources import LAYOUTS
 from tests.table_tasks import backwards, in_small_pieces
 

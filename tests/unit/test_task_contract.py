@@ -13,7 +13,7 @@ import pytest
 
 from dermray.config import parse
 from dermray.errors import ConfigError, EvaluationError
-from dermray.evaluate import gate, predictions
+from dermray.evaluate import predictions
 from dermray.evaluate.predictors import contract as predictors
 from dermray.evaluate.probing import Labelled
 from dermray.evaluate.report import build
@@ -23,6 +23,7 @@ from dermray.evaluate.statistics.bootstrap import Metric
 from dermray.evaluate.suite import check_inputs
 from dermray.evaluate.tasks import kinds
 from dermray.evaluate.tasks.contract import Context, TaskResult, require_sound, scorer
+from dermray.release import gate
 from dermray.scales import Scale
 from tests import centroids
 from tests.corpora import write_prepared_corpus

@@ -25,11 +25,11 @@ from pydantic import Field
 from dermray import redaction, tracking
 from dermray.config import Config, TrackingConfig
 from dermray.corpus.manifest import Manifest, Shard
-from dermray.encoder import Encoder
 from dermray.errors import DermRayError, ModelError, TrackingError
 from dermray.tracking import facts
 from dermray.tracking.flavour import DermRayModel
 from dermray.tracking.spool import Spool
+from dermray.vectors.encoder import Encoder
 from tests import rotation_model
 from tests.corpora import write_model
 

@@ -14,10 +14,10 @@ import pytest
 from dermray import storage
 from dermray.corpus.manifest import Manifest
 from dermray.errors import ModelError, VectorIndexError
-from dermray.index import VectorIndex, embed
-from dermray.index.embeddings import MANIFEST_NAME, Embeddings
-from dermray.index.settings import EmbedConfig
-from dermray.index.vectors import build
+from dermray.vectors.index import VectorIndex, embed
+from dermray.vectors.index.embeddings import MANIFEST_NAME, Embeddings
+from dermray.vectors.index.settings import EmbedConfig
+from dermray.vectors.index.vectors import build
 from tests.corpora import write_image_encoder, write_prepared_corpus
 from tests.serving import save_embeddings
 

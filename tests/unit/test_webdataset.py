@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dermray.prepare import sources
-from dermray.prepare.sources import RawRows, SourceRequest
+from dermray.raw import sources
+from dermray.raw.sources import RawRows, SourceRequest
 from tests.raw_sources import write_samples
 
 

@@ -14,26 +14,27 @@ import s3fs
 import torch
 
 from dermray import exclusive, ledger, models, object_stores, storage
+from dermray.audit import leakage_report
+from dermray.audit.leakage import Comparison as Compared
+from dermray.audit.leakage import CorpusHashes, JoinedHashes, Leakage
+from dermray.audit.leakage_settings import LeakageConfig
 from dermray.corpus.manifest import Manifest
-from dermray.embedding import store
 from dermray.errors import ClaimError, StorageError
 from dermray.evaluate.comparison import Comparison
 from dermray.evaluate.predictions import ClassPredictions
 from dermray.evaluate.report import Report
 from dermray.export.settings import ExportConfig
 from dermray.export.work import begin, commit, plan
-from dermray.index.vectors import build
-from dermray.prepare import leakage_report, report
-from dermray.prepare.leakage import Comparison as Compared
-from dermray.prepare.leakage import CorpusHashes, JoinedHashes, Leakage
-from dermray.prepare.leakage_settings import LeakageConfig
+from dermray.prepare import report
 from dermray.prepare.records import NOTES, ShardRecord, write_record
 from dermray.prepare.rewriting.cache import Cache
 from dermray.prepare.shard import write_shard
-from dermray.prepare.sources.rows import DroppedRow
-from dermray.serving.gate import Golden
+from dermray.raw.sources.rows import DroppedRow
+from dermray.release.golden import Golden
 from dermray.train import checkpoint, failures
 from dermray.tuning.records import TrialRecord
+from dermray.vectors.embedding import store
+from dermray.vectors.index.vectors import build
 from tests import without_ray
 from tests.corpora import sample, write_model, write_prepared_corpus
 from tests.s3 import (

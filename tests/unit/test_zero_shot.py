@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from dermray.predict.zero_shot import TEMPLATES, classifier_weights, fill, hierarchy_hits
 
 from dermray.config import parse
 from dermray.corpus import branches
 from dermray.corpus.ontology import Ontology
-from dermray.encoder_info import EncoderInfo
 from dermray.errors import ConfigError, CorpusError, EvaluationError
 from dermray.evaluate.features import Features
 from dermray.evaluate.report import build
@@ -21,7 +21,7 @@ from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.tasks.contract import Context
 from dermray.evaluate.tasks.retrieval.module import Retrieval
 from dermray.evaluate.tasks.zero_shot.module import ZeroShot
-from dermray.evaluate.zero_shot import TEMPLATES, classifier_weights, fill, hierarchy_hits
+from dermray.vectors.encoder_info import EncoderInfo
 from tests.corpora import CONDITIONS, write_prepared_corpus
 
 INFO = EncoderInfo("tiny", 4, 32, 24, "a" * 64, "b" * 64, 1000)

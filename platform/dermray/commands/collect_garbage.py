@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "with dry_run=false.",
     )
     from dermray import tracking
-    from dermray.tracking import garbage
+    from dermray.release import garbage
 
     found = garbage.find(config.tracking, config.roots, min_age_days=config.min_age_days)
     for item in found:

@@ -9,7 +9,7 @@ from dermray import cluster, entry, ledger, storage
 from dermray.config import load
 from dermray.corpus.accounts import told_in_words
 from dermray.corpus.manifest import Manifest
-from dermray.index.settings import EmbedConfig
+from dermray.vectors.index.settings import EmbedConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def run(config: EmbedConfig) -> int:
 def _run(config: EmbedConfig) -> int:
     """Embed under an MLflow run and say what came of it."""
     from dermray import tracking
-    from dermray.index.embed import embed
+    from dermray.vectors.index.embed import embed
 
     manifest = Manifest.load(config.corpus)
     for split in config.splits or ():

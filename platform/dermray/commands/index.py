@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dermray import entry, storage
 from dermray.config import load
 from dermray.corpus.accounts import told_in_words
-from dermray.index.settings import IndexConfig
+from dermray.vectors.index.settings import IndexConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     entry.begin("index", f"reading {config.embeddings}")
     from dermray import tracking
-    from dermray.index.vectors import build
+    from dermray.vectors.index.vectors import build
 
     name = config.run_name or f"index {storage.name_of(config.embeddings)}"
     with tracking.run(config.tracking, kind="index", name=name, resolved=config) as current:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dermray import entry, ledger, storage
+from dermray.audit.leakage_settings import LeakageConfig
 from dermray.config import load
-from dermray.prepare.leakage_settings import LeakageConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,9 +30,9 @@ def run(config: LeakageConfig) -> int:
 def _run(config: LeakageConfig) -> int:
     """Search under an MLflow run, write the report and say what came of it."""
     from dermray import cluster, tracking
+    from dermray.audit import leakage_report
+    from dermray.audit.leakage import check_inputs, find_leakage
     from dermray.corpus.manifest import Manifest
-    from dermray.prepare import leakage_report
-    from dermray.prepare.leakage import check_inputs, find_leakage
 
     check_inputs(config)
     cluster.connect(config.cluster)

@@ -13,7 +13,8 @@ from dermray import documents, ledger, redaction, storage
 from dermray.config import Config, TrackingConfig, load
 
 if TYPE_CHECKING:
-    from dermray.tracking import lineage, verification
+    from dermray.release import verification
+    from dermray.tracking import lineage
 
 JSON_NAME, HTML_NAME = "lineage.json", "lineage.html"
 
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="jobs/lineage.py",
         description="Print what something came from and led to, and verify that it is still what it was.",
     )
-    from dermray.tracking import lineage, verification
+    from dermray.release import verification
+    from dermray.tracking import lineage
 
     graph = lineage.trace(config.of, config.tracking)
     findings = verification.verify(graph, config.tracking) if config.verify else None

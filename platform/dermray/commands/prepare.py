@@ -32,7 +32,7 @@ def look(config: PrepareConfig) -> int:
     """Say what the table holds and would come to; no cluster, nothing written, no language model asked."""
     from dermray.prepare import report
     from dermray.prepare.pipeline import look
-    from dermray.prepare.sources import OF_FILES
+    from dermray.raw.sources import OF_FILES
 
     work = look(config)
     named = report.reasons_in_words(work.plan.dropped, by_name=config.source in OF_FILES)

@@ -11,7 +11,7 @@ from pydantic import Field
 from dermray.config import Config, TrackingConfig, load
 
 if TYPE_CHECKING:
-    from dermray.tracking import promotion
+    from dermray.release import promotion
 
 
 # Keys that say which version an alias goes to, or whether it may.
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     from dermray import tracking
     from dermray.printable import printable
-    from dermray.tracking import promotion
+    from dermray.release import promotion
 
     move = _move(config)
     print("\n".join(printable(line) for line in move.lines()))
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _move(config: PromoteConfig) -> promotion.Move:
     from dermray.errors import ConfigError
-    from dermray.tracking import promotion
+    from dermray.release import promotion
 
     if config.roll_back:
         unused = sorted(config.model_fields_set & DECIDE)

@@ -51,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     entry.begin("register", "loading torch and the model's settings")
     from dermray import models, tracking
-    from dermray.evaluate import gate
     from dermray.model_uri import LOCAL_PREFIX
     from dermray.models import kinds, layout
+    from dermray.release import gate
 
     models.described(config.model)
     metric = config.metric or kinds.of(config.model).metric
@@ -113,9 +113,9 @@ def _scoring(report: Mapping[str, Any], metric: str) -> dict[str, str]:
 
 def write_golden(model: str) -> None:
     """Leave in the model folder what the model gives for a few inputs, here and now."""
-    from dermray.encoder import Encoder
     from dermray.model_uri import folder_uri
-    from dermray.serving.gate import Golden
+    from dermray.release.golden import Golden
+    from dermray.vectors.encoder import Encoder
 
     folder = folder_uri(model)
     if folder is not None:

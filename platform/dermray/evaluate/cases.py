@@ -9,7 +9,6 @@ from dermray import storage
 from dermray.corpus import branches
 from dermray.corpus.manifest import MANIFEST_NAME, Manifest
 from dermray.corpus.ontology import Ontology
-from dermray.embedding.units import ImageFiles
 from dermray.errors import CorpusError
 from dermray.evaluate import benchmarks, telling
 from dermray.evaluate.benchmarks import Benchmark
@@ -20,6 +19,7 @@ from dermray.evaluate.tables import Layout, RawTable, find
 from dermray.evaluate.tasks import kinds
 from dermray.raw import splits as splits_of
 from dermray.raw.splits import split_name
+from dermray.vectors.embedding.units import ImageFiles
 
 # What a table of one's own is scored by beside the rest where it has rows to learn from.
 LEARNING_TASKS = ("linear_probe", "knn", "few_shot")

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dermray.errors import EvaluationError
-from dermray.evaluate.concept_terms import Prompts
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.statistics import metrics
 from dermray.evaluate.statistics.bootstrap import Distribution, Metric, Seed, resample_weights
+from dermray.predict.concept_terms import Prompts
 
 # Reports are compared by scores that were saved, without torch.
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Features of the images and texts of an evaluation: computed once, kept in a store, shared by all tasks and runs.
 
-The work itself is `dermray.embedding`: Ray Data over a pool of encoders, one Parquet part a row group, some image files
+The work itself is `dermray.vectors.embedding`: Ray Data over a pool of encoders, one Parquet part a row group, some image files
 or a few hundred texts. Each text is encoded once however often it occurs. An image that is missing or cannot be decoded
 costs one row: it is counted by reason and left out.
 """
@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dermray.embedding.pipeline import obtain
-from dermray.embedding.store import Store, Vectors, default_uri, unit_length
-from dermray.encoder_info import WITHOUT_TEXTS, EncoderInfo, Precision
 from dermray.errors import EvaluationError
 from dermray.evaluate.samples import Samples
 from dermray.progress import Say, busy
+from dermray.vectors.embedding.pipeline import obtain
+from dermray.vectors.embedding.store import Store, Vectors, default_uri, unit_length
+from dermray.vectors.encoder_info import WITHOUT_TEXTS, EncoderInfo, Precision
 
 
 @dataclass(frozen=True)

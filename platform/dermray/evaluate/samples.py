@@ -1,6 +1,6 @@
 """The samples that are scored: everything about them but their pixels, in the order of their manifest or table.
 
-Images are read where they are encoded (`dermray.embedding`); the few that a report shows are read one by one.
+Images are read where they are encoded (`dermray.vectors.embedding`); the few that a report shows are read one by one.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dermray.corpus.accounts import OTHER_SPLIT, require_balance
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import MODALITY
-from dermray.embedding.units import Images, RowGroup, read_file, read_row_group, row_groups
 from dermray.evaluate.statistics import groups
+from dermray.vectors.embedding.units import Images, RowGroup, read_file, read_row_group, row_groups
 
 RAW_ASPECT = "raw"
 BEYOND = "beyond max_samples"

@@ -9,7 +9,6 @@ from typing import cast
 
 from dermray import models
 from dermray.corpus.accounts import require_balance
-from dermray.encoder_info import EncoderInfo
 from dermray.errors import EvaluationError
 from dermray.evaluate import cases, features
 from dermray.evaluate.cases import Case, Skipped
@@ -22,6 +21,7 @@ from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.tasks.contract import Context, TaskResult, require_sound, scorer
 from dermray.progress import Say, busy
+from dermray.vectors.encoder_info import EncoderInfo
 
 
 def check_inputs(config: EvaluateConfig, *, model_uri: str | None = None) -> None:

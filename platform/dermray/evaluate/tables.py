@@ -17,7 +17,6 @@ from dermray import storage
 from dermray.corpus.accounts import require_balance
 from dermray.corpus.ontology import Ontology
 from dermray.corpus.spelling import is_placeholder
-from dermray.embedding.units import ImageFiles
 from dermray.errors import CorpusError, SplitError, StorageError
 from dermray.evaluate import telling
 from dermray.evaluate.samples import Samples
@@ -26,6 +25,7 @@ from dermray.raw import tables
 from dermray.raw.cells import captions_in, written_list
 from dermray.raw.spelling import folded
 from dermray.raw.splits import split_name
+from dermray.vectors.embedding.units import ImageFiles
 
 IMAGES_PER_UNIT = 64
 # Rows whose images are looked for to find the folder that paths start from.

@@ -23,7 +23,7 @@ from dermray.evaluate.classes import classes_of
 from dermray.evaluate.samples import Samples
 
 if TYPE_CHECKING:
-    from dermray.encoder import Encoder
+    from dermray.vectors.encoder import Encoder
 
 # The prompts of the published benchmarks (Derm1M, arXiv 2503.14911).
 TEMPLATES = (

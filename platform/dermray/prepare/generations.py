@@ -20,12 +20,12 @@ from dermray.corpus.manifest import MANIFEST_NAME, Manifest
 from dermray.corpus.ontology import Ontology
 from dermray.errors import CorpusError, DocumentError, OntologyError
 from dermray.prepare.digests import image_digests
-from dermray.prepare.fetch import ahead
 from dermray.prepare.plan import Usable
 from dermray.prepare.records import RECORDS, ShardRecord, read_record
 from dermray.prepare.settings import PrepareConfig
-from dermray.prepare.sources.rows import DroppedRow, RawTable
 from dermray.prepare.splitting import Holdings
+from dermray.raw.fetch import ahead
+from dermray.raw.sources.rows import DroppedRow, RawTable
 
 NUM_READERS = 16
 SIDE_TABLES = "side_tables"

@@ -15,10 +15,10 @@ from dermray.corpus import branches, spelling
 from dermray.corpus.ontology import Ontology, display_names
 from dermray.corpus.sides import side_of
 from dermray.corpus.synonyms import Synonyms
-from dermray.prepare.archives import shown
 from dermray.prepare.samples import differing, resolve_labels
-from dermray.prepare.sources.telling import NUM_SHOWN_ROWS, in_words, names_of
 from dermray.printable import printable
+from dermray.raw.archives import shown
+from dermray.raw.sources.telling import NUM_SHOWN_ROWS, in_words, names_of
 from dermray.raw.spill import blocks
 
 # Label texts that the terminal names, and what each may mean.

@@ -18,17 +18,16 @@ from typing import Any
 import numpy as np
 
 from dermray import interrupts, ledger, storage
+from dermray.audit.duplicates import near_groups, resembling
+from dermray.audit.leakage import read_hashes
 from dermray.corpus.manifest import Manifest, Shard
 from dermray.errors import CorpusError
 from dermray.prepare import report, told
 from dermray.prepare.amend import Amender
 from dermray.prepare.commit import commit, publish, remove_unnamed, with_sides
-from dermray.prepare.duplicates import near_groups, resembling
-from dermray.prepare.fetch import ahead
 from dermray.prepare.generations import NUM_READERS, Generation, content, identity, tables_of
 from dermray.prepare.graph import KEPT, amend_shards, make_shards, make_sides
 from dermray.prepare.held_sides import held_sides
-from dermray.prepare.leakage import read_hashes
 from dermray.prepare.plan import ShardSpec
 from dermray.prepare.reconcile import Amendment, Excluded, Reconciled, reconcile
 from dermray.prepare.records import RECORDS, ShardRecord, read_record, record_uri
@@ -36,10 +35,11 @@ from dermray.prepare.rewriting.captions import RewriteStats
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import DATA, ShardMaker
 from dermray.prepare.sides import Sides, gathered, join
-from dermray.prepare.sources import OF_FILES
-from dermray.prepare.sources.rows import DroppedRow, RawTable
 from dermray.prepare.work import Work, check_ceiling, look, read, tell
 from dermray.printable import printable
+from dermray.raw.fetch import ahead
+from dermray.raw.sources import OF_FILES
+from dermray.raw.sources.rows import DroppedRow, RawTable
 
 __all__ = ["PrepareResult", "Work", "look", "prepare", "read"]
 

@@ -23,8 +23,8 @@ from dermray.corpus.accounts import require_balance
 from dermray.prepare.dealing import Dealt, deal
 from dermray.prepare.digests import image_digests
 from dermray.prepare.settings import TRAIN
-from dermray.prepare.sources.rows import DroppedRow, RawRows
 from dermray.prepare.splitting import NOTHING, Holdings, belonging, narrow_rows, split_images
+from dermray.raw.sources.rows import DroppedRow, RawRows
 from dermray.raw.spill import blocks, collected
 
 # Reasons for which a row is dropped before its image is looked at, in the order in which they are tried.

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from dermray import documents, parquet_bounds, storage
 from dermray.corpus.manifest import Shard
 from dermray.errors import CorpusError, DocumentError
-from dermray.prepare.sources.rows import DroppedRow
+from dermray.raw.sources.rows import DroppedRow
 
 RECORDS = "records"
 _METADATA = b"dermray.record"

@@ -23,17 +23,17 @@ from dermray.corpus.branches import contradictions
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import CAPTION_ASPECTS, PAIR_ASPECTS
-from dermray.prepare.archives import shown
-from dermray.prepare.fetch import ImageStore
 from dermray.prepare.generations import Generation
 from dermray.prepare.records import ShardRecord
 from dermray.prepare.report_pictures import samples_shown, twins_shown
 from dermray.prepare.samples import MODALITIES, UNTEXTED, WORDS_LIMIT, WORDS_STEP
 from dermray.prepare.settings import PrepareConfig
-from dermray.prepare.sources.rows import DroppedRow, merged_counts
-from dermray.prepare.sources.telling import in_words
 from dermray.prepare.told import summed
 from dermray.printable import printable
+from dermray.raw.archives import shown
+from dermray.raw.fetch import ImageStore
+from dermray.raw.sources.rows import DroppedRow, merged_counts
+from dermray.raw.sources.telling import in_words
 from dermray.reporting import plots
 
 FOLDER = "report"

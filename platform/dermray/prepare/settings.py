@@ -13,8 +13,8 @@ from dermray.corpus.manifest import SideKind
 from dermray.images import DEFAULT_MAX_PIXELS, PILLOW_MAX_PIXELS
 from dermray.ledger import WaitForOutput
 from dermray.prepare.rewriting.settings import RewriteConfig
-from dermray.prepare.sources import READERS
-from dermray.prepare.sources.rows import DEFAULT_COLUMNS, Columns
+from dermray.raw.sources import READERS
+from dermray.raw.sources.rows import DEFAULT_COLUMNS, Columns
 
 NearDuplicates = Literal["keep", "mark", "drop"]
 IfExists = Literal["append", "replace"]

@@ -30,12 +30,12 @@ from dermray.corpus.schema import MODALITY, SAMPLE, SCHEMA_VERSION, WHOLE
 from dermray.corpus.shards import stored_columns
 from dermray.errors import ImageError
 from dermray.prepare.digests import group_digest, row_digest, without_unknown
-from dermray.prepare.fetch import Fetched, ImageStore, Stamp, ahead
 from dermray.prepare.plan import ShardSpec
 from dermray.prepare.records import NOTES, ShardRecord, read_record, write_record
 from dermray.prepare.samples import Counts, RawRow, build_sample, count_rows, count_sample, resolve_labels
 from dermray.prepare.settings import PrepareConfig
-from dermray.prepare.sources.rows import DroppedRow
+from dermray.raw.fetch import Fetched, ImageStore, Stamp, ahead
+from dermray.raw.sources.rows import DroppedRow
 
 # To be raised when this package makes other bytes from the same input.
 FORMAT = 4

@@ -26,12 +26,12 @@ from dermray.corpus.shards import read_row_group, stored_columns
 from dermray.corpus.side_tables import FOLDER, ID, schema_of
 from dermray.corpus.spelling import is_placeholder
 from dermray.errors import CorpusError, ImageError
-from dermray.prepare.fetch import ImageStore, ahead
 from dermray.prepare.plan import leaves_root
 from dermray.prepare.records import ShardRecord
 from dermray.prepare.settings import PrepareConfig, SideTableConfig
-from dermray.prepare.sources.rows import RawTable
 from dermray.raw import tables
+from dermray.raw.fetch import ImageStore, ahead
+from dermray.raw.sources.rows import RawTable
 from dermray.raw.tables import DroppedRow, StringTable
 
 NO_KEY, DOUBLED, NO_SAMPLE, SEVERAL = "no_key", "key_stood_above", "no_sample", "several_samples"

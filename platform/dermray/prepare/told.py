@@ -15,9 +15,9 @@ from dermray.prepare.reconcile import Reconciled
 from dermray.prepare.records import ShardRecord
 from dermray.prepare.samples import COPIES
 from dermray.prepare.settings import PrepareConfig
-from dermray.prepare.sources import OF_FILES, RawRows, SourceRequest
-from dermray.prepare.sources.telling import told_of
 from dermray.raw import splits
+from dermray.raw.sources import OF_FILES, RawRows, SourceRequest
+from dermray.raw.sources.telling import told_of
 from dermray.raw.spill import blocks
 from dermray.raw.telling import most_frequent
 

@@ -19,12 +19,12 @@ from dermray.prepare.rewriting.captions import RewriteStats, rewrite_captions
 from dermray.prepare.samples import MODALITIES
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.sides import read_side_tables
-from dermray.prepare.sources import OF_FILES, RawRows, SourceRequest
-from dermray.prepare.sources import read as read_source
-from dermray.prepare.sources.rows import EXCLUDED, DroppedRow, RawTable
 from dermray.prepare.splitting import require_groups
 from dermray.prepare.timing import Timing
 from dermray.printable import printable
+from dermray.raw.sources import OF_FILES, RawRows, SourceRequest
+from dermray.raw.sources import read as read_source
+from dermray.raw.sources.rows import EXCLUDED, DroppedRow, RawTable
 from dermray.raw.tables import StringTable
 
 

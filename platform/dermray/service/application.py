@@ -18,6 +18,7 @@ from ray.serve.config import BackpressureConfig
 
 from dermray import storage
 from dermray.errors import ConfigError, DermRayError
+from dermray.predict import ModelSource, locate
 from dermray.progress import busy
 from dermray.service.engine.engine import max_ongoing
 from dermray.service.fleet import command, following
@@ -28,7 +29,6 @@ from dermray.service.http.auth import Access
 from dermray.service.http.origins import Origins
 from dermray.service.refusals import RETRY_AFTER_S
 from dermray.service.settings import ServeArgumentError, ServeConfig, parse_arguments
-from dermray.serving import ModelSource, locate
 
 REGISTRY_PREFIX = "models:/"
 MAX_GATEWAY_REQUESTS = 1024

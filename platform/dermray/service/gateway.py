@@ -9,7 +9,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from dermray import redaction
-from dermray.index import VectorIndex
+from dermray.predict import ModelSource
+from dermray.release.golden import Check
 from dermray.service.fleet.catalogue import Catalogue, Fleet, Served, Slot
 from dermray.service.fleet.ending import Draining, Ending
 from dermray.service.fleet.following import AskedChanges, Follower, own_gateways
@@ -20,8 +21,7 @@ from dermray.service.http.auth import Access
 from dermray.service.http.metrics import merged
 from dermray.service.http.routes import create_app
 from dermray.service.settings import ServeConfig
-from dermray.serving import ModelSource
-from dermray.serving.gate import Check
+from dermray.vectors.index import VectorIndex
 
 SCRAPE_TIMEOUT_S = 2.0
 

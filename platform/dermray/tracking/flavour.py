@@ -1,7 +1,7 @@
 """MLflow's `python_function` flavour of a model folder: `mlflow.pyfunc.load_model(URI).predict(table)`.
 
 The folder keeps the layout of its kind; MLflow's files (`MLmodel`, `requirements.txt`, `input_example.json`, …) lie
-beside. No pickle: MLflow calls `_load_pyfunc` of this module, which opens the folder with `dermray.encoder`. The
+beside. No pickle: MLflow calls `_load_pyfunc` of this module, which opens the folder with `dermray.vectors.encoder`. The
 environment that loads it needs DermRay itself installed.
 """
 
@@ -26,7 +26,7 @@ from PIL import Image
 from dermray import __version__
 from dermray.errors import DermRayError, ModelError
 from dermray.models.kinds import IN_WORDS, Answer
-from dermray.serving import locate
+from dermray.predict import locate
 
 IMAGE, TEXT, PREDICTION = "image", "text", "prediction"
 # Where the model folder is, when it is not beside `MLmodel`.
@@ -64,7 +64,7 @@ class DermRayModel:
         Raises:
             ModelError: it holds no model.
         """
-        from dermray.encoder import Encoder
+        from dermray.vectors.encoder import Encoder
 
         self._encoder = Encoder.load(folder)
         self._classes = locate(folder).classes
@@ -134,8 +134,8 @@ class DermRayModel:
     def _classify(
         self, answer: pd.DataFrame, vectors: np.ndarray, images: list[bytes | None], labels: tuple[str, ...]
     ) -> None:
-        from dermray.evaluate.zero_shot import build_classifier
-        from dermray.serving.classifier import rank
+        from dermray.predict.classifier import rank
+        from dermray.predict.zero_shot import build_classifier
 
         if not labels:
             raise ModelError("the model names no classes of its own; give params labels=[...]")

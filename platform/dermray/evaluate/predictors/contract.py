@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Protocol, cast
 import numpy as np
 
 from dermray import extensions
-from dermray.encoder_info import EncoderInfo
 from dermray.errors import EvaluationError
 from dermray.evaluate.classes import Classes
 from dermray.evaluate.predictors import kinds
 from dermray.evaluate.predictors.kinds import PredictorConfig
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.vectors.encoder_info import EncoderInfo
 
 if TYPE_CHECKING:
     from dermray.evaluate.features import Features

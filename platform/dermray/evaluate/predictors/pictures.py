@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from dermray import images, pieces
-from dermray.embedding.units import Images
 from dermray.errors import EvaluationError, ImageError
 from dermray.evaluate.predictors.contract import UNREADABLE, Predicted, Seen
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.progress import Progress, Say, print_line
+from dermray.vectors.embedding.units import Images
 
 # From images, uint8 `[H, W, 3]` of sizes of their own, upright and in sRGB, to a row of numbers for each: `[n, …]`.
 Look = Callable[[list[np.ndarray]], np.ndarray]

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dermray import storage
 from dermray.errors import CorpusError
-from dermray.prepare.fetch import ahead
 from dermray.prepare.rewriting.answers import AnswerError, Reason, checked
+from dermray.raw.fetch import ahead
 
 MAX_SEGMENT_BYTES = 256 << 20
 NUM_READERS = 8

@@ -21,7 +21,7 @@ from dermray.prepare.rewriting.asking import Asking, Tally, check_ceiling
 from dermray.prepare.rewriting.cache import Cache
 from dermray.prepare.rewriting.settings import RewriteConfig
 from dermray.prepare.rewriting.tasks import DECOMPOSE, TASKS, Task
-from dermray.prepare.sources.rows import RAW, RawRows
+from dermray.raw.sources.rows import RAW, RawRows
 
 FOLDER = "rewrites"
 ROWS_AT_ONCE = 50_000

@@ -9,12 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+from dermray.predict import ServedModel
 from dermray.service.engine.verb import Verb
 from dermray.service.engine.verbs.annotate import ANNOTATE
 from dermray.service.engine.verbs.classify import CLASSIFY
 from dermray.service.engine.verbs.embed import EMBED
 from dermray.service.engine.verbs.predict import PREDICT
-from dermray.serving import ServedModel
 
 
 class Backend(ABC):

@@ -21,6 +21,9 @@ import numpy as np
 from dermray import images
 from dermray.errors import ModelError
 from dermray.model_uri import folder_uri
+from dermray.predict import ClassifierCache, ModelSource, ServedModel, TooManyBuildsError
+from dermray.predict.model import served_model
+from dermray.release.golden import Check, Golden, examine, smoke
 from dermray.service.engine.answers import Rejection, Timing
 from dermray.service.engine.backend import VERBS, Backend
 from dermray.service.engine.batching import Batcher, Ridden
@@ -28,9 +31,6 @@ from dermray.service.engine.decoding import DecodePool
 from dermray.service.engine.verb import Lane, Pass, Verb
 from dermray.service.refusals import Refusal
 from dermray.service.settings import ServeConfig
-from dermray.serving import ClassifierCache, ModelSource, ServedModel, TooManyBuildsError
-from dermray.serving.gate import Check, Golden, examine, smoke
-from dermray.serving.model import served_model
 
 # Decoded images beside the batch that computes and the one that fills, in batches.
 BATCHES_AHEAD = 4
@@ -89,8 +89,8 @@ class Engine(Backend):
         # Here, and not above: the gateway imports this module and may need no torch.
         import torch
 
-        from dermray.encoder import Encoder
-        from dermray.evaluate.zero_shot import TEMPLATES
+        from dermray.predict.zero_shot import TEMPLATES
+        from dermray.vectors.encoder import Encoder
 
         # What Ray reserved for this process; replicas on one machine would otherwise all use every core.
         torch.set_num_threads(max(1, int(settings.num_cpus)))
@@ -137,7 +137,7 @@ class Engine(Backend):
         return self._model
 
     def examine(self) -> list[Check]:
-        """What the model shows before it is served; see `dermray.serving.gate`. Blocks for a few passes."""
+        """What the model shows before it is served; see `dermray.release.golden`. Blocks for a few passes."""
         folder = folder_uri(self._source.uri)
         return examine(self.encoder, Golden.load(folder) if folder is not None else None)
 
@@ -235,7 +235,7 @@ class Engine(Backend):
 
     def classifier_of(self, templates: Sequence[str]) -> Callable[[Sequence[str]], np.ndarray]:
         """What makes a classifier, float32 `[D, C]`, of C classes by templates: a `build` of `table`. Seconds."""
-        from dermray.evaluate.zero_shot import build_classifier
+        from dermray.predict.zero_shot import build_classifier
 
         return lambda names: build_classifier(self.encoder, list(names), list(templates))
 

@@ -14,8 +14,8 @@ from dermray.models.kinds import Answer
 from dermray.service.engine.answers import Rejection
 
 if TYPE_CHECKING:
-    from dermray.encoder import Encoder
     from dermray.service.engine.engine import Engine
+    from dermray.vectors.encoder import Encoder
 
 TakesT = ParamSpec("TakesT")
 AnswerT = TypeVar("AnswerT")

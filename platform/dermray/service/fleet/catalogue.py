@@ -8,9 +8,9 @@ from typing import Protocol
 
 from dermray.corpus.ontology import Ontology
 from dermray.models.kinds import IN_WORDS, Answer
+from dermray.predict import ModelSource, ServedModel
 from dermray.service.engine.backend import Backend
 from dermray.service.refusals import Refusal
-from dermray.serving import ModelSource, ServedModel
 
 
 class Fleet(Protocol):

@@ -16,11 +16,11 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from dermray import redaction
+from dermray.predict import ModelSource
 from dermray.service.fleet.catalogue import Fleet, Served, Slot
 from dermray.service.fleet.replica import ReplicaFleet, faults_are_refusals
 from dermray.service.fleet.rollout import Outcome, Rollout, Rollouts, Standings, load_ontology
 from dermray.service.settings import ServeConfig
-from dermray.serving import ModelSource
 
 logger = logging.getLogger("dermray.serve")
 GATEWAY = "gateway"

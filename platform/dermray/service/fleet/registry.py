@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dermray import tracking
+from dermray.predict import ModelSource, locate
+from dermray.release.golden import Check
 from dermray.service.settings import ServeConfig
-from dermray.serving import ModelSource, locate
-from dermray.serving.gate import Check
 
 REGISTRY_PREFIX = tracking.MODELS_PREFIX
 

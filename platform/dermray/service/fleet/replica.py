@@ -14,13 +14,13 @@ from ray.serve.handle import DeploymentHandle
 
 from dermray import redaction
 from dermray.errors import DermRayError, ModelError
+from dermray.predict import ModelSource, ServedModel
+from dermray.release.golden import Check
 from dermray.service.engine.backend import VERBS, Backend
 from dermray.service.engine.engine import Engine
 from dermray.service.engine.verb import Verb
 from dermray.service.refusals import Refusal, unavailable
 from dermray.service.settings import ServeConfig
-from dermray.serving import ModelSource, ServedModel
-from dermray.serving.gate import Check
 
 # The version that answers, the one before it (for a roll-back), and one more while it is examined.
 MAX_VERSIONS = 3

@@ -16,9 +16,9 @@ from typing import Literal, Protocol
 from dermray.corpus import branches
 from dermray.corpus.ontology import Ontology
 from dermray.errors import DermRayError
+from dermray.predict import ModelSource
+from dermray.release.golden import Check
 from dermray.service.refusals import Refusal
-from dermray.serving import ModelSource
-from dermray.serving.gate import Check
 
 logger = logging.getLogger("dermray.serve")
 # How long a gateway waits for a change before it asks once more.
@@ -52,7 +52,7 @@ class Examiner(Protocol):
     """The processes in which the versions of a model run."""
 
     async def examine(self, source: ModelSource) -> list[Check]:
-        """Load a version everywhere and say what it shows; see `dermray.serving.gate`.
+        """Load a version everywhere and say what it shows; see `dermray.release.golden`.
 
         Raises:
             Refusal: 503 when that is not possible just now.

@@ -15,13 +15,13 @@ from urllib.parse import quote
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dermray.predict import ServedModel
 from dermray.printable import printable
 from dermray.service.fleet.catalogue import Catalogue
 from dermray.service.http.auth import Access
 from dermray.service.http.metrics import Metrics
 from dermray.service.refusals import Refusal, respond, too_large
 from dermray.service.settings import LimitsConfig
-from dermray.serving import ServedModel
 
 logger = logging.getLogger("dermray.serve")
 

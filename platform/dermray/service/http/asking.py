@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 
-from dermray.index import VectorIndex
+from dermray.predict import ServedModel
 from dermray.service.engine.answers import Rejection, Timing
 from dermray.service.engine.verb import Verb
 from dermray.service.engine.verbs.embed import Embedded
@@ -26,7 +26,7 @@ from dermray.service.http.page import Page
 from dermray.service.http.schemas import ErrorResponse, ImageRequest, ModelIdentity
 from dermray.service.refusals import Refusal
 from dermray.service.settings import LimitsConfig
-from dermray.serving import ServedModel
+from dermray.vectors.index import VectorIndex
 
 
 class OfImage(Protocol):

@@ -20,7 +20,6 @@ from starlette.types import Receive, Scope, Send
 
 import dermray
 from dermray.errors import DermRayError
-from dermray.index import VectorIndex
 from dermray.service.fleet.catalogue import Catalogue, Served
 from dermray.service.fleet.rollout import Changes, Outcome
 from dermray.service.http import endpoints
@@ -32,6 +31,7 @@ from dermray.service.http.page import Page
 from dermray.service.http.schemas import ErrorResponse, Health, ModelCard, ModelsResponse, RolloutCheck, RolloutResponse
 from dermray.service.refusals import Refusal, from_validation, respond, unavailable
 from dermray.service.settings import LimitsConfig
+from dermray.vectors.index import VectorIndex
 
 PROBE_TIMEOUT_S = 3.0
 DESCRIPTION = (

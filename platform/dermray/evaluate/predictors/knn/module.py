@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from dermray.embedding.store import unit_length
 from dermray.evaluate.classes import Classes
 from dermray.evaluate.knn import vote
 from dermray.evaluate.predictors.contract import Lesson, Predict, by_vectors
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.vectors.embedding.store import unit_length
 
 
 class KNearest:

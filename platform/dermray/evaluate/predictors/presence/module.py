@@ -7,10 +7,10 @@ from functools import partial
 import numpy as np
 
 from dermray.evaluate.classes import Classes
-from dermray.evaluate.concept_terms import Prompts
 from dermray.evaluate.concepts import presence_scores
 from dermray.evaluate.predictors.contract import Lesson, Predict, Predicted, Seen, by_vectors
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.predict.concept_terms import Prompts
 
 
 class Presence:

@@ -7,7 +7,7 @@ import torch
 from dermray.evaluate.classes import Classes
 from dermray.evaluate.predictors.contract import Lesson, Predict, by_vectors
 from dermray.evaluate.settings import EvaluateConfig
-from dermray.evaluate.zero_shot import TEMPLATES, by_class, classifier_weights, fill, probabilities
+from dermray.predict.zero_shot import TEMPLATES, by_class, classifier_weights, fill, probabilities
 
 
 class ZeroShot:

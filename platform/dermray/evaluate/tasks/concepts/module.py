@@ -9,7 +9,6 @@ import numpy as np
 
 from dermray.errors import EvaluationError
 from dermray.evaluate.classes import Classes
-from dermray.evaluate.concept_terms import Prompts
 from dermray.evaluate.concepts import (
     GOOD_AUROC,
     TEMPERATURE,
@@ -24,6 +23,7 @@ from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.statistics import groups
 from dermray.evaluate.tasks.contract import Context, TaskResult
+from dermray.predict.concept_terms import Prompts
 
 
 class Concepts:

@@ -25,7 +25,7 @@ from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.statistics import metrics
 from dermray.evaluate.statistics.bootstrap import mean_distribution
 from dermray.evaluate.tasks.contract import Context, TaskResult
-from dermray.evaluate.zero_shot import (
+from dermray.predict.zero_shot import (
     LOGIT_SCALE,
     TEMPLATES,
     LevelHits,

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dermray.evaluate.concept_terms import Prompts
+from dermray.predict import ConceptScore, encode_concepts, score_concepts
+from dermray.predict.concept_terms import Prompts
 from dermray.service.engine.answers import Rejection, Timing
 from dermray.service.engine.verb import Verb
 from dermray.service.engine.verbs.embed import embed
-from dermray.serving import ConceptScore, encode_concepts, score_concepts
 
 if TYPE_CHECKING:
     from dermray.service.engine.engine import Engine

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dermray.predict import RankedClass, num_prompts, rank
+from dermray.predict.classifier import PROMPT_CHARS
 from dermray.service.engine.answers import Rejection, Timing
 from dermray.service.engine.verb import Verb
 from dermray.service.engine.verbs.embed import embed
 from dermray.service.refusals import Refusal
 from dermray.service.settings import LimitsConfig
-from dermray.serving import RankedClass, num_prompts, rank
-from dermray.serving.classifier import PROMPT_CHARS
 
 if TYPE_CHECKING:
     from dermray.service.engine.engine import Engine

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dermray.release.golden import question
 from dermray.service.engine.answers import Rejection, Timing
 from dermray.service.engine.verb import Pass, Verb
-from dermray.serving.gate import question
 
 if TYPE_CHECKING:
-    from dermray.encoder import Encoder
     from dermray.service.engine.engine import Engine
+    from dermray.vectors.encoder import Encoder
 
 
 @dataclass(frozen=True, slots=True)

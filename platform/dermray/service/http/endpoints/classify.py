@@ -12,6 +12,7 @@ from dermray.corpus import spelling
 from dermray.corpus.ontology import Ontology, display_names
 from dermray.errors import ConfigError
 from dermray.evaluate import benchmarks
+from dermray.predict import roll_up
 from dermray.service.engine.verbs.classify import CLASSIFY, Classified, check_cost
 from dermray.service.fleet.catalogue import Served
 from dermray.service.http.asking import ImageEndpoint
@@ -19,7 +20,6 @@ from dermray.service.http.payload import check_text
 from dermray.service.http.schemas import EXAMPLE_IMAGE, ImageRequest, ModelIdentity, Texts
 from dermray.service.refusals import Refusal
 from dermray.service.settings import LimitsConfig
-from dermray.serving import roll_up
 
 # No class is written in so many letters and also in another spelling: a longer one is compared as it stands.
 FOLDED_CHARS = 128

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dermray.predict import concept_names
 from dermray.service.engine.verbs.annotate import ANNOTATE
 from dermray.service.http.asking import ImageEndpoint
 from dermray.service.http.schemas import EXAMPLE_IMAGE, ImageRequest, ModelIdentity, Texts
 from dermray.service.refusals import Refusal
-from dermray.serving import concept_names
 
 
 class ConceptsRequest(ImageRequest):

@@ -10,7 +10,6 @@ from typing import Any, Literal
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from dermray.index import Hit, VectorIndex
 from dermray.service.fleet.catalogue import Served
 from dermray.service.http import stray_images
 from dermray.service.http.asking import ServiceDep, answer, new_router, vectors
@@ -18,6 +17,7 @@ from dermray.service.http.payload import check_text, decode_data_uri
 from dermray.service.http.schemas import EXAMPLE_IMAGE, ErrorResponse, ModelIdentity, Request
 from dermray.service.refusals import Refusal
 from dermray.service.settings import LimitsConfig
+from dermray.vectors.index import Hit, VectorIndex
 
 DEFAULT_HITS = 10
 router = new_router()

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from dermray.corpus.ontology import Ontology
-from dermray.encoder import Encoder
 from dermray.errors import CorpusError
 from dermray.evaluate import zero_shot
 from dermray.evaluate.retrieval import retrieval_metrics
@@ -25,6 +24,7 @@ from dermray.losses.gather import gather_rows, world
 from dermray.models.factory import ImageTransform, Tokenizer
 from dermray.train.objectives.contrastive import RETRIEVAL_KS
 from dermray.train.settings import ValidationConfig
+from dermray.vectors.encoder import Encoder
 
 
 class Validator:

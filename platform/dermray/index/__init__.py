@@ -1,5 +1,0 @@
-"""A prepared corpus as vectors: embeddings in Parquet, and an index that finds the nearest. No torch to search."""
-
-from dermray.index.vectors import Hit, VectorIndex
-
-__all__ = ["Hit", "VectorIndex"]
