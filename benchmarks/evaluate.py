@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from dermray.predict.zero_shot import TEMPLATES
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -40,6 +39,7 @@ from dermray.evaluate import suite
 from dermray.evaluate.concepts import TEMPERATURE, Prompts
 from dermray.evaluate.report import Report
 from dermray.evaluate.settings import EvaluateConfig
+from dermray.predict.zero_shot import TEMPLATES
 
 ROUNDS = 1
 BATCH_SIZE = 64

@@ -167,10 +167,9 @@ def compare_tasks(number: int, rounds: int) -> int:
             bare = run_bare(raw, number // BARE_SHARE, 1, images.use_one_core) * num_cores
             speeds, spent, told = {}, {}, [f"bare loop x cores {bare:,.0f} images/s"]
             for name in list(sides)[:: -1 if round_number % 2 else 1]:
-                began = processor_seconds()
-                with mock.patch.object(pieces, "run", sides[name]):
+                with mock.patch.object(pieces, "run", sides[name]), ProcessorTime() as time_spent:
                     speeds[name] = run_graph(raw, number, rows_per_shard)
-                spent[name] = processor_seconds() - began
+                spent[name] = time_spent.seconds
                 told.append(f"{name} {speeds[name]:,.0f} images/s, {1000 * spent[name] / number:.2f} core-ms an image")
             ratios.append(
                 (speeds["Ray Data"] / speeds["plain tasks"], spent["plain tasks"] / spent["Ray Data"],
@@ -186,18 +185,44 @@ def _over(ratios: Sequence[float]) -> str:
     return f"Ray Data over plain tasks {speed:.3f}, by processor time {work:.3f}, over the bare loop {bare:.2f}"
 
 
-def processor_seconds() -> float:
-    """Processor time of this process and of all of Ray's on this machine, those that have ended included.
+class ProcessorTime:
+    """Processor time that this process and all of Ray's on the machine have spent inside the block, in seconds.
 
-    A worker that ends becomes a child's time of the raylet, which waits for it.
+    Workers come and go, and nobody is told their times when they end, so all are looked at twice a second: of a worker
+    that ends, at most half a second is missed.
     """
-    total = 0.0
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            line = " ".join(process.cmdline())
-            if process.pid == os.getpid() or "ray::" in line or "/ray/" in line:
-                total += sum(process.cpu_times()[:4])
-    return total
+
+    def __init__(self) -> None:
+        self._spent: dict[tuple[int, float], float] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    @property
+    def seconds(self) -> float:
+        """What was spent until the end of the block."""
+        return sum(self._spent.values()) - self._before
+
+    def __enter__(self) -> ProcessorTime:
+        self._look()
+        self._before = sum(self._spent.values())
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.5):
+            self._look()
+
+    def _look(self) -> None:
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                line = " ".join(process.cmdline())
+                if process.pid == os.getpid() or "ray::" in line or "/ray/" in line:
+                    self._spent[process.pid, process.create_time()] = sum(process.cpu_times()[:2])
 
 
 def run_plain(

@@ -122,7 +122,7 @@ def _process(pid: int) -> tuple[str, str] | None:
 
 
 @dataclass(frozen=True)
-class _Standing:
+class _SeenClaim:
     """The claim with the highest number as it is seen; `holder` is None where its file cannot be read."""
 
     number: int
@@ -145,10 +145,10 @@ class Claim:
             ClaimError: another run has taken the output over, or the claim was removed.
             StorageError: the store does not say.
         """
-        standing = _standing(self.output)
-        if standing is not None and standing.number == self.number and standing.holder == self.holder:
+        found = _seen_claim(self.output)
+        if found is not None and found.number == self.number and found.holder == self.holder:
             return
-        by = "its claim was removed" if standing is None else f"taken over by {standing.holder or 'another run'}"
+        by = "its claim was removed" if found is None else f"taken over by {found.holder or 'another run'}"
         raise ClaimError(
             f"{self.output} is no longer this run's ({by}): it stood still, or could not reach the output, for too "
             "long, and commits nothing more. To go on here, run the same command again"
@@ -214,10 +214,10 @@ def _acquire(output: str, wait_s: float) -> Claim:
     watch = _Watch()
     told, tries = False, 0
     while True:
-        standing, now = _standing(output), time.monotonic()
-        watch.look(standing, now)
+        found, now = _seen_claim(output), time.monotonic()
+        watch.look(found, now)
         if watch.is_over(now):
-            mine = _take(output, 1 if standing is None else standing.number + 1)
+            mine = _take(output, 1 if found is None else found.number + 1)
             if mine is not None:
                 return mine
             tries += 1
@@ -226,7 +226,7 @@ def _acquire(output: str, wait_s: float) -> Claim:
                 raise ClaimError(f"{output} cannot be claimed: remove {claims} once no run writes there")
             time.sleep(TRY_AGAIN_S)
             continue
-        holder = standing.holder if standing is not None else None
+        holder = found.holder if found is not None else None
         if watch.lives and now - started >= max(wait_s, PATIENCE_S):
             raise ClaimError(
                 f"{output} is being written by {holder}: end that run, give another output, or let this one wait "
@@ -244,15 +244,15 @@ class _Watch:
 
     def __init__(self) -> None:
         self.lives = False
-        self._seen: _Standing | None = None
+        self._seen: _SeenClaim | None = None
         self._since = 0.0
 
-    def look(self, standing: _Standing | None, now: float) -> None:
+    def look(self, found: _SeenClaim | None, now: float) -> None:
         """Take in what is there `now` (monotonic seconds)."""
-        holder = standing.holder if standing is not None else None
+        holder = found.holder if found is not None else None
         before = self._seen.holder if self._seen is not None else None
-        if standing != self._seen:
-            self._seen, self._since = standing, now
+        if found != self._seen:
+            self._seen, self._since = found, now
             self.lives = holder is not None and holder == before
         self.lives = self.lives or (holder is not None and holder.is_running)
 
@@ -270,8 +270,8 @@ def _take(output: str, number: int) -> Claim | None:
     uri = _uri(output, _name(number))
     if not exclusive.create(uri, mine.holder.model_dump_json().encode()):
         return None
-    standing = _standing(output)
-    if standing is None or standing.number != number or standing.holder != mine.holder:
+    found = _seen_claim(output)
+    if found is None or found.number != number or found.holder != mine.holder:
         return None
     try:
         _write_beat(mine, 0)
@@ -282,7 +282,7 @@ def _take(output: str, number: int) -> Claim | None:
     return mine
 
 
-def _standing(output: str) -> _Standing | None:
+def _seen_claim(output: str) -> _SeenClaim | None:
     """The highest claim; None if there is none.
 
     A store may list what has gone, and not yet what is there; what it reads is true. Numbers have no gaps.
@@ -296,7 +296,7 @@ def _standing(output: str) -> _Standing | None:
     return found
 
 
-def _claim_of(output: str, number: int) -> _Standing | None:
+def _claim_of(output: str, number: int) -> _SeenClaim | None:
     """The claim of a number, None if there is none or can be none; one that is damaged has no holder."""
     holder, beat = None, b""
     uri = _uri(output, _name(number))
@@ -309,7 +309,7 @@ def _claim_of(output: str, number: int) -> _Standing | None:
     with contextlib.suppress(FileNotFoundError, ValidationError):
         holder = Holder.model_validate_json(data)
         beat = storage.read_range(_uri(output, f"{holder.token}.beat"), 0, exclusive.MAX_BYTES)
-    return _Standing(number, holder, beat)
+    return _SeenClaim(number, holder, beat)
 
 
 def _names(output: str) -> list[str]:

@@ -39,7 +39,7 @@ from dermray.errors import DermRayError
 from dermray.prepare import graph
 from dermray.prepare.plan import ShardSpec
 from dermray.prepare.settings import PrepareConfig
-from dermray.prepare.shard import Made, ShardMaker
+from dermray.prepare.shard import MadeShard, ShardMaker
 from tests import raw_corpus
 from tests.conftest import ROOT
 from tests.raw_corpus import content
@@ -323,7 +323,7 @@ def test_a_killed_worker_costs_nothing(tmp_path: Path) -> None:
 class Dying(ShardMaker):
     """As a decoder that crashes on an image does."""
 
-    def make(self, spec: ShardSpec, *, needs_file: bool = False) -> Made:
+    def make(self, spec: ShardSpec, *, needs_file: bool = False) -> MadeShard:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 

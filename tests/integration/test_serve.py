@@ -15,9 +15,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from dermray.predict.zero_shot import TEMPLATES, build_classifier
 
 from dermray.config import TrackingConfig
+from dermray.predict.zero_shot import TEMPLATES, build_classifier
 from dermray.service.application import find_model
 from dermray.service.settings import ServeArgumentError, ServeConfig
 from dermray.vectors.encoder import Encoder

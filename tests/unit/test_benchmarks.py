@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from dermray.predict.zero_shot import TEMPLATES
 
 from dermray.config import parse
 from dermray.errors import ConfigError, CorpusError, EvaluationError, SplitError
@@ -19,6 +18,7 @@ from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.tables import Layout, RawTable, find
 from dermray.evaluate.tasks import kinds
 from dermray.evaluate.tasks.contract import Context, scorer
+from dermray.predict.zero_shot import TEMPLATES
 from dermray.vectors.embedding.units import ImageFiles
 from tests.corpora import jpeg, write_prepared_corpus
 from tests.evaluation import features_of

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from dermray.predict.zero_shot import hierarchy_hits
 from fastapi.testclient import TestClient
 
 from dermray.config import parse
@@ -26,6 +25,7 @@ from dermray.evaluate.classes import classes_of
 from dermray.evaluate.samples import Samples
 from dermray.predict.classifier import RankedClass
 from dermray.predict.hierarchy import roll_up
+from dermray.predict.zero_shot import hierarchy_hits
 from dermray.prepare import pipeline, samples
 from dermray.prepare.commit import commit
 from dermray.prepare.reconcile import reconcile

@@ -9,7 +9,6 @@ from sklearn.metrics import roc_auc_score
 
 from dermray.corpus.ontology import Ontology
 from dermray.errors import EvaluationError
-from dermray.evaluate import concepts
 from dermray.evaluate.concepts import Prompts, concepts_of, marks_of, mean_auroc, presence_scores
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.statistics.bootstrap import resample_weights
@@ -41,7 +40,7 @@ def test_score_is_the_published_softmax_written_out(monkeypatch):
     for_reference = np.einsum("nd,td->nt", images, reference[:, 0]) / 0.05
     expected = (np.exp(for_target) / (np.exp(for_target) + np.exp(for_reference))).mean(axis=1)
     np.testing.assert_allclose(presence_scores(images, target, reference, temperature=0.05), expected, atol=1e-12)
-    monkeypatch.setattr(concepts, "_BLOCK_SCORES", 8)
+    monkeypatch.setattr("dermray.predict.concepts._BLOCK_SCORES", 8)
     np.testing.assert_allclose(presence_scores(images, target, reference, temperature=0.05), expected, atol=1e-12)
 
 

@@ -21,7 +21,7 @@ from dermray.prepare import labels
 from dermray.prepare.dealing import Dealt, deal
 from dermray.prepare.digests import group_digest, image_digests
 from dermray.prepare.plan import Plan, ShardSpec, leaves_root, plan_shards, usable_rows, without_known
-from dermray.prepare.splitting import Holdings, require_groups
+from dermray.prepare.splitting import CommittedContents, require_groups
 from dermray.raw.sources.rows import RAW, DroppedRow, RawRows
 from dermray.raw.spill import Spill, collected
 
@@ -133,11 +133,15 @@ def test_a_prescribed_split_takes_the_name_that_the_user_gives_it() -> None:
     made = split_of(plan(raw, split={"validation": 0.0, "dev": 0.0}))
     assert list(dict(sorted(made.items())).values()) == ["validation", "dev", "test", "mine"]
     joined = plan_shards(
-        usable_rows(raw), split={"val": 0.1}, seed=0, rows_per_shard=4, held=Holdings(num_shards={"validation": 3})
+        usable_rows(raw),
+        split={"val": 0.1},
+        seed=0,
+        rows_per_shard=4,
+        held=CommittedContents(num_shards={"validation": 3}),
     )
     assert split_of(joined)["0.jpg"] == "val"
     joined = plan_shards(
-        usable_rows(raw), split={}, seed=0, rows_per_shard=4, held=Holdings(num_shards={"validation": 3})
+        usable_rows(raw), split={}, seed=0, rows_per_shard=4, held=CommittedContents(num_shards={"validation": 3})
     )
     assert split_of(joined)["0.jpg"] == "validation"
 
@@ -168,7 +172,7 @@ def test_conditions_of_a_few_images_are_right_on_average() -> None:
 
 def test_rows_that_join_a_corpus_follow_their_groups_into_shards_of_their_own() -> None:
     rows = raw_rows(*(raw_row(number, group=f"p{number % 4}") for number in range(40)))
-    held = Holdings(
+    held = CommittedContents(
         splits={group_digest("csv", "p1"): "val", group_digest("csv", "p2"): "train", group_digest("other", "p0"): "x"},
         num_shards={"train": 7},
     )

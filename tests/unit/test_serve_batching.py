@@ -57,19 +57,19 @@ def test_a_full_batch_leaves_at_once_and_keeps_its_order():
     async def body(batcher, recorder):
         return await asyncio.gather(*(batcher.submit(number) for number in range(8)))
 
-    ridden, batches = run(body)
-    assert [one.result for one in ridden] == [2 * number for number in range(8)]
+    batched, batches = run(body)
+    assert [one.result for one in batched] == [2 * number for number in range(8)]
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert {one.batch_size for one in ridden} == {4}
+    assert {one.batch_size for one in batched} == {4}
 
 
 def test_a_batch_that_does_not_fill_leaves_when_it_is_old():
     async def body(batcher, recorder):
         return await asyncio.gather(batcher.submit(1), batcher.submit(2))
 
-    ridden, batches = run(body, max_wait_s=0.01)
+    batched, batches = run(body, max_wait_s=0.01)
     assert batches == [[1, 2]]
-    assert ridden[0].queue_s >= 0.009
+    assert batched[0].queue_s >= 0.009
 
 
 def test_what_arrives_during_a_batch_shares_the_next():

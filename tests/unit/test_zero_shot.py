@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from dermray.predict.zero_shot import TEMPLATES, classifier_weights, fill, hierarchy_hits
 
 from dermray.config import parse
 from dermray.corpus import branches
@@ -21,6 +20,7 @@ from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.tasks.contract import Context
 from dermray.evaluate.tasks.retrieval.module import Retrieval
 from dermray.evaluate.tasks.zero_shot.module import ZeroShot
+from dermray.predict.zero_shot import TEMPLATES, classifier_weights, fill, hierarchy_hits
 from dermray.vectors.encoder_info import EncoderInfo
 from tests.corpora import CONDITIONS, write_prepared_corpus
 

@@ -8,9 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from dermray import storage
 from dermray.config import ClusterConfig, Config, TrackingConfig, Uri
+from dermray.corpus.schema import SPLIT_NAME, TRAIN
 from dermray.corpus.shares import LocatedCorpora, uris_of
 from dermray.ledger import WaitForOutput
-from dermray.prepare.settings import SPLIT_NAME, TRAIN
 
 
 class CorpusPart(NamedTuple):

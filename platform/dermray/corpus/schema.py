@@ -7,6 +7,7 @@ A prepared corpus is a folder of Parquet shards with this schema, listed by `man
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Literal
 
 import pyarrow as pa
@@ -14,6 +15,10 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 # Key of the version in a Parquet file's metadata.
 VERSION_KEY = "dermray.schema_version"
+
+# What a split may be called, and the one that training reads where nothing else is asked for.
+SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]*")
+TRAIN = "train"
 
 CaptionAspect = Literal["raw", "ontology", "concept", "sub"]
 CAPTION_ASPECTS: tuple[CaptionAspect, ...] = ("raw", "ontology", "concept", "sub")

@@ -67,6 +67,16 @@ def classes_of(samples: Samples) -> Classes:
     return Classes(labels, names, nodes, targets, samples.placeholders)
 
 
+def class_targets(samples: Samples) -> tuple[list[str], np.ndarray]:
+    """The prompts' names of the classes that occur, and the class of each sample, int64 `[N]`, below 0 without one.
+
+    Raises:
+        EvaluationError: no sample has a label.
+    """
+    classes = classes_of(samples)
+    return list(classes.names), classes.targets
+
+
 def labels_outside(samples: Samples) -> dict[str, int]:
     """Labels that are of no class of the samples' fixed list, and how often each occurs; none without a list."""
     nodes = tuple(samples.ontology.resolve(label) for label in samples.class_names)

@@ -9,9 +9,7 @@ lower case; the published code pairs them by position.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,46 +18,22 @@ from dermray.evaluate.samples import Samples
 from dermray.evaluate.statistics import metrics
 from dermray.evaluate.statistics.bootstrap import Distribution, Metric, Seed, resample_weights
 from dermray.predict.concept_terms import Prompts
+from dermray.predict.concepts import TEMPERATURE, presence_scores
 
-# Reports are compared by scores that were saved, without torch.
-if TYPE_CHECKING:
-    import torch
+# The formula lies in `dermray.predict.concepts`; others import it from here.
+__all__ = [
+    "GOOD_AUROC",
+    "TEMPERATURE",
+    "Prompts",
+    "area_distributions",
+    "concepts_of",
+    "group_scores",
+    "marks_of",
+    "mean_auroc",
+    "presence_scores",
+]
 
-# The published temperature: logits are cosines times exp(4.5944).
-TEMPERATURE = 1.0 / math.exp(4.5944)
 GOOD_AUROC = 0.7
-_BLOCK_SCORES = 1 << 24
-
-
-def presence_scores(image_features: Any, target: Any, reference: Any, temperature: float = TEMPERATURE) -> Any:
-    """How sure a concept is present in each image.
-
-    Args:
-        image_features: `[N, D]`, numpy or torch, L2-normalised.
-        target: `[T, K, D]`, L2-normalised: T templates filled with K terms of the concept.
-        reference: `[T, 1, D]`, L2-normalised: the sentence without the concept that belongs to each template.
-        temperature: cosines are divided by it before the softmax.
-
-    Returns:
-        `[N]` in (0, 1), numpy or torch as the images are, and in their precision.
-
-    Raises:
-        EvaluationError: shapes that do not fit, no prompts, a temperature of 0 or below, or values that are not finite.
-    """
-    import torch
-
-    images = torch.as_tensor(image_features).detach()
-    targets, references = (torch.as_tensor(one).detach().to(images.device).double() for one in (target, reference))
-    _check(images, targets, references, temperature)
-    # Linear in the terms: the mean of the cosines is the cosine with the mean.
-    difference = targets.mean(dim=1) - references[:, 0]
-    present = torch.empty(len(images), dtype=torch.float64, device=images.device)
-    rows = max(1, _BLOCK_SCORES // len(difference))
-    for start in range(0, len(images), rows):
-        logits = images[start : start + rows].double() @ difference.T / temperature
-        present[start : start + rows] = torch.sigmoid(logits).mean(dim=1)
-    present = present.to(images.dtype)
-    return present if isinstance(image_features, torch.Tensor) else present.numpy()
 
 
 def mean_auroc(
@@ -146,18 +120,3 @@ def marks_of(samples: Samples, names: Sequence[str]) -> np.ndarray:
 
 def _plain(concept: str) -> str:
     return concept.strip().lower().replace("_", " ")
-
-
-def _check(images: torch.Tensor, targets: torch.Tensor, references: torch.Tensor, temperature: float) -> None:
-    shapes = [list(one.shape) for one in (images, targets, references)]
-    if images.ndim != 2 or targets.ndim != 3 or references.shape != (len(targets), 1, images.shape[-1]):
-        raise EvaluationError(
-            f"presence scores take images [N, D], targets [T, K, D] and references [T, 1, D], not {shapes}"
-        )
-    if targets.shape[2] != images.shape[1] or 0 in targets.shape[:2]:
-        raise EvaluationError(f"targets {shapes[1]} must hold at least one prompt of the images' width {shapes[0][1]}")
-    if not temperature > 0:
-        raise EvaluationError(f"the temperature must be above 0, not {temperature}")
-    for kind, one in (("image", images), ("target", targets), ("reference", references)):
-        if not one.isfinite().all():
-            raise EvaluationError(f"the {kind} features are not finite; look for NaN in the model's weights")

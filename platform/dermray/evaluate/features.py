@@ -1,8 +1,8 @@
 """Features of the images and texts of an evaluation: computed once, kept in a store, shared by all tasks and runs.
 
-The work itself is `dermray.vectors.embedding`: Ray Data over a pool of encoders, one Parquet part a row group, some image files
-or a few hundred texts. Each text is encoded once however often it occurs. An image that is missing or cannot be decoded
-costs one row: it is counted by reason and left out.
+The work itself is `dermray.vectors.embedding`: Ray Data over a pool of encoders, one Parquet part a row group, some
+image files or a few hundred texts. Each text is encoded once however often it occurs. An image that is missing or
+cannot be decoded costs one row: it is counted by reason and left out.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ class Prompts:
     @lru_cache(maxsize=1)
     def load(cls) -> Prompts:
         """Read the data file that comes with the package."""
-        text = resources.files("dermray.evaluate").joinpath(TERMS_NAME).read_text(encoding="utf-8")
+        text = resources.files("dermray.predict").joinpath(TERMS_NAME).read_text(encoding="utf-8")
         document = documents.parse_json(text, TERMS_NAME)
         terms = {concept: tuple(words) for concept, words in document["terms"].items()}
         return cls(tuple(document["templates"]), tuple(document["references"]), terms)

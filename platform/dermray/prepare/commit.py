@@ -17,7 +17,7 @@ from dermray.corpus.schema import CaptionAspect
 from dermray.corpus.side_tables import FOLDER
 from dermray.errors import CorpusError
 from dermray.prepare import card, report
-from dermray.prepare.generations import SIDE_TABLES, Generation, Standing, generation_uri, identity, tables_of
+from dermray.prepare.generations import SIDE_TABLES, CommittedCorpus, Generation, generation_uri, identity, tables_of
 from dermray.prepare.records import RECORDS, ShardRecord
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import DATA, made_by
@@ -31,7 +31,7 @@ RECORD_FILE = re.compile(rf"{SHARD_FILE.pattern}|generation-\d{{5,}}-[0-9a-f]{{1
 
 def commit(
     config: PrepareConfig,
-    before: Standing,
+    before: CommittedCorpus,
     generation: Generation,
     made: Sequence[ShardRecord],
     final: Sequence[ShardRecord],

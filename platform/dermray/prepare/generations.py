@@ -23,7 +23,7 @@ from dermray.prepare.digests import image_digests
 from dermray.prepare.plan import Usable
 from dermray.prepare.records import RECORDS, ShardRecord, read_record
 from dermray.prepare.settings import PrepareConfig
-from dermray.prepare.splitting import Holdings
+from dermray.prepare.splitting import CommittedContents
 from dermray.raw.fetch import ahead
 from dermray.raw.sources.rows import DroppedRow, RawTable
 
@@ -120,7 +120,7 @@ def tables_of(generations: Iterable[Generation], read: Iterable[RawTable] = ()) 
 
 
 @dataclass(frozen=True)
-class Standing:
+class CommittedCorpus:
     """The committed corpus that new work joins: nothing, or some generations and all records they name."""
 
     generations: tuple[Generation, ...] = ()
@@ -150,7 +150,7 @@ class Standing:
         )
         return frozenset(kept).union(*(generation.left_out_images for generation in generations))
 
-    def holdings(self) -> Holdings:
+    def contents(self) -> CommittedContents:
         """What a plan must know of it."""
         splits: dict[int, str] = {}
         num_shards: dict[str, int] = {}
@@ -159,11 +159,11 @@ class Standing:
             num_shards[split] = max(num_shards.get(split, 0), index + 1)
             for groups in record.notes["groups"].to_pylist():
                 splits.update(dict.fromkeys(groups, split))
-        return Holdings(self.known(self.generations), splits, num_shards)
+        return CommittedContents(self.known(self.generations), splits, num_shards)
 
-    def before_last(self) -> Standing:
+    def before_last(self) -> CommittedCorpus:
         """The corpus as it was before its last generation."""
-        return Standing(self.generations[:-1], self.records) if len(self.generations) > 1 else Standing()
+        return CommittedCorpus(self.generations[:-1], self.records) if len(self.generations) > 1 else CommittedCorpus()
 
 
 def generation_uri(output: str, key: str) -> str:
@@ -186,14 +186,14 @@ def _of_rows(made_with: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in made_with.items() if name != SIDE_TABLES}
 
 
-def standing(config: PrepareConfig, usable: Usable) -> Standing:
+def committed_corpus(config: PrepareConfig, usable: Usable) -> CommittedCorpus:
     """The corpus at `config.output` that the rows join; nothing where there is none, or it is to be made anew.
 
     Raises:
         CorpusError: settings or rows have changed and other sources are in the corpus, or its records are gone.
     """
     if config.if_exists == "replace" or not storage.exists(storage.join(config.output, MANIFEST_NAME)):
-        return Standing()
+        return CommittedCorpus()
     committed = _load(config.output)
     generations = committed.generations
     mine = [generation for generation in generations if generation.identity == identity(config)]
@@ -218,15 +218,15 @@ def _joins(last: Generation, config: PrepareConfig) -> bool:
     return all(last.content[name] == value for name, value in alike.items())
 
 
-def _considered(committed: Standing, generation: Generation) -> set[int]:
+def _considered(committed: CommittedCorpus, generation: Generation) -> set[int]:
     """Digests of all images that a generation has looked at."""
     looked_at = set(committed.known([generation]))
     return looked_at.union(*(record.dropped_images for record in committed.made([generation])))
 
 
-def _replaced(committed: Standing, config: PrepareConfig, why: str) -> Standing:
+def _replaced(committed: CommittedCorpus, config: PrepareConfig, why: str) -> CommittedCorpus:
     if all(generation.identity == identity(config) for generation in committed.generations):
-        return Standing()
+        return CommittedCorpus()
     others = sorted({f"{g.identity['source']} of {g.identity['input']}" for g in committed.generations})
     raise CorpusError(
         f"{config.output} {why}, and it holds {', '.join(others)}: choose another output, or if_exists=replace to make "
@@ -239,7 +239,7 @@ def _listed(output: str, manifest: Manifest) -> list[str]:
     return documents.as_record(_KEYS, manifest.provenance["generations"], uri, "if_exists=replace makes it anew")
 
 
-def _load(output: str) -> Standing:
+def _load(output: str) -> CommittedCorpus:
     manifest = Manifest.load(output)
     try:
         generations = tuple(Generation.read(generation_uri(output, key)) for key in _listed(output, manifest))
@@ -252,4 +252,4 @@ def _load(output: str) -> Standing:
             f"{output} is a corpus without the records of its making ({error}): choose another output, or "
             "if_exists=replace to make it anew"
         ) from None
-    return Standing(generations, records)
+    return CommittedCorpus(generations, records)

@@ -14,7 +14,7 @@ from dermray.prepare.plan import ShardSpec
 from dermray.prepare.reconcile import Amendment
 from dermray.prepare.records import ShardRecord
 from dermray.prepare.settings import PrepareConfig
-from dermray.prepare.shard import Made, ShardMaker
+from dermray.prepare.shard import MadeShard, ShardMaker
 from dermray.prepare.sides import SideMade, SideMaker, SideRows
 from dermray.progress import Progress
 
@@ -32,7 +32,7 @@ def make_shards(
     *,
     needs_files: bool = False,
     tell_stats: Callable[[str], None] = lambda stats: None,
-) -> Iterator[Made]:
+) -> Iterator[MadeShard]:
     """Make shards, or find them made, in the order in which they are done.
 
     Raises:
@@ -132,7 +132,7 @@ def _pool(config: PrepareConfig, operator: str) -> pieces.Pool:
     return pool
 
 
-def _make_shard(spec: ShardSpec, *, maker: ShardMaker, needs_file: bool) -> Made:
+def _make_shard(spec: ShardSpec, *, maker: ShardMaker, needs_file: bool) -> MadeShard:
     images.use_one_core()
     return _answer(spec.name, lambda: maker.make(spec, needs_file=needs_file))
 

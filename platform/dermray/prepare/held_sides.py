@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from dermray.corpus.manifest import Manifest, SideKind, SideTable
 from dermray.errors import CorpusError
-from dermray.prepare.generations import Standing, identity
+from dermray.prepare.generations import CommittedCorpus, identity
 from dermray.prepare.records import ShardRecord
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.sides import Joined, SidePlace, SideRows
@@ -86,19 +86,19 @@ def _both(table: SideTable, own: Mapping[str, SideKind]) -> dict[str, SideKind]:
     return {**table.columns, **own}
 
 
-def held_sides(config: PrepareConfig, standing: Standing, made: Sequence[ShardRecord]) -> HeldSides | None:
+def held_sides(config: PrepareConfig, committed: CommittedCorpus, made: Sequence[ShardRecord]) -> HeldSides | None:
     """What is there of other sources; None where the corpus is of this source alone, or nothing has side tables.
 
     Args:
         made: records of what this run has made.
     """
-    whose = [each.identity == identity(config) for each in standing.generations]
+    whose = [each.identity == identity(config) for each in committed.generations]
     manifest = Manifest(shards=()) if all(whose) else Manifest.load(config.output)
     if all(whose) or not (manifest.side_tables or config.side_tables):
         return None
     now = frozenset(digest for record in made for known in record.notes["known"].to_pylist() for digest in known)
-    brought = (*zip(whose, (standing.known([each]) for each in standing.generations), strict=True), (True, now))
-    records = {each.shard.path: each for each in standing.records.values() if each.shard is not None}
+    brought = (*zip(whose, (committed.known([each]) for each in committed.generations), strict=True), (True, now))
+    records = {each.shard.path: each for each in committed.records.values() if each.shard is not None}
     places = dict[str, HeldPlace]()
     for number, shard in enumerate(manifest.shards):
         notes = records[shard.path].notes

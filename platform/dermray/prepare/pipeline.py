@@ -105,7 +105,7 @@ def _prepare(config: PrepareConfig, work: Work) -> PrepareResult:
     timing = work.timing
     with timing.stage("make shards", tells=True):
         made, num_fresh = _make(config, work)
-    if work.standing.generations and not any(record.shard for record in made):
+    if work.committed.generations and not any(record.shard for record in made):
         return _nothing_new(config, work, len(made), started)
     with timing.stage("find duplicates", tells=True):
         decided = _reconcile(config, work, made)
@@ -116,7 +116,7 @@ def _prepare(config: PrepareConfig, work: Work) -> PrepareResult:
     sides = _side_tables(config, work, final, made)
     with timing.stage("report and commit"):
         manifest, stats, unchanged = commit(
-            config, work.standing, generation, made, final, work.captions_from, timing.to_json(), sides
+            config, work.committed, generation, made, final, work.captions_from, timing.to_json(), sides
         )
     return PrepareResult(
         output=config.output,
@@ -127,9 +127,9 @@ def _prepare(config: PrepareConfig, work: Work) -> PrepareResult:
         seconds=time.monotonic() - started,
         unchanged=unchanged,
         rewritten=work.rewritten,
-        tables=tables_of([*work.standing.generations, generation]),
+        tables=tables_of([*work.committed.generations, generation]),
         dropped=report.reasons_in_words(
-            [row for _, row in report.all_dropped([*work.standing.generations, generation])],
+            [row for _, row in report.all_dropped([*work.committed.generations, generation])],
             by_name=config.source in OF_FILES,
         ),
     )
@@ -137,7 +137,7 @@ def _prepare(config: PrepareConfig, work: Work) -> PrepareResult:
 
 def _nothing_new(config: PrepareConfig, work: Work, num_shards: int, started: float) -> PrepareResult:
     """The corpus as it is: it holds every usable row already. A run that was to add others may have left its report."""
-    held = work.standing
+    held = work.committed
     sides = _side_tables(config, work, held.held, ())
     before = Manifest.load(config.output)
     manifest = with_sides(before, config, sides)
@@ -178,7 +178,7 @@ def _make(config: PrepareConfig, work: Work) -> tuple[list[ShardRecord], int]:
 
 
 def _reconcile(config: PrepareConfig, work: Work, made: Sequence[ShardRecord]) -> Reconciled:
-    held = work.standing.held
+    held = work.committed.held
     if not any(record.shard for record in (*held, *made)):
         rows = [*work.plan.dropped, *(row for record in made for row in record.dropped)]
         uri = report.list_dropped(config.output, [(config.input, row) for row in rows])
@@ -234,7 +234,7 @@ def _restore(
         CorpusError: such a shard is of another source.
     """
     needed = {shard.key: shard.shard for shard in decided.shards if isinstance(shard, ShardRecord) and shard.shard}
-    records = {record.key: record for record in work.standing.held}
+    records = {record.key: record for record in work.committed.held}
     origins = dict.fromkeys(key for amendment in pending for key in amendment.origins)
     unknown = [key for key in origins if key not in records]
     read = ahead(unknown, lambda key: read_record(config.output, key), num_threads=NUM_READERS)
@@ -263,7 +263,7 @@ def _is_whole(config: PrepareConfig, shard: Shard, sizes: Mapping[str, int]) -> 
 
 def _side_tables(config: PrepareConfig, work: Work, final: Sequence[ShardRecord], made: Sequence[ShardRecord]) -> Sides:
     """The side tables beside these shards, with what became of their rows; told as it is known."""
-    held = held_sides(config, work.standing, made)
+    held = held_sides(config, work.committed, made)
     is_ours = None if held is None else held.is_ours
     joined = {name: join(config, name, cells, final, is_ours) for name, cells in work.side_tables.items()}
     if held is not None:
@@ -297,7 +297,7 @@ def _generation(
     ]
     dropped = [*work.plan.dropped, *(row for record in made for row in record.dropped)]
     return Generation(
-        number=len(work.standing.generations) + 1,
+        number=len(work.committed.generations) + 1,
         identity=identity(config),
         content=content(config),
         made=tuple(record.key for record in made),

@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dermray.corpus.accounts import require_balance
+from dermray.corpus.schema import TRAIN
 from dermray.prepare.dealing import Dealt, deal
 from dermray.prepare.digests import image_digests
-from dermray.prepare.settings import TRAIN
-from dermray.prepare.splitting import NOTHING, Holdings, belonging, narrow_rows, split_images
+from dermray.prepare.splitting import NOTHING, CommittedContents, belonging, narrow_rows, split_images
 from dermray.raw.sources.rows import DroppedRow, RawRows
 from dermray.raw.spill import blocks, collected
 
@@ -105,7 +105,7 @@ def plan_shards(
     split: str | Mapping[str, float],
     seed: int,
     rows_per_shard: int,
-    held: Holdings = NOTHING,
+    held: CommittedContents = NOTHING,
     keep_together: bool = False,
 ) -> Plan:
     """Assign splits, shuffle, cut into shards; `keep_together`: images of a group follow each other.
@@ -129,7 +129,7 @@ def _placed(
     split: str | Mapping[str, float],
     seed: int,
     rows_per_shard: int,
-    held: Holdings,
+    held: CommittedContents,
     keep_together: bool,
 ) -> tuple[np.ndarray, int, list[tuple[str, int, range]]]:
     """`(place of each row's image, number of images, shards as _cut gives them)`; what it took is not kept."""

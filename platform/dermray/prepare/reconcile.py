@@ -19,8 +19,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dermray.corpus.accounts import require_balance
+from dermray.corpus.schema import TRAIN
 from dermray.prepare.records import ShardRecord
-from dermray.prepare.settings import TRAIN, NearDuplicates
+from dermray.prepare.settings import NearDuplicates
 
 NEAR_DUPLICATE = "near_duplicate"
 IN_EVALUATION_CORPUS = "in_evaluation_corpus"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -10,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from dermray.config import ClusterConfig, Config, TrackingConfig, Uri
 from dermray.corpus.captions import MAX_SUB_CAPTIONS
 from dermray.corpus.manifest import SideKind
+from dermray.corpus.schema import SPLIT_NAME, TRAIN
 from dermray.images import DEFAULT_MAX_PIXELS, PILLOW_MAX_PIXELS
 from dermray.ledger import WaitForOutput
 from dermray.prepare.rewriting.settings import RewriteConfig
@@ -19,8 +19,6 @@ from dermray.raw.sources.rows import DEFAULT_COLUMNS, Columns
 NearDuplicates = Literal["keep", "mark", "drop"]
 IfExists = Literal["append", "replace"]
 
-SPLIT_NAME = re.compile(r"[a-z][a-z0-9_]*")
-TRAIN = "train"
 # Sources of tables of one's own, whose columns have the names that `columns` gives.
 OWN_COLUMNS = ("csv", "parquet")
 # Keys of `columns` that corpora of earlier builds do not name: left at their default, they are no other setting.

@@ -45,7 +45,7 @@ IMAGE_COLUMN = "image"
 ResultT = TypeVar("ResultT")
 
 
-class Made(NamedTuple):
+class MadeShard(NamedTuple):
     """A shard's record, whether it had to be made, and the seconds spent on each kind of work."""
 
     record: ShardRecord
@@ -80,7 +80,7 @@ class ShardMaker:
             self.config.input, max_bytes=self.config.max_image_bytes, follow_links=self.config.follow_links
         )
 
-    def make(self, spec: ShardSpec, *, needs_file: bool = False) -> Made:
+    def make(self, spec: ShardSpec, *, needs_file: bool = False) -> MadeShard:
         """Make a shard, or find it made.
 
         Args:
@@ -94,11 +94,11 @@ class ShardMaker:
         name = f"{spec.name}-{self._key(rows)}"
         finished = self._finished(name, rows, needs_file)
         if finished is not None:
-            return Made(finished, False, {})
+            return MadeShard(finished, False, {})
         clock = _Clock()
         record = self._make(name, spec, rows, clock)
         write_record(self.config.output, record)
-        return Made(record, True, dict(clock.seconds))
+        return MadeShard(record, True, dict(clock.seconds))
 
     def _key(self, rows: list[RawRow]) -> str:
         said = [without_unknown(row) for row in rows]

@@ -14,15 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dermray.corpus.schema import SPLIT_NAME, TRAIN
 from dermray.errors import CorpusError
 from dermray.prepare.digests import group_digest, hashes
-from dermray.prepare.settings import SPLIT_NAME, TRAIN
 from dermray.raw.spill import blocks
 from dermray.raw.splits import split_name
 
 
 @dataclass(frozen=True)
-class Holdings:
+class CommittedContents:
     """What a committed corpus holds already, as far as a plan must know.
 
     Attributes:
@@ -36,7 +36,7 @@ class Holdings:
     num_shards: Mapping[str, int] = field(default_factory=dict)
 
 
-NOTHING = Holdings()
+NOTHING = CommittedContents()
 # The golden ratio of 64 bits: products with it, modulo 2 ** 64, spread well.
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
@@ -163,7 +163,7 @@ def _first_labels(labels: pa.Array, known: dict[str, int]) -> np.ndarray:
 
 
 def split_images(
-    table: pa.Table, narrow: Narrow, split: str | Mapping[str, float], seed: int, held: Holdings
+    table: pa.Table, narrow: Narrow, split: str | Mapping[str, float], seed: int, held: CommittedContents
 ) -> tuple[list[str], np.ndarray]:
     """`(names of splits, number of each image's split among them, int32 [num_images])`.
 

@@ -12,7 +12,7 @@ from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import MODALITY, CaptionAspect
 from dermray.errors import CorpusError
 from dermray.prepare import labels, report, told
-from dermray.prepare.generations import Standing, standing
+from dermray.prepare.generations import CommittedCorpus, committed_corpus
 from dermray.prepare.graph import read_pieces
 from dermray.prepare.plan import Plan, plan_shards, usable_rows, without_known
 from dermray.prepare.rewriting.captions import RewriteStats, rewrite_captions
@@ -34,7 +34,7 @@ class Work:
 
     plan: Plan
     ontology: Ontology
-    standing: Standing
+    committed: CommittedCorpus
     captions_from: Mapping[CaptionAspect, str] = field(default_factory=dict)
     rewritten: tuple[RewriteStats, ...] = ()
     branches: tuple[Branch, ...] = ()
@@ -49,13 +49,13 @@ class Work:
     @property
     def num_rows(self) -> int:
         """Rows that count for the limit on bad ones: what a committed corpus holds already counts as good."""
-        committed = self.standing.made(self.standing.generations)
+        committed = self.committed.made(self.committed.generations)
         return self.plan.num_rows + sum(record.num_rows - len(record.dropped) for record in committed)
 
     @property
     def is_void(self) -> bool:
         """True if there is no image to look at, now or before."""
-        return not self.plan.shards and not self.standing.generations
+        return not self.plan.shards and not self.committed.generations
 
 
 def read(config: PrepareConfig) -> Work:
@@ -118,8 +118,8 @@ def _planned(
         if config.keep_together:
             require_groups(raw.table)
         usable = usable_rows(raw, keep_untexted=config.keep_untexted)
-        committed = standing(config, usable)
-        held = committed.holdings()
+        committed = committed_corpus(config, usable)
+        held = committed.contents()
         if held.images:
             usable = without_known(usable, config.input, held.images)
         plan = plan_shards(
@@ -169,7 +169,7 @@ def _captions_from(config: PrepareConfig, raw: RawRows) -> dict[CaptionAspect, s
     return {**made, **raw.captions_from}
 
 
-def _has_modality(raw: RawRows, committed: Standing) -> bool:
+def _has_modality(raw: RawRows, committed: CommittedCorpus) -> bool:
     """Whether the kind of a picture is known of any sample of the corpus, so that its new shards have the column."""
     if raw.table[MODALITY.name].null_count < raw.table.num_rows:
         return True
@@ -186,7 +186,7 @@ def _tree(raw: RawRows, held: Ontology | None) -> Ontology:
     return held.union(Ontology.folded({label: n for label, n in times.items() if not held.resolve_all(label).labels}))
 
 
-def _announce(config: PrepareConfig, plan: Plan, committed: Standing) -> str:
+def _announce(config: PrepareConfig, plan: Plan, committed: CommittedCorpus) -> str:
     images = Counter[str]()
     for spec in plan.shards:
         images[spec.split] += len(set(spec.rows["image"].to_pylist()))

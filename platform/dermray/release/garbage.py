@@ -15,20 +15,16 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from mlflow import MlflowClient
 
 from dermray import storage
 from dermray.config import TrackingConfig
 from dermray.errors import TrackingError
 from dermray.storage import Stored
-from dermray.tracking import store
-from dermray.tracking.lineage import named_artifacts
-from dermray.tracking.registry import FOLDER_TAG
+from dermray.tracking.needed import Needed, needed
 from dermray.tracking.spool import Spool, header, left_over, spool_folder
 
 CHECKPOINTS = "checkpoints"
@@ -37,7 +33,6 @@ FINISHED_NAME, TRIAL_NAME, BEST_NAME = "summary.json", "trial.json", "best.yaml"
 SCRATCH = {"ray-train": FINISHED_NAME, "tune": BEST_NAME}
 MANIFEST_NAME = "manifest.json"
 STOPPED = "stopped"
-LIVE = ("RUNNING", "SCHEDULED")
 SECONDS_A_DAY = 86_400.0
 
 
@@ -67,20 +62,6 @@ class Item:
         return asdict(self)
 
 
-@dataclass
-class _Needs:
-    """What MLflow knows to be needed: URIs with the reason, and whole outputs with the reason."""
-
-    named: dict[str, str] = field(default_factory=dict)
-    outputs: dict[str, str] = field(default_factory=dict)
-
-    def reason(self, item: Item) -> str:
-        for output, why in self.outputs.items():
-            if _holds(output, item.uri):
-                return why
-        return next((why for uri, why in self.named.items() if _holds(item.uri, uri)), "")
-
-
 def find(config: TrackingConfig, roots: Sequence[str], *, min_age_days: float) -> list[Item]:
     """Everything under `roots` that looks like garbage, what is kept for a reason included.
 
@@ -92,8 +73,7 @@ def find(config: TrackingConfig, roots: Sequence[str], *, min_age_days: float) -
         TrackingError: MLflow is out of reach or has not been told everything yet, so that nobody knows what is needed.
     """
     live = _live_outputs(spool_folder(config.spool))
-    with store.asked(config) as mlflow_client:
-        needs = _needs(mlflow_client)
+    needs = needed(config)
     needs.outputs |= live
     youngest = time.time() - min_age_days * SECONDS_A_DAY
     found = [item for root in roots for item in _looks_like_garbage(storage.normalise(root))]
@@ -135,8 +115,8 @@ def remove(item: Item) -> None:
     storage.remove(item.uri)
 
 
-def _judged(item: Item, needs: _Needs, youngest: float) -> Item:
-    reason = needs.reason(item)
+def _judged(item: Item, needs: Needed, youngest: float) -> Item:
+    reason = needs.reason(item.uri)
     if not reason and item.written_at > youngest:
         reason = "written lately"
     return Item(**{**asdict(item), "kept_for": reason})
@@ -177,53 +157,3 @@ def _is_over(output: str, present: set[str]) -> bool:
         return True
     trial = storage.join(output, TRIAL_NAME)
     return trial in present and storage.read_object(trial).get("status") == STOPPED
-
-
-def _needs(mlflow_client: MlflowClient) -> _Needs:
-    needs = _Needs()
-    outputs: dict[str, str] = {}
-    experiments = [experiment.experiment_id for experiment in mlflow_client.search_experiments()]
-    for run in _all_pages(lambda token: mlflow_client.search_runs(experiments, max_results=1000, page_token=token)):
-        what = f"run {run.info.run_id} ({run.info.run_name})"
-        output = run.data.params.get("output", "")
-        outputs[run.info.run_id] = output
-        if run.info.status in LIVE and output:
-            needs.outputs[output] = f"{what} is {run.info.status}"
-        named = [value for key, value in run.data.params.items() if "/" in value and key != "output"]
-        named += [uri for _, _, uri, _ in named_artifacts(run)]
-        needs.named |= {uri: f"{what} names it" for value in named for uri in _uris(value)}
-    for model in _all_pages(lambda token: mlflow_client.search_registered_models(page_token=token)):
-        aliased = {str(number): alias for alias, number in (model.aliases or {}).items()}
-        for version in mlflow_client.search_model_versions(f"name='{model.name}'"):
-            tags = version.tags or {}
-            what = f"{model.name} version {version.version}"
-            for uri in filter(None, [str(version.source), tags.get(FOLDER_TAG), tags.get("dermray.report_uri")]):
-                needs.named[uri] = f"{what} names it"
-            trained = outputs.get(tags.get("dermray.training_run_id", ""))
-            if trained and str(version.version) in aliased:
-                needs.outputs[trained] = f"{what} has the alias {aliased[str(version.version)]}"
-    return needs
-
-
-def _all_pages(call: Any) -> Iterable[Any]:
-    token = None
-    while True:
-        page = call(token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def _uris(value: str) -> list[str]:
-    """The paths and URIs in a parameter, which may be a list or a mapping as text."""
-    return [
-        part.rstrip("/") for part in value.replace("'", " ").replace('"', " ").replace(",", " ").split() if "/" in part
-    ]
-
-
-def _holds(folder: str, uri: str) -> bool:
-    """True if `uri` is `folder` or lies in it."""
-    base = folder.removeprefix("file://").rstrip("/")
-    other = uri.removeprefix("local-dir:").removeprefix("file://").strip("[](){}")
-    return other == base or other.startswith(f"{base}/")

@@ -9,17 +9,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
-
 from dermray.config import TrackingConfig
 from dermray.corpus.licences import CommercialUse
 from dermray.errors import EvaluationError, TrackingError
 from dermray.release import gate
 from dermray.release.gate import Difference
 from dermray.tracking import store
-from dermray.tracking.registry import COMMERCIAL_USE_TAG, WEIGHTS_TAG, holder_of, of_other_kind
+from dermray.tracking.registry import (
+    COMMERCIAL_USE_TAG,
+    WEIGHTS_TAG,
+    ModelVersion,
+    holder_of,
+    of_other_kind,
+    require_version,
+)
 from dermray.tracking.runs import Run
 
 AUDIT_FILE = "promotion.json"
@@ -95,7 +98,7 @@ def plan(
         TrackingError: the registry has no such model or version.
     """
     with store.asked(config) as registry:
-        version = _version(registry, name, candidate)
+        version = require_version(registry, name, candidate)
         holder = holder_of(registry, name, alias)
     refusals = []
     use = (version.tags or {}).get(COMMERCIAL_USE_TAG, str(CommercialUse.UNKNOWN))
@@ -145,7 +148,7 @@ def roll_back(config: TrackingConfig, *, name: str, alias: str) -> Move:
             raise TrackingError(
                 f"models:/{name}@{alias}: version {holder.version} was the first; there is none before it"
             )
-        version = _version(registry, name, before)
+        version = require_version(registry, name, before)
     return Move(name, alias, str(holder.version), str(version.version), facts={"roll_back": True})
 
 
@@ -167,17 +170,6 @@ def carry_out(current: Run, move: Move) -> None:
             registry.set_model_version_tag(move.name, move.after, REPLACED_TAG.format(alias=move.alias), move.before)
         registry.set_registered_model_alias(move.name, move.alias, move.after)
     current.set_tags({"alias_moved": f"{move.name}@{move.alias}: {move.before} → {move.after}"})
-
-
-def _version(registry: MlflowClient, name: str, which: str) -> ModelVersion:
-    try:
-        if which.isdigit():
-            return registry.get_model_version(name, which)
-        return registry.get_model_version_by_alias(name, which)
-    except MlflowException as error:
-        if not store.is_missing(error):
-            raise
-        raise TrackingError(f"the registry has no version {which} of {name}: {store.first_line(error)}") from None
 
 
 class _NotComparableError(Exception):

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from mlflow import MlflowClient
-
 from dermray import storage
 from dermray.config import TrackingConfig
 from dermray.corpus.manifest import Manifest, Shard, SideShard
@@ -65,10 +63,15 @@ def verify(graph: Graph, config: TrackingConfig) -> list[Finding]:
         TrackingError: there is no such store.
     """
     mlflow_client = store.client(config)
+
+    def fetch(source: str) -> str:
+        with store.answered(mlflow_client):
+            return registry.fetched(mlflow_client, source)
+
     checks: dict[str, Callable[[Node], tuple[State, str]]] = {
         "corpus": _corpus,
         "model": _model,
-        "version": lambda node: _version(node, mlflow_client),
+        "version": lambda node: _version(node, fetch),
         "report": lambda node: _file(node, storage.join(node.uri, "report.json")),
         "export": lambda node: _file(node, storage.join(node.uri, "export.json")),
         "recipe": lambda node: _file(node, node.uri),
@@ -140,12 +143,10 @@ def _model(node: Node) -> tuple[State, str]:
     return _weights(node, node.uri)
 
 
-def _version(node: Node, mlflow_client: MlflowClient) -> tuple[State, str]:
+def _version(node: Node, fetch: Callable[[str], str]) -> tuple[State, str]:
     if not node.digest:
         return State.UNCHECKED, "registered without a digest"
-    with store.answered(mlflow_client):
-        source = registry.fetched(mlflow_client, node.uri)
-    return _weights(node, source)
+    return _weights(node, fetch(node.uri))
 
 
 def _weights(node: Node, folder: str) -> tuple[State, str]:

@@ -1,8 +1,8 @@
 """MLflow's `python_function` flavour of a model folder: `mlflow.pyfunc.load_model(URI).predict(table)`.
 
 The folder keeps the layout of its kind; MLflow's files (`MLmodel`, `requirements.txt`, `input_example.json`, …) lie
-beside. No pickle: MLflow calls `_load_pyfunc` of this module, which opens the folder with `dermray.vectors.encoder`. The
-environment that loads it needs DermRay itself installed.
+beside. No pickle: MLflow calls `_load_pyfunc` of this module, which opens the folder with `dermray.vectors.encoder`.
+The environment that loads it needs DermRay itself installed.
 """
 
 from __future__ import annotations

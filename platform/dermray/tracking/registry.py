@@ -259,6 +259,22 @@ def move_alias(uri: str, version: str, config: TrackingConfig) -> None:
             ) from None
 
 
+def require_version(registry: MlflowClient, name: str, which: str) -> ModelVersion:
+    """A version of a model by its number or by an alias of it.
+
+    Raises:
+        TrackingError: there is none.
+    """
+    try:
+        if which.isdigit():
+            return registry.get_model_version(name, which)
+        return registry.get_model_version_by_alias(name, which)
+    except MlflowException as error:
+        if not store.is_missing(error):
+            raise
+        raise TrackingError(f"the registry has no version {which} of {name}: {store.first_line(error)}") from None
+
+
 def holder_of(mlflow_client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
     """The version that an alias points at, or None.
 

@@ -17,7 +17,7 @@ from dermray.train import checkpoint, epochs
 from dermray.tuning import population
 from dermray.tuning.plan import Trial
 from dermray.tuning.population import Member
-from dermray.tuning.queues import Book, StatelessSearcher, moved
+from dermray.tuning.queues import StatelessSearcher, TrialRegister, moved
 from dermray.tuning.records import Exploit, Point, Status, TrialRecord
 from dermray.tuning.reports import LEG, NAME
 from dermray.tuning.settings import SweepConfig
@@ -26,7 +26,7 @@ from dermray.tuning.settings import SweepConfig
 class Generations(StatelessSearcher):
     """Hands out each trial once a generation, as a leg of its training that ends with a pause."""
 
-    def __init__(self, config: SweepConfig, trials: list[Trial], corpora: Corpora, book: Book) -> None:
+    def __init__(self, config: SweepConfig, trials: list[Trial], corpora: Corpora, register: TrialRegister) -> None:
         """Take up the population where its folders say it is.
 
         Raises:
@@ -35,7 +35,7 @@ class Generations(StatelessSearcher):
         super().__init__(config)
         self._config = config
         self._corpora = corpora
-        self._book = book
+        self._register = register
         self._pauses = population.pauses(config, trials[0])
         self.num_legs = len(trials) * (len(self._pauses) + 1)
         self._trials = {trial.name: trial for trial in trials}
@@ -48,7 +48,7 @@ class Generations(StatelessSearcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next leg; None while those of this generation are under way; or that the population is at its end."""
-        if self._book.interrupted:
+        if self._register.interrupted:
             return None if self._under_way else Searcher.FINISHED
         while not self._waiting and not self._under_way and self._generation <= len(self._pauses):
             self._decide()
@@ -60,7 +60,7 @@ class Generations(StatelessSearcher):
         if not record.status.is_final:
             record.status, record.error = Status.UNFINISHED, ""
         trial = replace(self._trials[name], pause_at=self._pause)
-        self._book.begin(trial, record)
+        self._register.begin(trial, record)
         self._under_way[trial_id] = name
         return {NAME: name, LEG: self._generation, **trial.params}
 
@@ -87,7 +87,7 @@ class Generations(StatelessSearcher):
         assert step is not None
         members = [self._member(name, step) for name in self._trials]
         decided = population.exploits(self._config, members, generation=self._generation, step=step)
-        self._book.confirm()
+        self._register.confirm()
         population.save(self._config, self._generation, decided)
         self._close(decided)
 
@@ -98,7 +98,7 @@ class Generations(StatelessSearcher):
         validation = trial.validation_of(step)
         if record.value_at(validation, self._config.objective) is None and self._config.objective in info.scores:
             # The sweep was killed between the checkpoint and the news of it.
-            self._book.confirm()
+            self._register.confirm()
             record.add(Point(validation, step, trial.samples_at(step), dict(info.scores)))
             record.save(trial)
         return Member(name, trial.params, record.value_at(validation, self._config.objective), info.sha256)
@@ -115,7 +115,7 @@ class Generations(StatelessSearcher):
         trial = moved(self._config, self._trials[exploit.name], exploit.params, self._corpora)
         if exploit not in record.exploits:
             donor = self._at(exploit.donor, exploit.step)
-            self._book.confirm()
+            self._register.confirm()
             assert donor is not None, f"{exploit.donor} has left step {exploit.step} before its checkpoint was copied"
             checkpoint.adopt(
                 donor,

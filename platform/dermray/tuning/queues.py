@@ -18,7 +18,7 @@ from dermray.tuning.reports import NAME
 from dermray.tuning.settings import SweepConfig
 
 
-class Book(Protocol):
+class TrialRegister(Protocol):
     """Where trials that begin are written down, until the sweep is `interrupted`; the sweep's ledger."""
 
     records: dict[str, TrialRecord]
@@ -51,23 +51,23 @@ class StatelessSearcher(Searcher):
 class Queue(StatelessSearcher):
     """Hands the trials to Tune one by one, as places for them become free, until the budget is used up."""
 
-    def __init__(self, config: SweepConfig, trials: list[Trial], corpora: Corpora, book: Book) -> None:
+    def __init__(self, config: SweepConfig, trials: list[Trial], corpora: Corpora, register: TrialRegister) -> None:
         """Hand out `trials` in their order; with `search=tpe` the later ones at the points that are proposed then."""
         super().__init__(config)
         self.num_legs = len(trials)
         self._config = config
         self._waiting = list(enumerate(trials))
         self._corpora = corpora
-        self._book = book
+        self._register = register
         self._begun_at = time.monotonic()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """The next trial, or that there is none."""
-        if self._book.interrupted or not self._waiting or self._is_used_up(self._waiting[0][1]):
+        if self._register.interrupted or not self._waiting or self._is_used_up(self._waiting[0][1]):
             return Searcher.FINISHED
         number, trial = self._waiting.pop(0)
         trial = self._at_its_point(number, trial)
-        self._book.begin(trial)
+        self._register.begin(trial)
         return {NAME: trial.name, **trial.params}
 
     def _at_its_point(self, number: int, trial: Trial) -> Trial:
@@ -75,14 +75,14 @@ class Queue(StatelessSearcher):
             return trial
         params = TrialRecord.params_at(trial.uri)
         if params is None:
-            params = proposals.proposal(self._config, number, list(self._book.records.values()))
+            params = proposals.proposal(self._config, number, list(self._register.records.values()))
         return trial if params is None else moved(self._config, trial, params, self._corpora)
 
     def _is_used_up(self, following: Trial) -> bool:
         """A trial that was begun before goes on all the same: its share of the budget is spent."""
         if TrialRecord.params_at(following.uri) is not None:
             return False
-        config, records = self._config, self._book.records.values()
+        config, records = self._config, self._register.records.values()
         spent = sum(record.samples_trained for record in records)
         if config.max_samples is not None and spent >= config.max_samples:
             return True

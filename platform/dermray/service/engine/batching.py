@@ -19,7 +19,7 @@ ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, slots=True)
-class Ridden(Generic[ResultT]):
+class Batched(Generic[ResultT]):
     """One item's result, and the ride: how many shared it, how long it waited and how long the batch took."""
 
     result: ResultT
@@ -31,7 +31,7 @@ class Ridden(Generic[ResultT]):
 @dataclass(slots=True)
 class _Waiting(Generic[ItemT, ResultT]):
     item: ItemT
-    future: asyncio.Future[Ridden[ResultT]]
+    future: asyncio.Future[Batched[ResultT]]
     since_s: float
 
 
@@ -60,7 +60,7 @@ class Batcher(Generic[ItemT, ResultT]):
         """Items that no batch has taken yet."""
         return len(self._waiting)
 
-    async def submit(self, item: ItemT) -> Ridden[ResultT]:
+    async def submit(self, item: ItemT) -> Batched[ResultT]:
         """The item's result. When the caller is cancelled before its batch leaves, the item is dropped."""
         loop = asyncio.get_running_loop()
         if self._task is None or self._task.done():
@@ -114,4 +114,4 @@ class Batcher(Generic[ItemT, ResultT]):
         forward_s = time.perf_counter() - left_s
         for waiting, result in zip(batch, results, strict=True):
             if not waiting.future.done():
-                waiting.future.set_result(Ridden(result, len(batch), left_s - waiting.since_s, forward_s))
+                waiting.future.set_result(Batched(result, len(batch), left_s - waiting.since_s, forward_s))

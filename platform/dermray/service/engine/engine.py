@@ -26,7 +26,7 @@ from dermray.predict.model import served_model
 from dermray.release.golden import Check, Golden, examine, smoke
 from dermray.service.engine.answers import Rejection, Timing
 from dermray.service.engine.backend import VERBS, Backend
-from dermray.service.engine.batching import Batcher, Ridden
+from dermray.service.engine.batching import Batched, Batcher
 from dermray.service.engine.decoding import DecodePool
 from dermray.service.engine.verb import Lane, Pass, Verb
 from dermray.service.refusals import Refusal
@@ -208,12 +208,12 @@ class Engine(Backend):
             decode_s = time.perf_counter() - entered_s if encoded else 0.0
             if rejections:
                 return Ride((), (), Timing(decode_s=decode_s), tuple(rejections))
-            ridden = await asyncio.gather(
+            batched = await asyncio.gather(
                 *(self._batches_of(of_images).submit(one) for one in pixels),
                 *(self._batches_of(of_texts).submit(one) for one in words),
             )
-        timing = _timing(entered_s - started_s, decode_s, ridden)
-        found = [one.result for one in ridden]
+        timing = _timing(entered_s - started_s, decode_s, batched)
+        found = [one.result for one in batched]
         ride = Ride(found[: len(encoded)], found[len(encoded) :], timing)
         _require_sound(ride.of_images, of_images)
         _require_sound(ride.of_texts, of_texts)
@@ -278,10 +278,10 @@ def _require_sound(results: Sequence[Any], of: Pass[Any]) -> None:
         raise ModelError(f"{fault}: its weights are damaged")
 
 
-def _timing(waited_s: float, decode_s: float, ridden: Sequence[Ridden[Any]]) -> Timing:
+def _timing(waited_s: float, decode_s: float, batched: Sequence[Batched[Any]]) -> Timing:
     return Timing(
         decode_s=decode_s,
-        queue_s=waited_s + max((one.queue_s for one in ridden), default=0.0),
-        forward_s=max((one.forward_s for one in ridden), default=0.0),
-        batch_sizes=tuple(one.batch_size for one in ridden),
+        queue_s=waited_s + max((one.queue_s for one in batched), default=0.0),
+        forward_s=max((one.forward_s for one in batched), default=0.0),
+        batch_sizes=tuple(one.batch_size for one in batched),
     )

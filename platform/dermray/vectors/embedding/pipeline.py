@@ -21,7 +21,7 @@ from dermray.vectors.encoder_info import Precision
 
 
 @dataclass(frozen=True)
-class Obtained:
+class ObtainedVectors:
     """Vectors of images, part by part, and of texts, in the order they were asked for; and what was done for them."""
 
     images: list[Vectors]
@@ -40,7 +40,7 @@ def obtain(
     precision: Precision = "fp32",
     num_actors: int | None = None,
     say: Say = lambda line: None,
-) -> Obtained:
+) -> ObtainedVectors:
     """What a store has of some images and texts, once what it lacks is encoded in one go.
 
     Args:
@@ -82,7 +82,7 @@ def obtain(
         if isinstance(one.source, tuple):
             vectors.update(zip(content.words, content.values, strict=True))
     present = [content or made[one.part.uri] for one, content in zip(wanted, images, strict=True)]
-    return Obtained(present, [vectors[key] for key in keys], num_lacking, num_used)
+    return ObtainedVectors(present, [vectors[key] for key in keys], num_lacking, num_used)
 
 
 def _read_back(work: Sequence[Work], store: Store, say: Say) -> dict[str, Vectors]:

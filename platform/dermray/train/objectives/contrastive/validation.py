@@ -16,12 +16,13 @@ from torch import nn
 
 from dermray.corpus.ontology import Ontology
 from dermray.errors import CorpusError
-from dermray.evaluate import zero_shot
+from dermray.evaluate.classes import class_targets
 from dermray.evaluate.retrieval import retrieval_metrics
 from dermray.evaluate.samples import Samples
 from dermray.ingest.corpora import Corpora
 from dermray.losses.gather import gather_rows, world
 from dermray.models.factory import ImageTransform, Tokenizer
+from dermray.predict import zero_shot
 from dermray.train.objectives.contrastive import RETRIEVAL_KS
 from dermray.train.settings import ValidationConfig
 from dermray.vectors.encoder import Encoder
@@ -49,7 +50,7 @@ class Validator:
         self._image_transform = image_transform
         self._tokenizer = tokenizer
         self._samples, self._ends = _joined([corpus, *others], settings)
-        self._class_names, self._labels = zero_shot.class_targets(self._samples)
+        self._class_names, self._labels = class_targets(self._samples)
         self._encoded: list[bytes] | None = None
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
