@@ -100,7 +100,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     decided = reconcile([], made, policy="keep", near_groups=lambda hashes: np.arange(len(hashes)))
     final = [record for record in decided.shards if record in made]
     generation = pipeline._generation(config, work, made, decided, final)
-    commit(config, work.standing, generation, made, final, {}, {"stages": {"plan": 1.0}, "tasks": {}, "ray_data": []})
+    commit(config, work.committed, generation, made, final, {}, {"stages": {"plan": 1.0}, "tasks": {}, "ray_data": []})
     return output
 
 

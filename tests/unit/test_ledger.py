@@ -353,8 +353,8 @@ def test_a_wall_clock_that_is_set_neither_takes_a_claim_away_nor_keeps_it(
         other.join()
     monkeypatch.setattr(ledger, "BEAT_S", 0.1)
     with ledger.claim(output) as mine:
-        before = ledger._standing(output)
-        while ledger._standing(output) == before:
+        before = ledger._seen_claim(output)
+        while ledger._seen_claim(output) == before:
             time.sleep(0.05)
         mine.confirm()
     assert files(output) == []

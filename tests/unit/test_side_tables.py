@@ -122,7 +122,7 @@ def prepared(config: PrepareConfig) -> tuple[Manifest, Sides, dict[str, Any]]:
     work = read(config)
     maker, beside = ShardMaker(config, work.ontology), SideMaker(config)
     records: list[ShardRecord] = [maker.make(spec).record for spec in work.plan.shards]
-    held = work.standing
+    held = work.committed
     final = [*held.held, *records]
     joined = {name: join(config, name, cells, final) for name, cells in work.side_tables.items()}
     made = {rows.name: beside.make(rows) for each in joined.values() for rows in each.shards}
@@ -253,7 +253,7 @@ def test_other_side_tables_plan_no_row_of_a_grown_corpus_anew(tmp_path: Path) ->
         assert Manifest.load(config.output) == changed
         assert set(changed.provenance["config"].get("side_tables", {})) == set(tables)
     # Settings of the rows do.
-    assert read(settings(folder, output, "jpeg_quality=80")).standing.generations == ()
+    assert read(settings(folder, output, "jpeg_quality=80")).committed.generations == ()
 
 
 def said(output: str, manifest: Manifest, name: str, column: str) -> dict[str, Any]:
