@@ -2,7 +2,7 @@
 
 JPEG in, vectors out, random weights, on the same cores. First a plain FastAPI server with open_clip that makes one
 forward pass a request, once in threads and once on the event loop, of which the better one stays. Then one form of the
-service after the other (`forms=A;B`, names of `predict/sides.py`): in turns the bare encoder fed ready batches, the
+service after the other (`forms=A;B`, names of `serving/sides.py`): in turns the bare encoder fed ready batches, the
 plain server, and the form; then its latency alone and at half of saturation, and classify over embeddings with a cached
 class list. The load generator shares the cores with the server that it measures: core-seconds say who used them.
 `model=dermray_tiny` leaves little but the way there and back (and no plain server, which knows open_clip's models).
@@ -50,7 +50,7 @@ class Options:
     side: int = 450
     forms: list[str] = field(default_factory=lambda: list(DEFAULT_FORMS))
     latencies: bool = True
-    # PYTHON:MODEL of infinity-emb, measured beside the others; predict/infinity_model.py makes the model
+    # PYTHON:MODEL of infinity-emb, measured beside the others; serving/infinity_model.py makes the model
     infinity: str = ""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from dermray import entry, storage
+from dermray import entry, ledger, storage
 from dermray.config import load
 from dermray.corpus.accounts import told_in_words
 from dermray.vectors.index.settings import IndexConfig
@@ -19,7 +19,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="jobs/index.py",
         description="Make the index behind /v1/search from what jobs/embed.py wrote.",
     )
+    return run(config)
+
+
+def run(config: IndexConfig) -> int:
+    """Index inside a claim of the output: a second run is refused before MLflow knows of it."""
     entry.begin("index", f"reading {config.embeddings}")
+    with ledger.claim(config.output, wait_s=config.wait_for_output_s):
+        return _run(config)
+
+
+def _run(config: IndexConfig) -> int:
+    """Index under an MLflow run and say what came of it."""
     from dermray import tracking
     from dermray.vectors.index.vectors import build
 

@@ -22,7 +22,6 @@ __all__ = ["Blocks", "StringTable", "joined", "read_beside", "read_blocks", "rea
 # A table of text of fewer bytes is read by the driver in a few seconds, and Ray is not asked.
 TASKS_FROM_BYTES = 256 << 20
 PIECE_BYTES = 16 << 20
-NO_ROWS = pa.array([], pa.int64())
 
 
 def read_table(request: SourceRequest, *defaults: str) -> StringTable:
@@ -68,7 +67,8 @@ def read_blocks(request: SourceRequest, *defaults: str) -> Blocks:
     try:
         if (pieces := _pieces(request, uri)) is not None:
             names = [name.strip() for name in pieces.columns.names]
-            header = StringTable(uri, pa.table([pa.array([], pa.string())] * len(names), names), NO_ROWS, ())
+            nothing = pa.schema([(name, pa.string()) for name in names]).empty_table()
+            header = StringTable(uri, nothing, pa.array([], pa.int64()), ())
             return Blocks(header, _limited(request, uri), pieces)
         return Blocks.of(_limited(request, uri))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):

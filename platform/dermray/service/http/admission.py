@@ -41,7 +41,7 @@ CONTENT_SECURITY_POLICY = "; ".join(
 )
 # Of a path, and of each end of a long traceback.
 LOGGED_CHARS = 500
-TRACE_CHARS = 4000
+TRACE_CHARS = 8000
 SECURITY_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
