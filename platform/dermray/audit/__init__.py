@@ -1,1 +1,1 @@
-"""What is in a corpus and should not be: equal images, and images of training that an evaluation holds as well."""
+"""What is in a corpus and should not be: images alike, and images of training that an evaluation holds as well."""

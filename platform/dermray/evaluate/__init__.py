@@ -1,1 +1,1 @@
-"""Scores of a model: one file per task, metrics with intervals, the suite that runs them, and their report."""
+"""Scores of a model: a folder for each task and predictor, the suite that runs them, and their report."""

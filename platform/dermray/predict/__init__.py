@@ -1,4 +1,4 @@
-"""What serving needs besides HTTP: which model is served, and text classifiers that are built once."""
+"""What a model says of an image: classes by their names, concepts, the disease tree; and which model is served."""
 
 from dermray.predict.classifier import ClassifierCache, RankedClass, TooManyBuildsError, num_prompts, rank
 from dermray.predict.concepts import ConceptScore, concept_names, encode_concepts, score_concepts
