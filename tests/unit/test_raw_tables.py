@@ -56,6 +56,7 @@ def written(delimiter: str = ",", header: str = "image,label,caption") -> str:
         pytest.param(written(header=" image ,label , caption").encode(), id="blanks in the header"),
         pytest.param(written().replace("\n", ",,\n").encode(), id="nameless empty columns"),
         pytest.param(written().replace("\n", "\r").encode(), id="old Macintosh"),
+        pytest.param(f"sep=;\n{written(';')}".replace("\n", "\r").encode(), id="sep line of an old Macintosh"),
     ],
 )
 def test_spreadsheets_are_read_as_meant(content: bytes) -> None:
@@ -77,6 +78,7 @@ def opened(row: int, last: bool = True) -> bytes:
     [
         (written().encode("cp1252"), "line 2 holds the byte 0xE6 .*CSV UTF-8"),
         ("image,næme\na,b\n".encode("cp1252"), "line 1 holds the byte 0xE6 .*CSV UTF-8"),
+        ("sep=§\nimage§label\na§b\n".encode("cp1252"), "line 1 holds the byte 0xA7 .*CSV UTF-8"),
         (written().encode("utf-16-le"), "UTF-16 without a byte order mark.*CSV UTF-8"),
         (b"\xff\xfe\x00\xd8", "goes wrong"),
         (b"a;b|c\n1;2|3\n", "may be separated by ';' and '|'"),
@@ -103,6 +105,9 @@ def test_quotation_marks_that_mean_themselves_are_read() -> None:
         {"image": "1.png", "label": '5" wide', "caption": 'two\nlines, and "more"'},
         {"image": "2.png", "label": "x", "caption": "y"},
     ]
+    # The last one goes on behind its closed mark.
+    last = parse("table.csv", content + b'3.png,"Atypical" nevus,z\n').table.to_pylist()[-1]
+    assert last == {"image": "3.png", "label": "Atypical nevus", "caption": "z"}
 
 
 def test_a_nameless_column_with_values_is_kept(tmp_path: Path) -> None:

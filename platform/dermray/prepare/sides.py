@@ -10,6 +10,7 @@ import hashlib
 import io
 import math
 import posixpath
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from dermray.raw.fetch import ImageStore, ahead
 from dermray.raw.sources.rows import RawTable
 from dermray.raw.tables import DroppedRow, StringTable
 
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 NO_KEY, DOUBLED, NO_SAMPLE, SEVERAL = "no_key", "key_stood_above", "no_sample", "several_samples"
 DETAILS = {
     NO_KEY: "the row names no sample",
@@ -306,10 +308,8 @@ class SideMaker:
 
 
 def _number(uri: str, row: int, column: str, cell: str) -> float | None:
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.nan
+    # Python's own reading takes 12_5 and １２ as well, which nobody means as numbers.
+    value = float(cell) if _NUMBER.fullmatch(cell.strip()) else math.nan
     if math.isfinite(value):
         # -1 as well, which in a column of classes stands for none.
         return value

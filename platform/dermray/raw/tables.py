@@ -32,6 +32,8 @@ SEPARATORS = (",", ";", "\t", "|")
 PROBED_ROWS = 100
 AGREEING = 0.9
 MALFORMED = "malformed_row"
+# What `csv` says of a mark that nothing closes; of other faults it says other things.
+_OPEN_AT_THE_END = "unexpected end of data"
 
 
 @dataclass(frozen=True)
@@ -327,14 +329,14 @@ def _require_closed_quotes(uri: str, text: BinaryIO, separator: str, first_line:
         CorpusError: one is not; names its first and last line.
     """
     reader = _rows(text, separator, strict=True)
-    num_cells, before = 0, 0
+    num_cells, before, is_open = 0, 0, False
     while True:
         try:
             cells = next(reader)
         except StopIteration:
             return
-        except csv.Error:
-            cells = None
+        except csv.Error as error:
+            cells, is_open = None, str(error) == _OPEN_AT_THE_END
         lines = (before + first_line, reader.line_num + first_line - 1)
         before = reader.line_num
         num_cells = num_cells or len(cells or ())
@@ -343,5 +345,5 @@ def _require_closed_quotes(uri: str, text: BinaryIO, separator: str, first_line:
                 f"{uri}: the row that begins in line {lines[0]} opens a quotation mark and goes on to line {lines[1]}; "
                 'close the mark, or write one that is meant as such twice ("")'
             )
-        if cells is None and lines[0] == lines[1] and reader.line_num >= last_line:
+        if cells is None and is_open and lines[0] == lines[1] and reader.line_num >= last_line:
             raise CorpusError(f"{uri}: line {lines[0]}, the last one, opens a quotation mark and never closes it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import re
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
@@ -23,6 +24,8 @@ BYTE_ORDER_MARKS = (
 WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1")
 SAVE_AS_UTF8 = "save it again as UTF-8 (in Excel: File, Save As, 'CSV UTF-8 (Comma delimited)')"
 SHOWN_CHARS = 80
+# A letter beyond ASCII is none: in UTF-8 it takes several bytes, and other encodings are refused.
+_SAID_SEPARATOR = re.compile(rb"sep=([^\r\n\x80-\xff])(?:\r\n|\n|\r|\Z)", re.IGNORECASE)
 # Blocks that a lexer may read before what it makes of them is taken (Arrow's would read 32); and how long it must then
 # have been waited for to get another one.
 MAX_AHEAD = 4
@@ -194,11 +197,8 @@ def _refuse_byte(uri: str, data: bytes, place: int) -> NoReturn:
 
 def _said_separator(data: bytes) -> tuple[bytes, str | None, int]:
     """The bytes below Excel's `sep=;` line, what it names, and the number of the line that they begin with."""
-    line, _, rest = data.partition(b"\n")
-    said = line.rstrip(b"\r")
-    if len(said) == 5 and said[:4].lower() == b"sep=":
-        return rest, said[4:].decode(), 2
-    return data, None, 1
+    said = _SAID_SEPARATOR.match(data)
+    return (data[said.end() :], said[1].decode(), 2) if said else (data, None, 1)
 
 
 def one_line(error: Exception) -> str:
