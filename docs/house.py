@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = "dermray"
 # The shells, with what those are for that are no package and so do not say it themselves.
 SHELLS = {"jobs": "A script for each command.", "tune": "The script of sweeps.", "serve": ""}
+# Other names of what is in a room, which are no rooms.
+ALIASES = ("dermray.encoder", "dermray.__main__")
 PICTURE = ROOT / "docs" / "images" / "house.svg"
 
 BOX_WIDTH, BOX_HEIGHT, GAP_WIDTH, GAP_X, GAP_Y, MARGIN = 210, 86, 4, 22, 54, 24
@@ -80,8 +82,9 @@ def room_of(module: str) -> str:
 @cache
 def neighbours() -> dict[str, frozenset[str]]:
     """Every room and lone module → those that it imports."""
-    found: dict[str, set[str]] = {room_of(module): set() for module in modules()}
-    for module in modules():
+    housed = modules().keys() - set(ALIASES)
+    found: dict[str, set[str]] = {room_of(module): set() for module in housed}
+    for module in housed:
         found[room_of(module)] |= {room_of(name) for name in imports(module) if name in modules()}
     return {room: frozenset(names - {room}) for room, names in found.items()}
 

@@ -56,3 +56,7 @@ def _summary(name: str) -> str:
     """The first sentence of a command's own text, read without importing what the command needs."""
     text = Path(commands.__path__[0], f"{name}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(text)) or "").splitlines()[0].partition(": `")[0].rstrip(".")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -198,7 +198,7 @@ def _read(config_class: type[ConfigT], tree: Mapping[str, Any], malformed: Seque
         config = config_class.model_validate(typed)
     except ValidationError as found:
         error = found
-    told = keys.explain((name for name, _ in keys.described(config_class)), error, reader.problems)
+    told = keys.explain(reader.names, error, reader.problems)
     if config is None or reader.problems or malformed:
         raise ConfigError("; ".join([*malformed, *([told] if told else [])]))
     return config

@@ -38,15 +38,20 @@ class Argument:
 
 
 class Reader:
-    """Gives every value of a tree the form that its key's type asks for; what cannot be read is in `problems`."""
+    """Gives every value of a tree the form that its key's type asks for; what cannot be read is in `problems`.
+
+    `names` are the keys of all sections that were met, also of those whose type hangs on a value (an objective's).
+    """
 
     def __init__(self) -> None:
         self.problems: dict[str, str] = {}
+        self.names: dict[str, None] = {}
 
     def section(self, section: type[BaseModel], tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
         """The keys of a section; unknown ones come through as they are."""
         prepared = getattr(section, "prepared", None)
         found = dict(tree if prepared is None else prepared(tree, self))
+        self.names |= {name: None for name, _ in described(section, where)}
         for name, value in found.items():
             field = section.model_fields.get(name)
             found[name] = self.read(Any if field is None else field.annotation, value, f"{where}{name}")

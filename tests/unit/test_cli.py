@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dermray import cli
+from dermray import cli, extensions
+from dermray.evaluate.predictors import kinds as predictors
+from dermray.evaluate.tasks import kinds as tasks
 from tests.conftest import ROOT
 
 SCRIPTS = [path for path in (*(ROOT / "jobs").glob("*.py"), *(ROOT / "tune").glob("*.py")) if path.stem != "demo"]
@@ -24,6 +26,28 @@ def _own_name(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_console_script_is_it() -> None:
     (script,) = metadata.entry_points(group="console_scripts", name="dermray")
     assert script.load() is cli.main
+    for module in ("dermray", "dermray.cli"):
+        done = subprocess.run([sys.executable, "-m", module, "nonsense"], capture_output=True, text=True, check=False)
+        assert (done.returncode, "there is no command 'nonsense'" in done.stderr) == (2, True), module
+
+
+def test_a_misspelt_key_of_a_named_objective_is_told_with_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["pretrain", "objective.kind=tests.rotation:OBJECTIVE", "objective.sides=8", "corpus=a", "output=b"])
+    assert "unknown key 'objective.sides', did you mean 'objective.side'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [("evaluate", (*tasks.ours(), *predictors.ours())), ("pretrain", extensions.folders("dermray.train.objectives"))],
+)
+def test_help_names_every_folder_of_ours(
+    command: str, names: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    said = capsys.readouterr().out
+    assert not [name for name in names if name not in said]
 
 
 def test_every_command_has_a_script_that_is_the_same() -> None:

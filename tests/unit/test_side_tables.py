@@ -445,7 +445,7 @@ def test_a_number_of_minus_one_is_one_and_paths_meet_however_they_are_written(ra
     found = {str(name): value.as_py() for name, value in zip(ids, said, strict=True)}
     assert [found[f"s{number}"] for number in range(6)] == [-1.0, -1.0, -2.0, None, None, 0.0]
     assert sides.figures["c"] == {"in": 6, "used": 6, "told": {}}
-    for odd in ("12_5", "１２", "0x10", "1,5"):
+    for odd in ("12_5", "\uff11\uff12", "0x10", "1,5"):
         table(raw / "change.csv", ["file", "change"], [["0.jpg", odd]])
         with pytest.raises(CorpusError, match=f"row 1, column 'change': '{odd}' is no number"):
             prepared(config)

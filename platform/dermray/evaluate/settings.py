@@ -47,16 +47,16 @@ class EvaluateConfig(Config):
     validation_split: str = Field("val", description="split that the temperature of the calibration is fitted on")
     tasks: tuple[TaskName, ...] = Field(
         (),
-        description="what to compute: zero_shot, retrieval, concepts, linear_probe, knn, few_shot, classification, the "
-        "name of an installed package's task, or package.module:NAME; empty: the benchmark's, else the first two",
+        description=f"what to compute: {', '.join(kinds.ours())}, the name of an installed package's task, or "
+        f"package.module:NAME; empty: the benchmark's, else {' and '.join(DEFAULT_TASKS)}",
     )
     task: dict[str, SerializeAsAny[TaskConfig]] = Field(
         {}, description="keys of tasks of an installed package or of one's own, task.NAME.key=value"
     )
     predictor: dict[str, str] = Field(
         {},
-        description="who predicts for a task, predictor.TASK=NAME: zero_shot, linear_probe, knn, presence, the name of "
-        "an installed package's predictor, or package.module:NAME; empty: the task's own",
+        description=f"who predicts for a task, predictor.TASK=NAME: {', '.join(predictors.ours())}, the name of an "
+        "installed package's predictor, or package.module:NAME; empty: the task's own",
     )
     predictor_keys: dict[str, SerializeAsAny[PredictorConfig]] = Field(
         {}, description="keys of who predicts for a task, predictor_keys.TASK.key=value"

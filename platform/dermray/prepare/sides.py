@@ -308,7 +308,7 @@ class SideMaker:
 
 
 def _number(uri: str, row: int, column: str, cell: str) -> float | None:
-    # Python's own reading takes 12_5 and １２ as well, which nobody means as numbers.
+    # Python's own reading takes 12_5 and digits of other scripts as well, which nobody means as numbers.
     value = float(cell) if _NUMBER.fullmatch(cell.strip()) else math.nan
     if math.isfinite(value):
         # -1 as well, which in a column of classes stands for none.

@@ -33,8 +33,8 @@ class ObjectiveConfig(Config):
 
     kind: DecidesWeights[str] = Field(
         DEFAULT,
-        description="what is learned: contrastive, the name of an installed package's objective, or "
-        "package.module:ATTRIBUTE",
+        description=f"what is learned: {', '.join(extensions.folders(__package__))}, the name of an installed "
+        "package's objective, or package.module:ATTRIBUTE",
     )
 
     @classmethod
