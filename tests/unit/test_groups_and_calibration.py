@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as reference
 
 from dermray.corpus.schema import MODALITY
-from dermray.errors import EvaluationError
+from dermray.errors import EvaluationError, ModelError
 from dermray.evaluate import cases
 from dermray.evaluate.classified import group_scores
 from dermray.evaluate.leakage import FOUND, Leakage
@@ -28,6 +28,7 @@ from dermray.evaluate.statistics.bootstrap import Metric
 from dermray.evaluate.statistics.calibration import apply_temperature, calibrate, fit_temperature
 from dermray.evaluate.statistics.groups import age_band, breakdown, of_corpus, of_table
 from dermray.evaluate.statistics.metrics import classification
+from dermray.evaluate.suite import evaluate
 from dermray.evaluate.tasks.contract import Context, scorer
 from dermray.evaluate.tasks.kinds import ours
 from tests.corpora import write_prepared_corpus
@@ -321,6 +322,30 @@ def test_leaked_samples_are_counted_and_scored_apart(corpus: str, tmp_path: Path
     others = Samples.load(corpus, "val")
     assert leakage.describe(others) is None
     assert leakage.mark(others) is others
+
+
+def test_a_report_of_another_split_than_the_model_learned_is_refused(corpus: str, tmp_path: Path) -> None:
+    """Its samples would all be said to resemble none; a report that says no splits is taken as it was before."""
+    samples, model = Samples.load(corpus, "test"), tmp_path / "model"
+    uri = write_leakage(tmp_path / "leakage", samples, [0])
+    file = tmp_path / "leakage" / "leakage.json"
+    model.mkdir()
+    config = EvaluateConfig(model=str(model), corpus=corpus, output="o", leakage=uri, split="test")
+
+    def told(splits: list[str] | None, recipe: dict[str, object]) -> str:
+        training = {"uri": "/training", "digest": "t" * 64} | ({} if splits is None else {"splits": splits})
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"training": training}))
+        (model / "dermray.json").write_text(json.dumps({"corpus_digest": "t" * 64} | recipe))
+        with pytest.raises((EvaluationError, ModelError)) as refused:
+            evaluate(config)
+        return str(refused.value)
+
+    of_fit = {"recipe": {"data": {"split": "fit"}}}
+    wrong = "leakage: .* compared the split val of /training, and the model was trained on the split {}: run jobs/leak"
+    assert re.match(wrong.format("train"), told(["val"], {}))
+    assert re.match(wrong.format("fit"), told(["val"], of_fit))
+    for splits, recipe in ((["train"], {}), (["val", "fit"], of_fit), (None, of_fit)):
+        assert "leakage" not in told(splits, recipe), "it goes on to the model, which has no weights"
 
 
 def test_what_is_no_leakage_report_is_refused(tmp_path: Path) -> None:
