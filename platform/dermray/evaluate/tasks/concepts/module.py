@@ -53,7 +53,7 @@ class Concepts:
             raise EvaluationError(
                 f"its predictor gives {list(said.values.shape[1:])} numbers a sample for {len(asked)} concepts"
             )
-        # Samples left out may have held all marks of a concept: asked [0, 2, 5], still [0, 2] → columns [0, 5] of marks.
+        # Samples left out may have held all marks of one: asked [0, 2, 5], still [0, 2] → columns [0, 5] of marks.
         still = _of_both_kinds(marks[kept][:, asked])
         scores, marks_scored = said.values[kept][:, still], marks[kept][:, asked[still]]
         scored = [names[place] for place in asked[still]]
