@@ -15,6 +15,7 @@ from dermray.evaluate.classes import Classes
 from dermray.evaluate.compare import compare, compare_reports
 from dermray.evaluate.concepts import concepts_of
 from dermray.evaluate.features import Features
+from dermray.evaluate.leakage import Leakage
 from dermray.evaluate.predictions import ConceptPredictions, Origin, OwnPredictions
 from dermray.evaluate.predictors import kinds
 from dermray.evaluate.predictors.contract import UNREADABLE, Lesson, Predict, Predicted, Seen, load
@@ -142,6 +143,10 @@ def test_predictors_are_not_told_the_truth(corpus: str) -> None:
     lesson, seen = data.lesson(context, np.array([1, 5])), context.seen(np.arange(4))
     assert not any([*seen.samples.labels, *seen.samples.concepts, *filter(None, seen.samples.captions)])
     assert seen.samples.groups == context.samples.groups
+    compared = ((corpus, None, context.samples.corpus_digest),)
+    marked = Leakage("r", "t", "d", 6, compared, frozenset()).mark(context.samples)
+    assert marked.groups.keys() - context.samples.groups.keys() == {"leakage"}
+    assert replace(context, samples=marked).seen(np.arange(4)).samples.groups == context.samples.groups
     assert len(lesson.told_apart().targets) == 0
     assert lesson.learnt is not None
     assert [lesson.learnt.samples.labels[row] for row in lesson.learnt.rows] == [

@@ -20,6 +20,8 @@ DERMRAY_NAME = "dermray.json"
 JSON_NAME, PAIRS_NAME = "leakage.json", "leakage.parquet"
 COLUMNS = ["evaluation_corpus", "evaluation_split", "evaluation_sample_id"]
 MAX_BYTES = 1 << 30
+# The dimension of groups; no predictor is told it.
+DIMENSION = "leakage"
 FOUND, CLEAR = "resembles a training image", "resembles none"
 
 
@@ -154,12 +156,12 @@ class Leakage:
         return {each for uri, split, each in self.found if uri in uris and split == samples.split and each in ids}
 
     def mark(self, samples: Samples) -> Samples:
-        """The samples with the dimension `leakage` among their groups, where the report is about them."""
+        """The samples with `DIMENSION` among their groups, where the report is about them."""
         found = self.of(samples)
         if found is None:
             return samples
         members: list[str | None] = [FOUND if each in found else CLEAR for each in samples.ids]
-        return replace(samples, groups={**samples.groups, "leakage": members})
+        return replace(samples, groups={**samples.groups, DIMENSION: members})
 
     def describe(self, samples: Samples) -> dict[str, Any] | None:
         """The key `leakage` of `report.json`; None where the report is not about the samples."""
