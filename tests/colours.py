@@ -1,4 +1,4 @@
-"""A classifier of the tests alone that looks at images: the class whose colour is nearest."""
+"""A classifier of the tests alone that looks at images: the class, or the named colour, that is nearest."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import numpy as np
 
 from dermray.evaluate.classes import Classes
 from dermray.evaluate.predictors.contract import Lesson, Predict
-from dermray.evaluate.predictors.kinds import CLASSES, PredictorKind
+from dermray.evaluate.predictors.kinds import CLASSES, CONCEPTS, PredictorKind
 from dermray.evaluate.predictors.pictures import look_at
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.vectors.encoder_info import EncoderInfo
 from tests.corpora import COLOURS, RGB
 
 colours = PredictorKind(__name__, gives=CLASSES, vectors=False)
+named = PredictorKind(__name__, gives=CONCEPTS, vectors=False)
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Colours:
         return EncoderInfo("colours", 0, 0, 0, "c" * 64, "", 0)
 
     def ready(self, lesson: Lesson) -> Predict:
-        """Find the colour of each class."""
-        look = Nearest(tuple(RGB[COLOURS[label]] for label in lesson.told_apart().labels))
+        """Find the colour of each class; a concept is one."""
+        look = Nearest(tuple(RGB[COLOURS.get(label, label)] for label in lesson.told_apart().labels))
         return lambda seen: look_at(seen, look, lesson.config)
 
 

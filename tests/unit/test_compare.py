@@ -291,6 +291,42 @@ def test_tasks_without_predictions_or_with_scores_of_their_own_stand_side_by_sid
         run(CompareConfig(reports=(str(tmp_path / "a"), str(tmp_path / "c")), output="o"))
 
 
+def test_scores_of_other_predictors_are_told_and_no_ground_for_promotion(
+    reports: dict[str, str], tmp_path: Path
+) -> None:
+    """What a report of an earlier build does not say is as its tasks had it."""
+
+    def saved(name: str, predictors: dict[str, str], keys: dict[str, dict[str, float]]) -> str:
+        shutil.copytree(reports["a"], tmp_path / name)
+        file = tmp_path / name / "report.json"
+        document = json.loads(file.read_text())
+        for task, section in document["tasks"].items():
+            section.pop("predictor", None)
+            section |= {"predictor": predictors[task]} if task in predictors else {}
+        document["config"] |= {"predictor": predictors, "predictor_keys": keys}
+        file.write_text(json.dumps(document))
+        return str(tmp_path / name)
+
+    whole = json.loads((Path(reports["a"]) / "report.json").read_text())
+    assert {name: one.get("predictor", "") for name, one in whole["tasks"].items()}["knn"] == "knn"
+    earlier, probed = saved("earlier", {}, {}), saved("probed", {"knn": "linear_probe"}, {})
+    first, second = (saved(f"keys{n}", {"knn": "lab:VOTE"}, {"knn": {"k": n}}) for n in (1, 2))
+    told = {
+        (reports["a"], earlier): [],
+        (reports["a"], probed): ["predictor.knn is linear_probe, the champion's knn"],
+        (probed, earlier): ["predictor.knn is knn, the champion's linear_probe"],
+        (first, second): ["predictor_keys.knn.k is 2, the champion's 1"],
+        (first, earlier): [
+            "predictor.knn is knn, the champion's lab:VOTE",
+            "predictor_keys.knn.k is None, the champion's 1",
+        ],
+    }
+    for pair, reasons in told.items():
+        assert gate.mismatches(*(gate.load_report(uri) for uri in pair)) == reasons
+        found = run(CompareConfig(reports=pair, output="o", bootstrap=0)).document["comparisons"][""]
+        assert found["differing"] == (["predictors"] if reasons else [])
+
+
 def test_library_compares_a_task_of_two_reports(reports: dict[str, str]) -> None:
     found = compare_reports(reports["b"], reports["a"], "zero_shot", bootstrap=200)
     assert found["accuracy"].is_better("accuracy")
@@ -350,6 +386,8 @@ def test_reports_of_an_earlier_version_compare_and_gate_as_they_did(tmp_path: Pa
     found = run(CompareConfig(reports=reports, output="o", bootstrap=100))
     assert found.metrics() == pytest.approx(expected["differences"], abs=1e-9, nan_ok=True)
     assert found.document["comparisons"][""]["differing"] == []
-    verdicts = gate.compare(*(gate.load_report(uri) for uri in reports), margin=0.02)
+    before, after = (gate.load_report(uri) for uri in reports)
+    assert gate.mismatches(before, after) == []
+    verdicts = gate.compare(before, after, margin=0.02)
     for one, before in zip(verdicts, expected["verdicts"], strict=True):
         assert one.to_json() == pytest.approx(before, abs=1e-9), one.name

@@ -17,17 +17,19 @@ from hypothesis import strategies as st
 from sklearn import metrics as reference
 
 from dermray.corpus.schema import MODALITY
-from dermray.errors import EvaluationError
+from dermray.errors import EvaluationError, ModelError
 from dermray.evaluate import cases
 from dermray.evaluate.classified import group_scores
 from dermray.evaluate.leakage import FOUND, Leakage
 from dermray.evaluate.report import build
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
-from dermray.evaluate.statistics.bootstrap import Metric
+from dermray.evaluate.statistics import groups
+from dermray.evaluate.statistics.bootstrap import Distribution, Metric
 from dermray.evaluate.statistics.calibration import apply_temperature, calibrate, fit_temperature
 from dermray.evaluate.statistics.groups import age_band, breakdown, of_corpus, of_table
 from dermray.evaluate.statistics.metrics import classification
+from dermray.evaluate.suite import evaluate
 from dermray.evaluate.tasks.contract import Context, scorer
 from dermray.evaluate.tasks.kinds import ours
 from tests.corpora import write_prepared_corpus
@@ -155,6 +157,47 @@ def test_small_groups_have_no_score_and_groups_of_one_class_an_accuracy() -> Non
     assert found["sex"]["gaps"] == {}
     for group in found["body_site"]["groups"]:
         assert list(group["metrics"]) == ["accuracy"]
+
+
+def test_many_groups_are_those_that_a_plain_search_finds_and_small_ones_counted_together(corpus: str) -> None:
+    generator = np.random.default_rng(5)
+    sites: list[str | None] = [f"site {number % 9 if number < 300 else number}" for number in range(700)]
+    bands = (None, "under 18", "18 to 39", "80 and over")
+    members = {"age": [bands[number % 4] for number in range(700)], "body_site": sites}
+    for number in generator.choice(700, 40, replace=False):
+        sites[number] = None
+    rows = np.sort(generator.choice(700, 500, replace=False))
+    asked: list[tuple[list[int], object]] = []
+
+    def score(kept: np.ndarray, seed: object) -> dict[str, Distribution]:
+        asked.append((kept.tolist(), seed))
+        return {"accuracy": Distribution(float(rows[kept].mean()), np.zeros(0))}
+
+    found = breakdown(members, rows, score, min_size=12, seed=3)["dimensions"]
+    plain, sizes = [], {}
+    for number, (dimension, of_all) in enumerate(members.items()):
+        known = sorted({of_all[row] for row in rows} - {None}, key=lambda name: (name != "under 18", name))
+        sizes[dimension] = {name: sum(of_all[row] == name for row in rows) for name in known}
+        for place, name in enumerate(known):
+            if sizes[dimension][name] >= 12:
+                plain.append(([at for at, row in enumerate(rows) if of_all[row] == name], [3, number, place]))
+        unknown, listed = found[dimension]["num_unknown"], found[dimension]["groups"]
+        assert unknown + sum(sizes[dimension].values()) == len(rows)
+        assert {one["name"]: one["num_samples"] for one in listed}.items() <= sizes[dimension].items()
+    assert asked == plain
+    assert [one["name"] for one in found["age"]["groups"]] == list(bands[1:])
+    assert "too_small" not in found["age"]
+    small = [size for size in sizes["body_site"].values() if size < 12]
+    assert found["body_site"]["too_small"] == {"num_groups": len(small), "num_samples": sum(small)}
+    assert len(found["body_site"]["groups"]) == len(sizes["body_site"]) - len(small) == 9
+    context = context_of(corpus, "zero_shot", bootstrap=0)
+    names: list[str | None] = [f"site {number}" for number in range(len(context.samples))]
+    context = replace(context, samples=replace(context.samples, groups={"body_site": names}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "MAX_SMALL", 20)
+        page = build(context, {"zero_shot": scorer("zero_shot").run(context)}, model_uri="m", duration_s=1.0).html
+    assert "Too few for a score: 60 groups of 60 samples together." in page
+    assert "site 7" not in page
 
 
 def test_groups_of_the_same_size_are_resampled_apart() -> None:
@@ -321,6 +364,30 @@ def test_leaked_samples_are_counted_and_scored_apart(corpus: str, tmp_path: Path
     others = Samples.load(corpus, "val")
     assert leakage.describe(others) is None
     assert leakage.mark(others) is others
+
+
+def test_a_report_of_another_split_than_the_model_learned_is_refused(corpus: str, tmp_path: Path) -> None:
+    """Its samples would all be said to resemble none; a report that says no splits is taken as it was before."""
+    samples, model = Samples.load(corpus, "test"), tmp_path / "model"
+    uri = write_leakage(tmp_path / "leakage", samples, [0])
+    file = tmp_path / "leakage" / "leakage.json"
+    model.mkdir()
+    config = EvaluateConfig(model=str(model), corpus=corpus, output="o", leakage=uri, split="test")
+
+    def told(splits: list[str] | None, recipe: dict[str, object]) -> str:
+        training = {"uri": "/training", "digest": "t" * 64} | ({} if splits is None else {"splits": splits})
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"training": training}))
+        (model / "dermray.json").write_text(json.dumps({"corpus_digest": "t" * 64} | recipe))
+        with pytest.raises((EvaluationError, ModelError)) as refused:
+            evaluate(config)
+        return str(refused.value)
+
+    of_fit = {"recipe": {"data": {"split": "fit"}}}
+    wrong = "leakage: .* compared the split val of /training, and the model was trained on the split {}: run jobs/leak"
+    assert re.match(wrong.format("train"), told(["val"], {}))
+    assert re.match(wrong.format("fit"), told(["val"], of_fit))
+    for splits, recipe in ((["train"], {}), (["val", "fit"], of_fit), (None, of_fit)):
+        assert "leakage" not in told(splits, recipe), "it goes on to the model, which has no weights"
 
 
 def test_what_is_no_leakage_report_is_refused(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from dermray.evaluate.classes import Classes
 from dermray.evaluate.compare import compare, compare_reports
 from dermray.evaluate.concepts import concepts_of
 from dermray.evaluate.features import Features
+from dermray.evaluate.leakage import Leakage
 from dermray.evaluate.predictions import ConceptPredictions, Origin, OwnPredictions
 from dermray.evaluate.predictors import kinds
 from dermray.evaluate.predictors.contract import UNREADABLE, Lesson, Predict, Predicted, Seen, load
@@ -29,7 +30,7 @@ from dermray.evaluate.suite import check_inputs, evaluate
 from dermray.evaluate.tasks import kinds as tasks
 from dermray.evaluate.tasks.contract import Context, TaskResult, scorer
 from dermray.vectors.encoder_info import EncoderInfo
-from tests import darkness, rotation_model, without_ray
+from tests import colours, darkness, rotation_model, without_ray
 from tests.corpora import write_prepared_corpus
 from tests.evaluation import features_of
 
@@ -115,6 +116,25 @@ def test_the_task_of_concepts_scores_what_its_predictor_says(corpus: str) -> Non
     for one, other in zip(ours.details["concepts"], others.details["concepts"], strict=True):
         assert one["auroc"] == pytest.approx(1 - other["auroc"])
     assert ours.metrics["mean_auroc"].value != pytest.approx(0.5)
+    of_prompts = {"templates", "references", "temperature"}
+    assert (of_prompts <= ours.details.keys(), of_prompts & others.details.keys()) == (True, set())
+
+
+def test_who_sees_concepts_in_images_is_scored_without_an_encoder(corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model that the run names is none of ours; one image cannot be decoded, and is left out and counted."""
+    without_ray.use(monkeypatch)
+    given = ["model=m", f"corpus={corpus}", "output=o", "bootstrap=0", "tasks=[concepts]"]
+    config = parse(EvaluateConfig, [*given, "predictor.concepts=tests.colours:named"])
+    check_inputs(config)
+    document = evaluate(config).document
+    found = document["tasks"]["concepts"]
+    assert (document["model"]["name"], document["engine"]["num_images_encoded"]) == ("colours", 0)
+    assert (found["num_samples"], found["excluded"]) == (NUM_SCORED - 1, {UNREADABLE: 1})
+    assert {one["name"]: one["auroc"] for one in found["concepts"]} == {"black": 1.0, "pink": 1.0, "red": 1.0}
+    assert "templates" not in found
+    monkeypatch.setattr(colours.Nearest, "__call__", lambda self, images: np.ones((len(images), 7)))
+    with pytest.raises(EvaluationError, match=r"concepts: its predictor gives \[7\] numbers a sample for 3 concepts"):
+        evaluate(config)
 
 
 def test_predictors_are_not_told_the_truth(corpus: str) -> None:
@@ -123,6 +143,10 @@ def test_predictors_are_not_told_the_truth(corpus: str) -> None:
     lesson, seen = data.lesson(context, np.array([1, 5])), context.seen(np.arange(4))
     assert not any([*seen.samples.labels, *seen.samples.concepts, *filter(None, seen.samples.captions)])
     assert seen.samples.groups == context.samples.groups
+    compared = ((corpus, None, context.samples.corpus_digest),)
+    marked = Leakage("r", "t", "d", 6, compared, frozenset()).mark(context.samples)
+    assert marked.groups.keys() - context.samples.groups.keys() == {"leakage"}
+    assert replace(context, samples=marked).seen(np.arange(4)).samples.groups == context.samples.groups
     assert len(lesson.told_apart().targets) == 0
     assert lesson.learnt is not None
     assert [lesson.learnt.samples.labels[row] for row in lesson.learnt.rows] == [

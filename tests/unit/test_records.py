@@ -160,6 +160,7 @@ def weights(at: Path) -> tuple[dict[str, Any], Path, Read]:
     readers = (
         models.weights_digest,
         leakage.training_digest_of,
+        leakage.training_split_of,
         registry.model_facts,
         lineage._described,
         _own_classes,
@@ -167,6 +168,7 @@ def weights(at: Path) -> tuple[dict[str, Any], Path, Read]:
     document = {
         "weights_sha256": storage.sha256(at / models.WEIGHTS_NAME), "corpus_digest": DIGEST, "licences": ["CC0"],
         "classes": ["a"], "mlflow_run_id": "r", "mlflow_run_key": "k", "kind": "clip",
+        "recipe": {"data": {"split": "train"}},
     }  # fmt: skip
     return document, at / models.DERMRAY_NAME, lambda: [read(str(at)) for read in readers]
 

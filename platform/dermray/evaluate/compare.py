@@ -26,7 +26,7 @@ from dermray.evaluate.predictions import (
 from dermray.evaluate.statistics import metrics
 from dermray.evaluate.statistics.bootstrap import Distribution
 from dermray.evaluate.statistics.paired import Difference, differences
-from dermray.evaluate.tasks import contract
+from dermray.evaluate.tasks import contract, kinds
 
 REPORT_NAME = "report.json"
 
@@ -116,6 +116,27 @@ def load(uri: str, document: Mapping[str, Any], task: str) -> tuple[Predictions,
             "a later evaluation was broken off there: run it again"
         )
     return found, origin
+
+
+def predicted_by(document: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """Who predicted for a task of a report, and with which keys, as a run names them.
+
+    Returns:
+        `predictor.TASK` → name, empty where the task asks nobody, and `predictor_keys.TASK.KEY` → value. A report of an
+        earlier build that names nobody has the task's own predictor.
+    """
+    config, section = document.get("config", {}), document["tasks"][task]
+    name = section.get("predictor") or config.get("predictor", {}).get(task) or _own_predictor(task)
+    keys = config.get("predictor_keys", {}).get(task, {})
+    return {f"predictor.{task}": name, **{f"predictor_keys.{task}.{key}": value for key, value in keys.items()}}
+
+
+def _own_predictor(task: str) -> str:
+    # By the short name: nothing is imported because a report names it.
+    try:
+        return kinds.find(kinds.short(task)).predictor
+    except ValueError:
+        return ""
 
 
 def check_origins(baseline_uri: str, baseline: Origin, candidate_uri: str, candidate: Origin) -> None:

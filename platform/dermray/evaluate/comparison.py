@@ -25,7 +25,6 @@ CIRCUMSTANCES = {
     "preprocessing": ("model", "preprocessing_digest"),
     "precision": ("model", "precision"),
     "cost of the linear probe": ("config", "probe_cost"),
-    "predictors": ("config", "predictor"),
     "code": ("code", "digest"),
 }
 
@@ -141,15 +140,18 @@ def _compared(uris: Sequence[str], config: CompareConfig) -> dict[str, Any]:
             {"uri": uri, "model": one["model"], "created_at": one["created_at"], "code": one["code"]}
             for uri, one in zip(uris, documents, strict=True)
         ],
-        "differing": [
-            name
-            for name, keys in CIRCUMSTANCES.items()
-            # Reports of earlier versions lack keys that are empty in later ones.
-            if len({str(_at(one, keys) or None) for one in documents}) > 1
-        ],
+        "differing": _differing(documents, common),
         "not_in_all": sorted({task for one in documents for task in one["tasks"]} - set(common)),
         "tasks": {task: _task(task, uris, documents, config) for task in common},
     }
+
+
+def _differing(documents: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[str]:
+    """In what some reports differ beside the model, of the tasks that all of them have."""
+    # Reports of earlier versions lack keys that are empty in later ones.
+    found = {name: [_at(one, keys) or None for one in documents] for name, keys in CIRCUMSTANCES.items()}
+    found["predictors"] = [[compare.predicted_by(one, task) for task in tasks] for one in documents]
+    return [name for name, values in found.items() if any(value != values[0] for value in values)]
 
 
 def _task(

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from dermray import parquet_bounds, storage
+from dermray.corpus.schema import TRAIN
 from dermray.corpus.shares import DIGESTS_JOIN
 from dermray.errors import EvaluationError
 from dermray.evaluate.samples import Samples
@@ -19,19 +20,33 @@ DERMRAY_NAME = "dermray.json"
 JSON_NAME, PAIRS_NAME = "leakage.json", "leakage.parquet"
 COLUMNS = ["evaluation_corpus", "evaluation_split", "evaluation_sample_id"]
 MAX_BYTES = 1 << 30
+# The dimension of groups; no predictor is told it.
+DIMENSION = "leakage"
 FOUND, CLEAR = "resembles a training image", "resembles none"
 
 
 def training_digest_of(model_uri: str) -> str | None:
     """Digest of the corpus that a model folder says it was trained on; None where it says none."""
+    return _described(model_uri).get("corpus_digest")
+
+
+def training_split_of(model_uri: str) -> str:
+    """The split that a model folder says it was trained on; `train` where it says none."""
+    found: Any = _described(model_uri)
+    for key in ("recipe", "data", "split"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else TRAIN
+
+
+def _described(model_uri: str) -> dict[str, Any]:
+    """What a model folder says of itself; nothing where it is no folder, or one of another library."""
     folder = folder_uri(model_uri)
     if folder is None:
-        return None
+        return {}
     try:
-        document = storage.read_object(storage.join(folder, DERMRAY_NAME))
+        return storage.read_object(storage.join(folder, DERMRAY_NAME))
     except (FileNotFoundError, NotADirectoryError):
-        return None
-    return document.get("corpus_digest")
+        return {}
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,7 @@ class Leakage:
         max_distance: bits of 64 in which two perceptual hashes may differ to be a pair.
         compared: (URI, split or None for all, digest) of each evaluation corpus.
         found: (URI, split, sample id) of every evaluation sample in a pair.
+        training_splits: of the training corpora, those compared; None of a report that does not say it.
     """
 
     uri: str
@@ -52,6 +68,7 @@ class Leakage:
     max_distance: int
     compared: tuple[tuple[str, str | None, str], ...]
     found: frozenset[tuple[str, ...]]
+    training_splits: tuple[str, ...] | None = None
 
     @classmethod
     def load(cls, uri: str) -> Leakage:
@@ -74,23 +91,34 @@ class Leakage:
                 document["max_distance"],
                 tuple((one["uri"], one["split"], one["digest"]) for one in document["evaluations"]),
                 frozenset(tuple(row[name] for name in COLUMNS) for row in rows),
+                tuple(splits) if (splits := document["training"].get("splits")) is not None else None,
             )
         except FileNotFoundError:
             raise EvaluationError(f"leakage: {uri} has no {JSON_NAME}; give the output of jobs/leakage.py") from None
         except (pa.ArrowException, OSError, KeyError, TypeError):
             raise EvaluationError(f"leakage: {uri} is no whole report; run jobs/leakage.py again") from None
 
-    def require_about(self, scored: Sequence[Samples], training_digest: str | None) -> None:
-        """Refuse a report that says nothing of what is scored, or that compared other training corpora.
+    def require_about(
+        self, scored: Sequence[Samples], training_digest: str | None, training_split: str = TRAIN
+    ) -> None:
+        """Refuse a report that says nothing of what is scored, or that compared other training corpora or splits.
 
         Args:
+            scored: what is scored.
             training_digest: of the corpus that the model was trained on, where that is known.
+            training_split: of that corpus, the split that it was trained on.
 
         Raises:
-            EvaluationError: it is so; names the digests.
+            EvaluationError: it is so; names the digests or splits.
         """
         if training_digest is not None:
             self._require_trained_on(training_digest)
+            if self.training_splits is not None and training_split not in self.training_splits:
+                raise EvaluationError(
+                    f"leakage: {self.uri} compared the split {', '.join(self.training_splits)} of {self.training_uri}, "
+                    f"and the model was trained on the split {training_split}: run jobs/leakage.py with "
+                    f"splits=[{training_split}]"
+                )
         if scored and all(self.of(samples) is None for samples in scored):
             known = ", ".join(f"{uri}#{split or 'all'} ({digest[:12]})" for uri, split, digest in self.compared)
             asked = ", ".join(f"{one.uri}#{one.split} ({one.corpus_digest[:12]})" for one in scored)
@@ -128,12 +156,12 @@ class Leakage:
         return {each for uri, split, each in self.found if uri in uris and split == samples.split and each in ids}
 
     def mark(self, samples: Samples) -> Samples:
-        """The samples with the dimension `leakage` among their groups, where the report is about them."""
+        """The samples with `DIMENSION` among their groups, where the report is about them."""
         found = self.of(samples)
         if found is None:
             return samples
         members: list[str | None] = [FOUND if each in found else CLEAR for each in samples.ids]
-        return replace(samples, groups={**samples.groups, "leakage": members})
+        return replace(samples, groups={**samples.groups, DIMENSION: members})
 
     def describe(self, samples: Samples) -> dict[str, Any] | None:
         """The key `leakage` of `report.json`; None where the report is not about the samples."""

@@ -12,7 +12,7 @@ from dermray.corpus.accounts import require_balance
 from dermray.errors import EvaluationError
 from dermray.evaluate import cases, features
 from dermray.evaluate.cases import Case, Skipped
-from dermray.evaluate.leakage import Leakage, training_digest_of
+from dermray.evaluate.leakage import Leakage, training_digest_of, training_split_of
 from dermray.evaluate.predictions import OwnPredictions
 from dermray.evaluate.predictors import contract as predictors
 from dermray.evaluate.predictors.contract import ImagePredictor
@@ -105,7 +105,7 @@ def _evaluate(found: Sequence[Case], config: EvaluateConfig, uri: str, say: Say)
     began = time.monotonic()
     leaked = Leakage.load(config.leakage) if config.leakage else None
     if leaked is not None:
-        leaked.require_about([case.samples for case in found], training_digest_of(uri))
+        leaked.require_about([case.samples for case in found], training_digest_of(uri), training_split_of(uri))
     texts = [_texts(case) for case in found]
     asked = [
         (case, wanted)

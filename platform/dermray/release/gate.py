@@ -1,6 +1,7 @@
 """Whether a candidate model may take a champion's place: no score may be worse by more than a stated margin.
 
-Both reports must be of the same benchmark: same corpus digest, split and zero-shot templates. For each score the
+Both reports must be of the same benchmark: same corpus digest, split and zero-shot templates, and of each task the same
+predictor with the same keys. For each score the
 difference candidate - champion gets a 95 % interval, and the worse end of it must not lie further down than the margin.
 The interval is that of the paired bootstrap (`dermray.evaluate.compare`) where both reports have saved predictions.
 Other scores get one from the two reports' own intervals, as if the models had been scored on different images: it is
@@ -122,11 +123,13 @@ def mismatches(champion: Mapping[str, Scored], candidate: Mapping[str, Scored]) 
     """Why two evaluations cannot be compared; empty if they can."""
     found = [f"the candidate was not scored on {name}" for name in champion if name not in candidate]
     for name in champion.keys() & candidate.keys():
-        ours, theirs = _benchmark_of(candidate[name].document), _benchmark_of(champion[name].document)
+        both = candidate[name].document, champion[name].document
+        tasks = [task for task in both[1]["tasks"] if task in both[0]["tasks"]]
+        ours, theirs = (_benchmark_of(document, tasks) for document in both)
         found += [
-            f"{name + ': ' if name else ''}{key} is {_short(ours[key])}, the champion's {_short(theirs[key])}"
-            for key in ours
-            if ours[key] != theirs[key]
+            f"{name + ': ' if name else ''}{key} is {_short(ours.get(key))}, the champion's {_short(theirs.get(key))}"
+            for key in {**ours, **theirs}
+            if ours.get(key) != theirs.get(key)
         ]
     return found
 
@@ -221,7 +224,8 @@ def _each_score(reports: Mapping[str, Scored]) -> Iterator[tuple[str, Mapping[st
                     yield f"{dataset + '/' if dataset else ''}{task}.{metric}", score
 
 
-def _benchmark_of(document: Mapping[str, Any]) -> dict[str, Any]:
+def _benchmark_of(document: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
+    """What two reports must agree in; who predicts in `tasks`, those that both have."""
     zero_shot = document["tasks"].get("zero_shot", {})
     return {
         "corpus digest": document["corpus"]["digest"],
@@ -229,9 +233,11 @@ def _benchmark_of(document: Mapping[str, Any]) -> dict[str, Any]:
         "max_samples": document.get("config", {}).get("max_samples"),
         "list of templates": zero_shot.get("templates"),
         "cost of the linear probe": document.get("config", {}).get("probe_cost", 1.0),
+        **{key: value for task in tasks for key, value in compare_models.predicted_by(document, task).items()},
     }
 
 
 def _short(value: Any) -> str:
+    """Digests and lists of templates cut; who predicts is told apart by the end of a path."""
     text = str(value)
-    return text if len(text) <= 24 else f"{text[:12]}…"
+    return text if len(text) < 64 else f"{text[:12]}…"

@@ -2,8 +2,9 @@
 
 A predictor is a folder beside this file, or lives in a package of one's own (`dermray.evaluate.predictors.kinds`): a
 `PredictorKind` that says what comes out, and a module with a `PREDICTOR`, which is a `Predictor`. It is told nothing of
-what is scored but the images, their vectors, and what a physician knows beforehand (age, sex, site): the truth is the
-task's, which asks it (`dermray.evaluate.tasks.contract`).
+what is scored but the images, their vectors, and what a physician knows beforehand (age, sex, skin type, body site,
+source, modality): the truth is the task's, which asks it (`dermray.evaluate.tasks.contract`), and which samples
+resemble a training image is the report's.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from dermray import extensions
 from dermray.errors import EvaluationError
+from dermray.evaluate import leakage
 from dermray.evaluate.classes import Classes
 from dermray.evaluate.predictors import kinds
 from dermray.evaluate.predictors.kinds import PredictorConfig
@@ -36,7 +38,8 @@ class Seen:
     """Samples that a predictor looks at.
 
     Attributes:
-        samples: all of their split; without labels, concepts and captions where they are to be predicted.
+        samples: all of their split; where they are to be predicted, without labels, concepts and captions, and without
+            the group that says which resemble a training image.
         features: their vectors; of no width where the run encodes no images.
         rows: int64 `[N]`, the samples that are asked for.
     """
@@ -47,9 +50,11 @@ class Seen:
 
     @classmethod
     def of(cls, samples: Samples, features: Features, rows: np.ndarray) -> Seen:
-        """Some samples without what is to be predicted."""
+        """Some samples without what is to be predicted, or says how the model learnt."""
         nothing: list[list[str]] = [[] for _ in samples.ids]
-        return cls(replace(samples, labels=nothing, concepts=nothing, captions=[None] * len(samples)), features, rows)
+        known = {name: members for name, members in samples.groups.items() if name != leakage.DIMENSION}
+        untold = replace(samples, labels=nothing, concepts=nothing, captions=[None] * len(samples), groups=known)
+        return cls(untold, features, rows)
 
     def vectors(self) -> np.ndarray:
         """The vectors in the length that the tower gives them, float32 `[N, D]`."""

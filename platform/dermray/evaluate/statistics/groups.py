@@ -23,6 +23,8 @@ SKIN_TYPES = ("I", "II", "III", "IV", "V", "VI")
 # Upper ends of the age bands, exclusive, in years.
 AGE_BANDS = ((18, "under 18"), (40, "18 to 39"), (60, "40 to 59"), (80, "60 to 79"))
 OLDEST = "80 and over"
+# Groups of a dimension that are shown with their size alone: thousands of sites of some samples each would be a wall.
+MAX_SMALL = 100
 # Columns of published tables that say it, in lower case, the first that a table has; DDI joins types: 12, 34, 56.
 TABLE_COLUMNS = {
     "skin_type": ("skin_type", "fitzpatrick", "fitspatrick", "fitzpatrick_scale", "fitzpatrick_skin_type", "skin_tone"),
@@ -97,7 +99,8 @@ def breakdown(groups: Groups, rows: np.ndarray, score: Score, *, min_size: int, 
         groups: of all samples.
         rows: int64 `[N]`, the samples that are scored.
         score: of some of them, by their position in `rows`.
-        min_size: a group with fewer samples is shown with its size and without a score.
+        min_size: a group with fewer samples is shown with its size and without a score; more than `MAX_SMALL` of them
+            are counted together.
         seed: of the bootstrap; each group has resamples of its own.
 
     Returns:
@@ -105,24 +108,46 @@ def breakdown(groups: Groups, rows: np.ndarray, score: Score, *, min_size: int, 
     """
     dimensions = {}
     for number, (dimension, members) in enumerate(groups.items()):
-        found = [members[row] for row in rows]
-        names = sorted({name for name in found if name is not None}, key=_place)
-        if len(names) < 2:
+        found = _positions(members, rows)
+        if len(found) < 2:
             continue
         scored: dict[str, Mapping[str, Distribution]] = {}
         listed = []
-        for place, name in enumerate(names):
-            positions = np.flatnonzero(np.array([one == name for one in found]))
+        for place, (name, positions) in enumerate(found.items()):
             if len(positions) >= min_size:
                 scored[name] = score(positions, [seed, number, place])
             metrics = {key: asdict(one.metric()) for key, one in scored.get(name, {}).items()}
             listed.append({"name": name, "num_samples": len(positions), "metrics": metrics})
         dimensions[dimension] = {
-            "num_unknown": sum(name is None for name in found),
-            "groups": listed,
+            "num_unknown": len(rows) - sum(len(positions) for positions in found.values()),
+            **_listed(listed, min_size),
             "gaps": gaps(scored),
         }
     return {"min_size": min_size, "dimensions": dimensions}
+
+
+def _positions(members: Sequence[str | None], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Where in `rows` the samples of each known group are, int64, the groups in their order.
+
+    Members ["face", None, "back", "face"] and rows [0, 2, 3] → {"back": [1], "face": [0, 2]}.
+    """
+    found: dict[str, list[int]] = {}
+    for position, row in enumerate(rows.tolist()):
+        name = members[row]
+        if name is not None:
+            found.setdefault(name, []).append(position)
+    return {name: np.array(found[name], dtype=np.int64) for name in sorted(found, key=_place)}
+
+
+def _listed(found: Sequence[Mapping[str, Any]], min_size: int) -> dict[str, Any]:
+    """The key `groups`; of more than `MAX_SMALL` groups that are too small for a score, their number instead."""
+    small = [group for group in found if group["num_samples"] < min_size]
+    if len(small) <= MAX_SMALL:
+        return {"groups": found}
+    return {
+        "groups": [group for group in found if group["num_samples"] >= min_size],
+        "too_small": {"num_groups": len(small), "num_samples": sum(group["num_samples"] for group in small)},
+    }
 
 
 def gaps(scored: Mapping[str, Mapping[str, Distribution]]) -> dict[str, dict[str, Any]]:

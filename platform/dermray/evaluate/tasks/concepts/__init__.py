@@ -3,4 +3,4 @@
 from dermray.evaluate.predictors.kinds import CONCEPTS
 from dermray.evaluate.tasks.kinds import TaskKind
 
-TASK = TaskKind("Concepts", f"{__name__}.module", takes=CONCEPTS, predictor="presence")
+TASK = TaskKind("Concepts", f"{__name__}.module", takes=CONCEPTS, predictor="presence", vectors=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from dermray.evaluate.predictors import contract as predictors
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.statistics import groups
+from dermray.evaluate.tasks.concepts import TASK
 from dermray.evaluate.tasks.contract import Context, TaskResult
 from dermray.predict.concept_terms import Prompts
 
@@ -37,30 +39,33 @@ class Concepts:
         return predictors.load(config.predictor_of("concepts")).texts(asked, config)
 
     def run(self, context: Context) -> TaskResult:
-        """Score every readable image; a concept that is marked on none or on all of them is left out and named."""
-        samples, features, config = context.samples, context.features, context.config
+        """Score every image of which the predictor says something; a concept of one kind is left out and named."""
+        samples, config = context.samples, context.config
         names, unknown = concepts_of(samples)
-        kept = np.flatnonzero(features.usable)
+        marks = marks_of(samples, names)
+        asked = _of_both_kinds(marks)
+        predict = context.predictor("concepts").ready(context.lesson(_asked([names[place] for place in asked])))
+        said = predict(context.seen(np.arange(len(samples))))
+        kept = np.flatnonzero(said.answered)
         if len(kept) == 0:
-            raise EvaluationError(f"no image of the split {samples.split!r} is readable")
-        marks = marks_of(samples, names)[kept]
-        both = (marks.min(axis=0) == 0) & (marks.max(axis=0) == 1)
-        if not both.any():
-            raise EvaluationError("no concept is marked on some of the images and not on others; nothing to score")
-        scored = [name for name, usable in zip(names, both, strict=True) if usable]
-        predict = context.predictor("concepts").ready(context.lesson(_asked(scored)))
-        scores, marks_scored, prompts = predict(context.seen(kept)).whole(), marks[:, both], Prompts.load()
+            raise EvaluationError(f"nothing is said of any image of the split {samples.split!r}: {said.left_out()}")
+        if said.values.shape[1:] != (len(asked),):
+            raise EvaluationError(
+                f"its predictor gives {list(said.values.shape[1:])} numbers a sample for {len(asked)} concepts"
+            )
+        # Samples left out may have held all marks of one: asked [0, 2, 5], still [0, 2] → columns [0, 5] of marks.
+        still = _of_both_kinds(marks[kept][:, asked])
+        scores, marks_scored = said.values[kept][:, still], marks[kept][:, asked[still]]
+        scored = [names[place] for place in asked[still]]
         mean, each = mean_auroc(scores, marks_scored, bootstrap=config.bootstrap, seed=config.seed)
         good = sum(metric.value > GOOD_AUROC for metric in each)
         return TaskResult(
             metrics={"mean_auroc": mean},
             headline=("mean_auroc",),
             num_samples=len(kept),
-            excluded={"image not readable": int((~features.usable).sum())},
+            excluded=said.left_out(),
             details={
-                "templates": list(prompts.templates),
-                "references": list(prompts.references),
-                "temperature": TEMPERATURE,
+                **_prompted(config),
                 "concepts": [
                     {
                         "name": name,
@@ -72,7 +77,7 @@ class Concepts:
                     for name, num, metric in zip(scored, marks_scored.sum(axis=0), each, strict=True)
                 ],
                 "num_above_0.7": good,
-                "concepts_of_one_kind": [name for name, usable in zip(names, both, strict=True) if not usable],
+                "concepts_of_one_kind": [name for name in names if name not in scored],
                 "concepts_without_terms": unknown,
                 "groups": groups.breakdown(
                     samples.groups,
@@ -88,6 +93,30 @@ class Concepts:
                 [samples.ids[index] for index in kept], scores.astype(np.float32), marks_scored, tuple(scored)
             ),
         )
+
+
+def _of_both_kinds(marks: np.ndarray) -> np.ndarray:
+    """Columns of marks `[N, C]` that are 0 in some rows and 1 in others, int64; [[1, 0, 1], [1, 1, 0]] → [1, 2].
+
+    Raises:
+        EvaluationError: there is none.
+    """
+    found = np.flatnonzero((marks.min(axis=0) == 0) & (marks.max(axis=0) == 1))
+    if len(found) == 0:
+        raise EvaluationError("no concept is marked on some of the images and not on others; nothing to score")
+    return found
+
+
+def _prompted(config: EvaluateConfig) -> dict[str, Any]:
+    """What the task's own predictor asks with; of another one that is not known."""
+    if config.predictor_of("concepts") != TASK.predictor:
+        return {}
+    prompts = Prompts.load()
+    return {
+        "templates": list(prompts.templates),
+        "references": list(prompts.references),
+        "temperature": TEMPERATURE,
+    }
 
 
 def _asked(concepts: Sequence[str]) -> Classes:
