@@ -157,9 +157,26 @@ def test_evaluations_of_something_else_are_refused_and_the_same_go_on(
     moved = storage.join(str(tmp_path), "moved")
     models[0].rename(moved)
     forget(trials[1])
+    report = Path(trials[1].uri) / "report.json"
+    told = {"uri": "m", "model_digest": storage.sha256(f"{moved}/open_clip_model.safetensors")}
+    document = {
+        "model": told, "corpus": {"uri": "c", "digest": trials[1].basis.corpus_digest}, "tasks": {},
+        "config": trials[1].config.recorded() | {"tasks": ["linear_probe", "knn"]},
+    }  # fmt: skip
+    report.write_text(json.dumps(document | {"model": told | {"model_digest": "0" * 64}}))
+    with pytest.raises(DermRayError, match=r"trial-001/report\.json is of something else: model was 'weights 0000"):
+        job.main([*begun, f"overrides.model={moved}"])
+    report.write_text(json.dumps(document))
     with pytest.raises(ReachedRayError):
         job.main([*begun, f"overrides.model={moved}", f"overrides.cache={tmp_path}", "overrides.batch_size=2"])
     assert "warning: trial-001: an earlier version" in capsys.readouterr().err
+    again = [*begun, f"overrides.model={moved}"]
+    config, other = (parse(SweepConfig, [*again, *more]) for more in ([], ["objective=knn/odd"]))
+    trials = evaluations.plan_evaluations(config)
+    with pytest.raises(DermRayError, match="no score 'knn/odd'; there are linear_probe"):
+        evaluations.sweep(other, trials, parent_key=None, say=print)
+    result = evaluations.sweep(config, trials, parent_key=None, say=print)
+    assert [record.status for record in result.records] == [Status.FINISHED] * 2
     models[1].rename(models[0])
     with pytest.raises(DermRayError, match="model was 'weights "):
         job.main(begun)

@@ -13,11 +13,11 @@ from typing import Any
 
 import yaml
 
-from dermray import interrupts, ledger, models, redaction, storage, tracking
+from dermray import documents, interrupts, ledger, models, redaction, storage, tracking
 from dermray.config import TrackingConfig
 from dermray.corpus.manifest import Manifest
-from dermray.errors import ClaimError, ConfigError, DermRayError, StoppedError
-from dermray.evaluate import suite
+from dermray.errors import ClaimError, ConfigError, DermRayError, EvaluationError, StoppedError
+from dermray.evaluate import compare, suite
 from dermray.evaluate.cases import TEST
 from dermray.evaluate.report import JSON_NAME
 from dermray.evaluate.settings import EvaluateConfig
@@ -36,6 +36,8 @@ LEAVES_SCORES = (
     *("corpus", "model", "output", "cache", "batch_size", "num_actors", "wait_for_output_s", "run_name"),
     *("cluster", "tracking"),
 )
+# Before the digest of a model's weights.
+WEIGHTS = "weights "
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,29 @@ def plan_evaluations(config: SweepConfig) -> list[EvaluationTrial]:
     inputs = Inputs(config)
     trials = [inputs.trial(params, one) for params, one in zip(points, found, strict=True)]
     for trial in trials:
-        TrialRecord.load(trial)
+        if TrialRecord.load(trial).basis is None:
+            _compare_report(trial)
     return trials
+
+
+def _compare_report(trial: EvaluationTrial) -> None:
+    """Refuse what an earlier version scored on something else, as far as its report says so."""
+    try:
+        report = compare.read_report(trial.uri)
+    except EvaluationError:
+        # None, or a damaged one: there is nothing to compare.
+        return
+    now, file = trial.basis.settings, storage.join(trial.uri, JSON_NAME)
+    told = documents.as_object(report.get("config", {}), f"config of {file}")
+    # A report has the tasks that were meant where none are given, and the model by the name that it had.
+    settings = now | {key: told[key] for key in (now.keys() & told.keys()) - {"tasks", "model"}}
+    if now["model"].startswith(WEIGHTS):
+        settings["model"] = f"{WEIGHTS}{report['model']['model_digest']}"
+    before = Basis(str(report["corpus"].get("digest")), settings)
+    if found := before.differences(trial.basis):
+        raise DermRayError(
+            f"{file} is of something else: {found}; give the sweep another output, or what it began with"
+        )
 
 
 class Inputs:
@@ -118,7 +141,7 @@ def _model(uri: str, config: TrackingConfig) -> str:
     """A model by its weights, wherever they lie; by its name where it has no file of them."""
     name = models.located(tracking.resolve_model(uri, config).folder_uri)
     weights = layout.weights_of(name) if folder_uri(name) else None
-    return name if weights is None else f"weights {storage.sha256(storage.join(name, weights))}"
+    return name if weights is None else f"{WEIGHTS}{storage.sha256(storage.join(name, weights))}"
 
 
 def _configured(config: SweepConfig, number: int, params: dict[str, Any]) -> EvaluateConfig:
