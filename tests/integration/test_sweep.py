@@ -18,6 +18,7 @@ from dermray.commands import sweep as job
 from dermray.config import parse
 from dermray.errors import DermRayError
 from dermray.ingest.corpora import Corpora
+from dermray.train import epochs
 from dermray.train.settings import PretrainConfig
 from dermray.tuning.plan import plan_trials
 from dermray.tuning.proposals import TPE_STARTUP_TRIALS, proposal
@@ -169,15 +170,19 @@ def test_tpe_proposes_from_what_was_there_and_the_budget_ends_the_sweep(swept):
         f"max_samples={TPE_STARTUP_TRIALS * 128 + 1}",
     ]
     config = parse(SweepConfig, arguments)
-    planned = plan_trials(config, Corpora.load(config.corpus_uris))
+    corpora = Corpora.load(config.corpus_uris)
+    planned = plan_trials(config, corpora)
     # As an earlier process of the sweep has left them.
     earlier = []
     for trial in planned[:TPE_STARTUP_TRIALS]:
         score = 1 - abs(trial.params["optim.lr"] - 1e-3)
         point = Point(1, trial.num_steps, trial.samples_at(trial.num_steps), {OBJECTIVE: score})
-        earlier.append(TrialRecord(trial.name, trial.params, Status.FINISHED, [point]))
+        earlier.append(TrialRecord(trial.name, trial.params, Status.FINISHED, [point], basis=trial.basis))
         earlier[-1].save(trial)
-        storage.write_json(f"{trial.uri}/summary.json", {})
+        trajectory = epochs.trajectory(trial.config, corpora)
+        result = {"model_uri": "m", "weights_sha256": "w", "metrics": {}, "num_steps": trial.num_steps}
+        summary = {**result, "trajectory": trajectory, "corpus_digest": corpora.digest}
+        storage.write_json(f"{trial.uri}/summary.json", summary)
     assert job.main(arguments) == 0
     document = json.loads((folder / "tpe" / "trials.json").read_text())
     trials = {trial["name"]: trial for trial in document["trials"]}

@@ -18,6 +18,7 @@ from dermray.errors import DermRayError, DocumentError
 from dermray.models import layout
 from dermray.release import gate
 from dermray.train import failures
+from dermray.tuning.basis import Basis
 from dermray.tuning.records import RECORD_NAME, Status, TrialRecord
 from dermray.vectors.index.vectors import VectorIndex
 
@@ -67,7 +68,7 @@ FILES: dict[str, tuple[str, Callable[[str], object]]] = {
 
 
 def _trial(at: str) -> Any:
-    return SimpleNamespace(name="trial-000", params={"a": 1}, uri=at)
+    return SimpleNamespace(name="trial-000", params={"a": 1}, basis=Basis("c", {}), uri=at)
 
 
 def _mapping(document: object) -> object:

@@ -36,6 +36,7 @@ from dermray.release.golden import Golden
 from dermray.tracking import lineage, registry, runs
 from dermray.train import checkpoint
 from dermray.tuning import population
+from dermray.tuning.basis import Basis
 from dermray.tuning.plan import plan_trials
 from dermray.tuning.records import RECORD_NAME, Exploit, Point, Status, TrialRecord
 from dermray.tuning.settings import SweepConfig
@@ -232,8 +233,9 @@ def exploited(at: Path) -> tuple[dict[str, Any], Path, Read]:
 
 def trial(at: Path) -> tuple[dict[str, Any], Path, Read]:
     exploit = Exploit(1, "trial-000", None, "trial-001", 0.2, 3, DIGEST, {"optim.lr": 0.1})
-    record = TrialRecord("trial-000", {"a": 1}, Status.STOPPED, [Point(1, 2, 3, {"loss": 1.0})], exploits=[exploit])
-    planned = SimpleNamespace(name="trial-000", params={"a": 1}, uri=str(at))
+    basis, curve = Basis(DIGEST, {"seed": 0}), [Point(1, 2, 3, {"loss": 1.0})]
+    record = TrialRecord("trial-000", {"a": 1}, Status.STOPPED, curve, exploits=[exploit], basis=basis)
+    planned = SimpleNamespace(name="trial-000", params={"a": 1}, basis=basis, uri=str(at))
 
     def read() -> object:
         known = TrialRecord.load(planned)  # type: ignore[arg-type]

@@ -39,6 +39,7 @@ def _run(config: SweepConfig) -> int:
     from dermray.train import pretrain
     from dermray.tuning import evaluations
     from dermray.tuning.plan import plan_trials
+    from dermray.tuning.records import of_earlier_versions
     from dermray.tuning.sweep import checked, sweep
 
     corpora = Corpora.load(config.corpus_uris)
@@ -48,9 +49,12 @@ def _run(config: SweepConfig) -> int:
     config = config.model_copy(update={"tracking": store})
     begin: Callable[..., SweepResult]
     if config.job == "evaluate":
-        begin = functools.partial(evaluations.sweep, config, evaluations.plan_evaluations(config))
+        scored = evaluations.plan_evaluations(config)
+        entry.warn(of_earlier_versions(scored))
+        begin = functools.partial(evaluations.sweep, config, scored)
     else:
         trials = checked(config, plan_trials(config, corpora))
+        entry.warn(of_earlier_versions(trials))
         entry.warn(dict.fromkeys(line for trial in trials for line in pretrain.without_effect(trial.config)))
         begin = functools.partial(sweep, config, trials)
     cluster.connect(config.cluster)

@@ -300,18 +300,23 @@ def require_same_run(
 def differences(info: CheckpointInfo, *, trajectory: dict[str, Any], corpus_digest: str) -> str:
     """What a checkpoint was made with that is otherwise now, in words; empty if nothing is."""
     if info.corpus_digest != corpus_digest:
-        return f"{info.uri} was trained on {_otherwise(info.corpus_digest, corpus_digest)}"
-    before, now = BEFORE_THERE_WERE | info.trajectory, BEFORE_THERE_WERE | trajectory
-    differing = [
+        return f"{info.uri} was trained on {other_corpora(info.corpus_digest, corpus_digest)}"
+    differing = differing_settings(info.trajectory, trajectory)
+    return f"{info.uri} was made with other settings: {'; '.join(differing)}" if differing else ""
+
+
+def differing_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two trajectories, each key in words; keys that an earlier version lacked have its value."""
+    before, now = {**BEFORE_THERE_WERE, **before}, {**BEFORE_THERE_WERE, **now}
+    return [
         f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted({*before, *now})
         if before.get(key) != now.get(key) and (key != DRAWS or (key in before and key in now))
     ]
-    return f"{info.uri} was made with other settings: {'; '.join(differing)}" if differing else ""
 
 
-def _otherwise(before: str, now: str) -> str:
-    """What differs between the digests of the corpora of two runs."""
+def other_corpora(before: str, now: str) -> str:
+    """What differs between the digests of the corpora of two runs, which are not the same."""
     old, new = before.split(DIGESTS_JOIN), now.split(DIGESTS_JOIN)
     if len(old) != len(new):
         return f"other corpora ({len(old)}, now {len(new)})"

@@ -16,7 +16,10 @@ from dermray.errors import ConfigError, PlanError
 from dermray.ingest.corpora import Corpora
 from dermray.train import epochs, toy
 from dermray.train.settings import PretrainConfig
+from dermray.tuning import basis
 from dermray.tuning import space as spaces
+from dermray.tuning.basis import Basis
+from dermray.tuning.records import TrialRecord
 from dermray.tuning.reports import validation_of
 from dermray.tuning.settings import OWN_KEYS, SweepConfig
 from dermray.tuning.space import Choice, Parameter
@@ -36,6 +39,7 @@ class Trial:
         recipe: the pretraining that it stands for, without what the sweep adds.
         config: the pretraining that runs.
         num_steps: optimiser steps of the whole training.
+        basis: what its figures follow from.
         pause_at: the step at which its process shall pause; empty: it trains to its end.
     """
 
@@ -44,6 +48,7 @@ class Trial:
     recipe: PretrainConfig
     config: PretrainConfig
     num_steps: int
+    basis: Basis
     pause_at: int | None = None
 
     @property
@@ -80,14 +85,15 @@ class Trial:
 def plan_trials(config: SweepConfig, corpora: Corpora) -> list[Trial]:
     """Draw and check all trials: every point of a grid, or a random draw.
 
-    With `search=tpe` the first of them are those it begins with; the others stand for points that are proposed later.
+    With `search=tpe` the first of them are those it begins with; the others stand for points that are proposed later,
+    and what an earlier process has begun is at its point.
 
     Raises:
         ConfigError: the recipe, an override or a drawn value is not what pretraining takes; names the key.
         SplitError: one of the corpora has no such split.
         PlanError: a batch size or number of workers does not fit the corpus; names the trial.
     """
-    space, points = config.ordered_space, planned_points(config)
+    space, points = config.ordered_space, points_so_far(config)
     if config.scheduler.kind == "pbt":
         for params in _ends(space, points[0]):
             _recipe(config, params)
@@ -97,6 +103,24 @@ def plan_trials(config: SweepConfig, corpora: Corpora) -> list[Trial]:
 def trial_name(number: int) -> str:
     """`trial-000`, …"""
     return f"trial-{number:03d}"
+
+
+def trial_uri(config: SweepConfig, name: str) -> str:
+    """The folder of a trial."""
+    return storage.join(config.output, TRIALS, name)
+
+
+def points_so_far(config: SweepConfig) -> list[dict[str, Any]]:
+    """The planned points; with `search=tpe` those at which trials were begun in place of them.
+
+    Raises:
+        DermRayError: the record of a trial is damaged.
+    """
+    planned = planned_points(config)
+    if config.search != "tpe":
+        return planned
+    begun = [TrialRecord.params_at(trial_uri(config, trial_name(number))) for number in range(len(planned))]
+    return [params if known is None else known for params, known in zip(planned, begun, strict=True)]
 
 
 def planned_points(config: SweepConfig) -> list[dict[str, Any]]:
@@ -132,7 +156,8 @@ def _plan(config: SweepConfig, name: str, params: dict[str, Any], corpora: Corpo
         num_steps = _num_steps(recipe, corpora)
     except PlanError as error:
         raise PlanError(f"{name} ({params}): {error}") from None
-    return Trial(name, params, recipe, _runnable(config, name, recipe, num_steps), num_steps)
+    runnable = _runnable(config, name, recipe, num_steps)
+    return Trial(name, params, recipe, runnable, num_steps, basis.of_training(runnable, corpora))
 
 
 def _recipe(config: SweepConfig, params: Mapping[str, Any]) -> PretrainConfig:
@@ -158,7 +183,7 @@ def _runnable(config: SweepConfig, name: str, recipe: PretrainConfig, num_steps:
     every_steps = math.ceil(num_steps / config.num_validations)
     return recipe.model_copy(
         update={
-            "output": storage.join(config.output, TRIALS, name),
+            "output": trial_uri(config, name),
             "run_name": name,
             "validation": recipe.validation.model_copy(update={"every_steps": every_steps}),
             "cluster": config.cluster,

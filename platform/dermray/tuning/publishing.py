@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from dermray.redaction import without_secrets
 from dermray.reporting import sweep_page
 from dermray.train import worker
 from dermray.tuning import importance, records
+from dermray.tuning.plan import show
 from dermray.tuning.records import AnyTrial, Status, TrialRecord
 from dermray.tuning.settings import SweepConfig
 from dermray.tuning.space import LogUniform
@@ -107,15 +109,24 @@ def publish(
 
 
 def _header(config: SweepConfig, result: SweepResult, record: TrialRecord) -> str:
+    corpus = shlex.quote(f"corpus={_corpus_of(config)}")
     lines = [
         f"# {record.name}, the best of {len(result.records)} trials: {config.objective} {result.value:.4f} "
         f"({result.best.label()})",
-        f"#   python jobs/{config.job}.py --config THIS_FILE corpus=URI output=URI",
+        f"#   python jobs/{config.job}.py --config THIS_FILE {corpus} output=URI",
     ]
     if config.scheduler.kind == "pbt":
         lines.append("# These are its last settings. The population came to its weights by changing them on the way:")
         lines.append(f"# the model itself is {storage.join(result.best.uri, worker.MODEL_FOLDER)}")
     return "\n".join(lines) + "\n"
+
+
+def _corpus_of(config: SweepConfig) -> str:
+    """The key `corpus` as the command line takes it; of several corpora each with its weight, if they have some."""
+    corpus = config.recorded(include={"corpus"})["corpus"]
+    if isinstance(corpus, str):
+        return corpus
+    return show([share if share["weight"] is not None else share["uri"] for share in corpus])
 
 
 def _scales(config: SweepConfig) -> dict[str, bool]:

@@ -20,9 +20,12 @@ from scipy.special import stdtrit
 from dermray import documents, redaction, storage
 from dermray.config import Config
 from dermray.errors import DermRayError
+from dermray.tuning.basis import Basis
 
 RECORD_NAME = "trial.json"
 SEED_KEY = "seed"
+# Of how many trials a line says the names.
+NUM_NAMED = 4
 
 
 class Status(StrEnum):
@@ -57,6 +60,10 @@ class AnyTrial(Protocol):
     @property
     def uri(self) -> str:
         """The trial's own folder."""
+
+    @property
+    def basis(self) -> Basis:
+        """What its figures follow from."""
 
     @property
     def num_steps(self) -> int:
@@ -114,7 +121,13 @@ class Exploit:
 
 @dataclass
 class TrialRecord:
-    """A trial so far; `params` are those it began with, `ended_at` is the Unix time of its end."""
+    """A trial so far.
+
+    Attributes:
+        params: those it began with.
+        ended_at: Unix time of its end.
+        basis: what its figures follow from, as it began; None: an earlier version made them, and did not write it down.
+    """
 
     name: str
     params: dict[str, Any]
@@ -124,23 +137,32 @@ class TrialRecord:
     num_failures: int = 0
     exploits: list[Exploit] = field(default_factory=list)
     ended_at: float | None = None
+    basis: Basis | None = None
 
     @classmethod
     def load(cls, trial: AnyTrial) -> TrialRecord:
         """The record in the trial's folder, or a fresh one.
 
         Raises:
-            DermRayError: the folder belongs to another draw, or its record is damaged.
+            DermRayError: the folder belongs to another draw, its figures follow from another corpus or other settings,
+                or its record is damaged.
         """
         uri = storage.join(trial.uri, RECORD_NAME)
         try:
             known = documents.as_record(_RECORD, storage.read_json(uri), uri, "remove it to train the trial again")
         except FileNotFoundError:
-            return cls(trial.name, trial.params)
+            return cls(trial.name, trial.params, basis=trial.basis)
         if known.params != trial.params:
             raise DermRayError(
                 f"{uri} holds a trial of another sweep ({known.params}, now {trial.params}); give a new output, or the "
                 "space and seed it began with"
+            )
+        if known.basis is None and not known.curve and not known.status.is_final:
+            # It has no figures yet.
+            known.basis = trial.basis
+        if known.basis is not None and (found := known.basis.differences(trial.basis)):
+            raise DermRayError(
+                f"{uri} holds a trial of something else: {found}; give the sweep another output, or what it began with"
             )
         return known
 
@@ -189,6 +211,22 @@ class TrialRecord:
 
 
 _RECORD = TypeAdapter(TrialRecord)
+
+
+def of_earlier_versions(trials: Sequence[AnyTrial]) -> list[str]:
+    """A line about figures that are taken over unseen, for whoever starts the sweep.
+
+    Raises:
+        DermRayError: as `TrialRecord.load`.
+    """
+    names = [trial.name for trial in trials if TrialRecord.load(trial).basis is None]
+    if not names:
+        return []
+    more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
+    return [
+        f"{', '.join(names[:NUM_NAMED])}{more}: an earlier version wrote down the figures, and not which corpus and "
+        "settings they follow from; they are taken as this sweep's. If they are not, give it another output"
+    ]
 
 
 def ranked(records: Sequence[TrialRecord], objective: str, mode: Literal["max", "min"]) -> list[TrialRecord]:

@@ -60,16 +60,17 @@ logger = logging.getLogger(__name__)
 def checked(config: SweepConfig, trials: list[Trial]) -> list[Trial]:
     """The trials with absolute URIs, each checked as `jobs/pretrain.py` would before it starts.
 
-    What a trial's folder holds already is compared when its turn comes where its settings are not those of the draw.
+    Checkpoints of a population's trial are compared when its turn comes: after an exploit its settings are not those of
+    the draw.
 
     Raises:
         DermRayError: a bad corpus, split or model, or an output that belongs to another sweep; names the trial.
     """
-    moves = config.search == "tpe" or config.scheduler.kind == "pbt"
     found = []
     for trial in trials:
         try:
-            pretrain.check(trial.config, fresh=moves)
+            TrialRecord.load(trial)
+            pretrain.check(trial.config, fresh=config.scheduler.kind == "pbt")
         except DermRayError as error:
             # A wrong key stays one: it has an exit code of its own.
             kind = ConfigError if error.exit_code == ConfigError.exit_code else DermRayError
