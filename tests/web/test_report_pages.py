@@ -145,6 +145,7 @@ def leakage(folder: Path) -> str:
         "training": counted,
         "evaluations": [counted],
         **{"num_evaluation_samples": 9, "num_evaluation_samples_found": 2, "num_pairs": 2, "max_distance": 6},
+        **{"num_pairs_left_out": 1, "max_pairs_of_a_sample": 1},
     }
     sections = [{"name": HOSTILE, "counted": counted, "plot": "", "shots": [shot]}]
     config = {"corpus": HOSTILE, "splits": [HOSTILE]}
