@@ -27,7 +27,7 @@ from dermray.tuning.records import Status, TrialRecord
 from tests import raw_corpus
 from tests.corpora import write_prepared_corpus
 from tests.evaluation import INFO, features_of
-from tests.sweeps import MANIFEST
+from tests.sweeps import CORPORA
 from tests.unit.test_prepare_shard import make, reported, settings
 from tests.unit.test_tuning_proposals import record, tuned
 from tests.web.test_serve_page import CHROMEDRIVER, CHROMIUM
@@ -71,7 +71,7 @@ def lineage(folder: Path) -> str:
 
 def sweep(folder: Path) -> str:
     config = tuned(folder, "num_trials=8")
-    trials = {trial.name: trial for trial in plan_trials(config, MANIFEST)}
+    trials = {trial.name: trial for trial in plan_trials(config, CORPORA)}
     records = [record(number, trial.params) for number, trial in enumerate(trials.values())]
     records[-1] = TrialRecord(records[-1].name, records[-1].params, Status.FAILED, [], HOSTILE, 2)
     publish(config, trials, records, seconds=1.0)
@@ -142,8 +142,8 @@ def leakage(folder: Path) -> str:
     side["sample_id"] = HOSTILE
     shot = {"distance": 2, "same_bytes": False, "same_labels": False, "sides": [side, side]}
     document = {
-        "training": counted,
-        "evaluations": [counted],
+        "training": counted | {"corpora": [counted, counted]},
+        "evaluations": [counted | {"by_training_corpus": [counted, counted]}],
         **{"num_evaluation_samples": 9, "num_evaluation_samples_found": 2, "num_pairs": 2, "max_distance": 6},
         **{"num_pairs_left_out": 1, "max_pairs_of_a_sample": 1},
     }
