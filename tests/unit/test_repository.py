@@ -187,7 +187,8 @@ def test_the_drawing_of_the_house_is_that_of_its_imports() -> None:
 
 def prose() -> Iterator[tuple[Path, str]]:
     """Every page, and the docstrings and comments of every Python file."""
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+    pages = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")
+    for page in (*(ROOT / name for name in pages), *sorted((ROOT / "docs").glob("*.md"))):
         yield page, page.read_text(encoding="utf-8")
     said = re.compile(r'^[ \t]*"""(.*?)"""|""".*?"""|# (.*?)$', re.M | re.S)
     for file in python_files():
