@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermray.audit import duplicates
-from dermray.audit.duplicates import NO_PAIRS, Search, cross_pairs, distances, near_groups, near_pairs, resembling
+from dermray.audit.duplicates import (
+    NO_PAIRS,
+    Search,
+    cross_pairs,
+    distances,
+    matches,
+    near_groups,
+    near_pairs,
+    resembling,
+)
 
 # Small enough that hypothesis finds hashes that lie near each other, equal ones, and full buckets.
 SEEDS = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4)
@@ -83,6 +94,43 @@ def test_cross_pairs_are_those_of_brute_force(left: np.ndarray, right: np.ndarra
     assert (distances(left[found[:, 0]], right[found[:, 1]]) <= max_distance).all()
     alike = resembling(left, right, max_distance=max_distance)
     assert np.flatnonzero(alike).tolist() == sorted(set(found[:, 0].tolist()))
+
+
+@given(hashes(), hashes(), st.integers(0, 20), st.integers(1, 4), st.integers(0, 40))
+@settings(max_examples=100, deadline=None)
+def test_the_nearest_pairs_of_each_and_the_counts_of_all(
+    left: np.ndarray, right: np.ndarray, max_distance: int, at_most: int, border: int
+) -> None:
+    found = matches(left, right, max_distance=max_distance)
+    pairs, apart = found.nearest_pairs(at_most)
+    assert apart.tolist() == distances(left[pairs[:, 0]], right[pairs[:, 1]]).tolist()
+    assert list(map(tuple, pairs.tolist())) == sorted(set(map(tuple, pairs.tolist())))
+    expected = brute_force(left, right, max_distance)
+    far = distances(left[expected[:, 0]], right[expected[:, 1]])
+    for position in range(len(right)):
+        nearest = sorted(far[expected[:, 1] == position].tolist())
+        assert sorted(apart[pairs[:, 1] == position].tolist()) == nearest[:at_most]
+        assert sorted(found.nearest()[found.right.positions == position].tolist()) == nearest[:1]
+    for some, all_pairs in (
+        (found, expected),
+        (found.of_left(0, border), expected[expected[:, 0] < border]),
+        (found.of_left(border, len(left)), expected[expected[:, 0] >= border]),
+    ):
+        assert some.num_pairs == len(all_pairs)
+        assert sorted(some.left.positions.tolist()) == sorted(set(all_pairs[:, 0].tolist()))
+        assert sorted(some.right.positions.tolist()) == sorted(set(all_pairs[:, 1].tolist()))
+
+
+def test_one_hash_in_both_a_hundred_thousand_times_is_no_table_of_all_pairs() -> None:
+    one = np.zeros(100_000, dtype=np.uint64)
+    found = matches(one, one[:1000], max_distance=6)
+    assert (found.num_pairs, len(found.pairs)) == (100_000_000, 1)
+    tracemalloc.start()
+    pairs, _ = found.nearest_pairs(100)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(pairs) == 100_000
+    assert peak < 20e6
 
 
 @given(hashes(), st.sampled_from([31, 48, 63]))

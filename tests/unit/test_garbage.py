@@ -12,6 +12,7 @@ from dermray import tracking
 from dermray.commands import collect_garbage as job
 from dermray.config import TrackingConfig
 from dermray.errors import TrackingError
+from dermray.tracking.needed import Needed, _uris
 from dermray.tracking.spool import Spool
 from tests.lineage import Chain, ChainConfig
 
@@ -54,7 +55,7 @@ def test_only_what_nothing_needs_goes(tmp_path: Path, spool_folder: Path, capsys
     chain = Chain(tmp_path / "chain", config)
     chain.prepare()
     root = tmp_path / "runs"
-    names = ("useless", "named", "running", "at work", "unfinished", "champion", "young")
+    names = ("useless", "my named runs", "running", "at work", "unfinished", "champion", "young")
     outputs = {
         name: training(root, name, finished=name != "unfinished", age_s=60 if name == "young" else OLD_S)
         for name in names
@@ -66,7 +67,7 @@ def test_only_what_nothing_needs_goes(tmp_path: Path, spool_folder: Path, capsys
     write(root / "sweep" / "trials" / "t1" / "trial.json", '{"status": "unfinished"}')
     write(root / "sweep" / "trials" / "t1" / "checkpoints" / "step-00000005" / "state.pt")
     write(root / "useless" / "model" / ".weights.abc.part")
-    named = outputs["named"] / "checkpoints" / "step-00000005"
+    named = outputs["my named runs"] / "checkpoints" / "step-00000005"
     warm = OutputConfig(output=str(root / "later"), pretrained=str(named))
     with tracking.run(config, kind="pretrain", name="warm start", resolved=warm):
         pass
@@ -91,7 +92,7 @@ def test_only_what_nothing_needs_goes(tmp_path: Path, spool_folder: Path, capsys
     )
     lines = capsys.readouterr().out.splitlines()
     kept = {line.partition(f"{root}/")[2].partition(":")[0]: line for line in lines if line.startswith("kept")}
-    assert "warm start) names it" in kept["named/checkpoints/step-00000005"]
+    assert "warm start) names it" in kept["my named runs/checkpoints/step-00000005"]
     assert "(live) is RUNNING" in kept["running/checkpoints/step-00000010"]
     assert "a job of this machine" in kept["at work/ray-train"]
     assert "has the alias champion" in kept["champion/ray-train"]
@@ -101,9 +102,9 @@ def test_only_what_nothing_needs_goes(tmp_path: Path, spool_folder: Path, capsys
     gone = {str(file.relative_to(root)) for file in before if not file.exists()}
     assert gone == {
         *(f"useless/checkpoints/step-{step:08d}/{name}" for step in (5, 10) for name in ("state.pt", "manifest.json")),
-        *(f"named/checkpoints/step-00000010/{name}" for name in ("state.pt", "manifest.json")),
+        *(f"my named runs/checkpoints/step-00000010/{name}" for name in ("state.pt", "manifest.json")),
         "useless/ray-train/attempt-1/note",
-        "named/ray-train/attempt-1/note",
+        "my named runs/ray-train/attempt-1/note",
         "useless/model/.weights.abc.part",
         "sweep/tune/experiment/events",
         "sweep/trials/t0/checkpoints/step-00000005/state.pt",
@@ -121,3 +122,19 @@ def test_nothing_goes_while_mlflow_does_not_know_everything(tmp_path: Path) -> N
     spool.path.unlink()
     with pytest.raises(TrackingError, match="out of reach .*: start it, or give another address"):
         job.main([*arguments, "tracking.uri=http://127.0.0.1:9"])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "/data/my runs, new/it's/step-5",
+        "/data/my runs, new/it's/step-5/",
+        """['s3://b/c', "/data/my runs, new/it's/step-5"]""",
+        """{'uri': "/data/my runs, new/it's/step-5", 'weight': 2}""",
+    ],
+)
+def test_a_path_with_blanks_commas_and_quotes_in_a_parameter_is_needed(value: str) -> None:
+    needs = Needed(dict.fromkeys(_uris(value), "it"))
+    assert needs.reason("/data/my runs, new/it's/step-5") == "it"
+    assert needs.reason("/data/my runs, new/it's") == "it"
+    assert not needs.reason("/data/other")

@@ -6,17 +6,32 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from dermray import images
-from dermray.audit.leakage import Comparison, CorpusHashes, JoinedHashes, Leakage, check_inputs, group_hashes, select
+from dermray.audit import leakage_report
+from dermray.audit.leakage import (
+    PAIRS_PER_SAMPLE,
+    Comparison,
+    CorpusHashes,
+    JoinedHashes,
+    Leakage,
+    check_inputs,
+    find_leakage,
+    group_hashes,
+    select,
+)
 from dermray.audit.leakage_report import shown_pairs, summarise
 from dermray.audit.leakage_settings import CorpusPart, LeakageConfig, corpus_part
+from dermray.audit.matches import Matches, Members
 from dermray.config import parse
 from dermray.corpus.manifest import Manifest, Shard
 from dermray.corpus.shards import ShardIndex
 from dermray.errors import ConfigError, CorpusError
-from tests.corpora import write_prepared_corpus
+from dermray.evaluate.leakage import Leakage as Scored
+from tests import without_ray
+from tests.corpora import RGB, jpeg, write_prepared_corpus
 
 
 def config(*arguments: str) -> LeakageConfig:
@@ -92,8 +107,10 @@ def test_hashes_that_a_corpus_lacks_are_made_and_bad_images_have_none(tmp_path: 
 def compared(pairs: list[tuple[int, int, int]]) -> Comparison:
     """A comparison with pairs of (training sample, evaluation sample, distance)."""
     columns = np.array(pairs, dtype=np.int64).reshape(-1, 3)
+    alone = Members.of(np.arange(10), 10)
+    found = Matches.of(columns[:, :2], columns[:, 2], alone, alone)
     nothing = CorpusHashes("/data/b", "digest", Manifest(shards=()), np.zeros(0, np.int64), np.zeros(0, np.uint64))
-    return Comparison(CorpusPart("/data/b", None), nothing, columns[:, :2], columns[:, 2])
+    return Comparison(CorpusPart("/data/b", None), nothing, found, columns[:, :2], columns[:, 2])
 
 
 def test_every_distance_is_shown_and_each_image_once_with_its_nearest() -> None:
@@ -120,7 +137,9 @@ def test_counts_by_evaluation_and_by_training_corpus() -> None:
     assert (of_training["uri"], of_training["digest"], of_training["num_samples"]) == ("/data/a, /data/c", "a+c", 4)
     assert of_training["num_samples_found"] == 3
     assert [(one["digest"], one["num_samples_found"]) for one in of_training["corpora"]] == [("a", 2), ("c", 1)]
-    assert document["num_pairs"] == 6
+    assert (document["num_pairs"], document["num_pairs_left_out"]) == (6, 0)
+    short = summarise(config("against=/data/b"), Leakage(training, (replace(first, pairs=first.pairs[:2]), second)))
+    assert (short["num_pairs"], short["num_pairs_left_out"]) == (6, 3)
     assert [one["num_samples_found"] for one in document["evaluations"]] == [3, 1, 0]
     assert [one["num_training_samples"] for one in document["evaluations"]] == [3, 1, 0]
     assert [[one["num_samples_found"] for one in each["by_training_corpus"]] for each in document["evaluations"]] == [
@@ -129,3 +148,28 @@ def test_counts_by_evaluation_and_by_training_corpus() -> None:
         [0, 0],
     ]
     assert document["evaluations"][0]["distances"] == {"0": 1, "1": 0, "2": 2, "3": 0, "4": 0, "5": 0, "6": 0}
+
+
+def test_of_one_picture_that_stands_everywhere_the_nearest_are_listed_and_all_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_ray.use(monkeypatch)
+    monkeypatch.setattr(leakage_report, "PAIRS_PER_ROW_GROUP", 64)
+    empty, said = jpeg(RGB["red"]), list[str]()
+    write_prepared_corpus(tmp_path / "a", {"train": PAIRS_PER_SAMPLE + 5}, draw=lambda index: empty)
+    write_prepared_corpus(tmp_path / "b", {"test": 3}, draw=lambda index: empty, broken=[1])
+    settings = LeakageConfig(corpus=str(tmp_path / "a"), against=(str(tmp_path / "b"),), output=str(tmp_path / "out"))
+    document = leakage_report.write(settings, find_leakage(settings, say=said.append))
+    (counted,) = document["evaluations"]
+    assert [counted[name] for name in ("num_samples_found", "num_training_samples", "num_pairs")] == [2, 105, 210]
+    assert counted["by_training_corpus"][0]["num_pairs"] == 210
+    assert (counted["num_pairs_left_out"], counted["distances"]["0"]) == (10, 2)
+    assert said[-1].endswith(": 10 pairs beyond a sample's 100 nearest are counted, not listed")
+    pairs = pq.ParquetFile(tmp_path / "out" / "leakage.parquet")
+    assert (pairs.metadata.num_rows, pairs.num_row_groups) == (200, 4)
+    table = pairs.read().to_pylist()
+    assert len({(each["sample_id"], each["evaluation_sample_id"]) for each in table}) == 200
+    found = {each["evaluation_sample_id"] for each in table}
+    assert len(found) == 2
+    assert {each for _, _, each in Scored.load(str(tmp_path / "out")).found} == found
+    assert "The other 10 are counted alone" in (tmp_path / "out" / "leakage.html").read_text()

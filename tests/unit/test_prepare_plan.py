@@ -20,7 +20,9 @@ from dermray.errors import CorpusError, StorageError
 from dermray.prepare import labels
 from dermray.prepare.dealing import Dealt, deal
 from dermray.prepare.digests import group_digest, image_digests
+from dermray.prepare.generations import CommittedCorpus, Generation
 from dermray.prepare.plan import Plan, ShardSpec, leaves_root, plan_shards, usable_rows, without_known
+from dermray.prepare.records import NOTES, ShardRecord
 from dermray.prepare.splitting import CommittedContents, require_groups
 from dermray.raw.sources.rows import RAW, DroppedRow, RawRows
 from dermray.raw.spill import Spill, collected
@@ -172,8 +174,11 @@ def test_conditions_of_a_few_images_are_right_on_average() -> None:
 
 def test_rows_that_join_a_corpus_follow_their_groups_into_shards_of_their_own() -> None:
     rows = raw_rows(*(raw_row(number, group=f"p{number % 4}") for number in range(40)))
+    splits = {group_digest("csv", "p1"): 1, group_digest("csv", "p2"): 0, group_digest("other", "p0"): 2}
     held = CommittedContents(
-        splits={group_digest("csv", "p1"): "val", group_digest("csv", "p2"): "train", group_digest("other", "p0"): "x"},
+        groups=np.array(sorted(splits), np.uint64),
+        split_of_group=np.array([splits[group] for group in sorted(splits)], np.int32),
+        splits=["train", "val", "x"],
         num_shards={"train": 7},
     )
     made = plan_shards(usable_rows(rows), split={"val": 0.5}, seed=0, rows_per_shard=100, held=held)
@@ -186,12 +191,14 @@ def test_rows_that_join_a_corpus_follow_their_groups_into_shards_of_their_own() 
 
 def test_known_images_are_left_alone_until_a_row_of_theirs_changes() -> None:
     first = usable_rows(raw_rows(raw_row(1), raw_row(2, image="1.jpg", labels=["x"]), raw_row(3)))
-    known = frozenset(image_digests(first.table, "/input").values())
+    known = image_digests(first.table, "/input")
+    assert known.dtype == np.uint64
+    assert known[0] == known[1] != known[2], "a digest is of all rows of an image"
     moved = usable_rows(raw_rows(raw_row(9, **{"source_id": "id3", "image": "3.jpg"}), raw_row(4), raw_row(1)))
-    new = without_known(moved, "/input", known)
+    new = without_known(moved, image_digests(moved.table, "/input"), known)
     assert new.table["image"].to_pylist() == ["4.jpg", "1.jpg"]
-    assert without_known(first, "/input", known).table.num_rows == 0
-    assert without_known(first, "/elsewhere", known).table.num_rows == 3
+    assert without_known(first, known, known).table.num_rows == 0
+    assert without_known(first, image_digests(first.table, "/elsewhere"), known).table.num_rows == 3
 
 
 def test_the_seed_changes_splits_and_order() -> None:
@@ -373,3 +380,30 @@ def test_patients_of_many_images_stand_anywhere_where_they_are_kept_together() -
     found = [row["group"] for row in made.shards[0].rows.to_pylist()]
     many = [place for place, group in enumerate(found) if not group.startswith("single")]
     assert 120 < sum(place < 400 for place in many) < 280
+
+
+def committed(*shards: tuple[str, list[list[int]], list[list[int]]]) -> CommittedCorpus:
+    """A corpus of shards of (name, groups, known digests), each of samples, and of an image that was left out."""
+    records = {}
+    for name, groups, known in shards:
+        notes = [
+            {"sample_id": "", "digest": "", "phash": 0, "image": "", "row": 0, "prescribed": False} | lists
+            for lists in ({"groups": each, "known": digests} for each, digests in zip(groups, known, strict=True))
+        ]
+        table = pa.Table.from_pylist(notes, schema=NOTES)
+        records[name] = ShardRecord(name, None, len(notes), "", (), (), {}, {}, table)
+    generation = Generation(1, {}, {}, tuple(records), tuple(records), 0, (), {}, left_out_images=(2**64 - 1, 5))
+    return CommittedCorpus((generation,), records)
+
+
+def test_what_a_corpus_holds_is_ascending_digests_and_a_group_is_where_it_was_put_last() -> None:
+    top = 2**63 + 1
+    corpus = committed(
+        ("train-00003-a", [[7, top], []], [[5, top], [1]]), ("val-00000-b", [[7]], [[1]]), ("train-00001-c", [], [])
+    )
+    held = corpus.contents()
+    assert (held.images.dtype, held.images.tolist()) == (np.uint64, [1, 5, top, 2**64 - 1])
+    assert [held.splits[number] for number in held.split_of_group] == ["val", "train"]
+    assert (held.groups.dtype, held.groups.tolist()) == (np.uint64, [7, top])
+    assert held.num_shards == {"train": 4, "val": 1}
+    assert CommittedCorpus().contents().images.tolist() == []

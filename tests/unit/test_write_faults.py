@@ -18,6 +18,7 @@ from dermray.audit import leakage_report
 from dermray.audit.leakage import Comparison as Compared
 from dermray.audit.leakage import CorpusHashes, JoinedHashes, Leakage
 from dermray.audit.leakage_settings import LeakageConfig
+from dermray.audit.matches import Matches, Members
 from dermray.corpus.manifest import Manifest
 from dermray.errors import ClaimError, StorageError
 from dermray.evaluate.comparison import Comparison
@@ -142,7 +143,8 @@ def _leakage(output: str, here: Path) -> None:
     hashes = CorpusHashes(uri, manifest.digest, manifest, np.arange(6), np.arange(6, dtype=np.uint64))
     config = LeakageConfig(corpus=uri, output=output, against=("/data/other",))
     pairs = np.array([[0, 1], [2, 3]])
-    compared = Compared(config.parts()[0], hashes, pairs, np.array([0, 2]))
+    apart, alone = np.array([0, 2]), Members.of(np.arange(6), 6)
+    compared = Compared(config.parts()[0], hashes, Matches.of(pairs, apart, alone, alone), pairs, apart)
     leakage_report.write(config, Leakage(JoinedHashes((hashes,)), (compared,)))
 
 

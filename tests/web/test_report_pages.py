@@ -142,9 +142,10 @@ def leakage(folder: Path) -> str:
     side["sample_id"] = HOSTILE
     shot = {"distance": 2, "same_bytes": False, "same_labels": False, "sides": [side, side]}
     document = {
-        "training": counted,
-        "evaluations": [counted],
+        "training": counted | {"corpora": [counted, counted]},
+        "evaluations": [counted | {"by_training_corpus": [counted, counted]}],
         **{"num_evaluation_samples": 9, "num_evaluation_samples_found": 2, "num_pairs": 2, "max_distance": 6},
+        **{"num_pairs_left_out": 1, "max_pairs_of_a_sample": 1},
     }
     sections = [{"name": HOSTILE, "counted": counted, "plot": "", "shots": [shot]}]
     config = {"corpus": HOSTILE, "splits": [HOSTILE]}

@@ -19,6 +19,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dermray import pieces
+from dermray.audit.matches import Matches, Members, expand
 from dermray.progress import Progress
 
 HASH_BITS = 64
@@ -56,9 +57,10 @@ def near_pairs(phashes: np.ndarray, *, max_distance: int) -> np.ndarray:
         ValueError: `max_distance` is out of range.
     """
     distinct, owners = np.unique(phashes, return_inverse=True)
-    members = _Members.of(owners, len(distinct))
+    members = Members.of(owners, len(distinct))
     found = _run(Search(distinct, None, max_distance), spanning=False)
-    return _sorted(np.concatenate([members.pairs_within(), np.sort(_expand(found, members, members), axis=1)]))
+    expanded = expand(found, members.counts(found[:, 0]), members, members)
+    return _sorted(np.concatenate([members.pairs_within(), np.sort(expanded, axis=1)]))
 
 
 def near_groups(phashes: np.ndarray, *, max_distance: int) -> np.ndarray:
@@ -98,11 +100,26 @@ def cross_pairs(left: np.ndarray, right: np.ndarray, *, max_distance: int) -> np
     Raises:
         ValueError: `max_distance` is out of range.
     """
+    return matches(left, right, max_distance=max_distance).nearest_pairs(len(left))[0]
+
+
+def matches(left: np.ndarray, right: np.ndarray, *, max_distance: int) -> Matches:
+    """As `cross_pairs`, with equal hashes together: the answer is small however often one hash occurs.
+
+    Args:
+        left: uint64 `[N]`.
+        right: uint64 `[M]`.
+        max_distance: bits, 0 to 63.
+
+    Raises:
+        ValueError: `max_distance` is out of range.
+    """
     left_distinct, left_owners = np.unique(left, return_inverse=True)
     right_distinct, right_owners = np.unique(right, return_inverse=True)
     found = _run(Search(left_distinct, right_distinct, max_distance), spanning=False)
-    left_members = _Members.of(left_owners, len(left_distinct))
-    return _sorted(_expand(found, left_members, _Members.of(right_owners, len(right_distinct))))
+    apart = distances(left_distinct[found[:, 0]], right_distinct[found[:, 1]])
+    left_members = Members.of(left_owners, len(left_distinct))
+    return Matches.of(found, apart, left_members, Members.of(right_owners, len(right_distinct)))
 
 
 def resembling(phashes: np.ndarray, others: np.ndarray, *, max_distance: int) -> np.ndarray:
@@ -251,45 +268,6 @@ class Search:
             for band in earlier:
                 fresh &= (difference >> band.shift) & band.mask != 0
             yield np.stack([rows[row[fresh]], columns[column[fresh]]], axis=1)
-
-
-@dataclass(frozen=True)
-class _Members:
-    """Positions of each distinct hash: `positions[starts[k] : starts[k + 1]]` are those of the `k`-th."""
-
-    positions: np.ndarray
-    starts: np.ndarray
-
-    @classmethod
-    def of(cls, owners: np.ndarray, num_distinct: int) -> _Members:
-        counts = np.bincount(owners, minlength=num_distinct)
-        return cls(np.argsort(owners, kind="stable").astype(np.int64), np.concatenate([[0], np.cumsum(counts)]))
-
-    def counts(self, distinct: np.ndarray) -> np.ndarray:
-        return self.starts[distinct + 1] - self.starts[distinct]
-
-    def pairs_within(self) -> np.ndarray:
-        """Pairs of equal hashes, the earlier position first."""
-        places = np.arange(len(self.positions))
-        later = np.repeat(self.starts[1:], np.diff(self.starts)) - places - 1
-        first = np.repeat(self.positions, later)
-        return np.stack([first, self.positions[_ranges(places + 1, later)]], axis=1)
-
-
-def _expand(found: np.ndarray, left: _Members, right: _Members) -> np.ndarray:
-    """Pairs of distinct hashes → pairs of all their positions."""
-    counts = left.counts(found[:, 0])
-    pair = np.repeat(np.arange(len(found)), counts)
-    first = left.positions[_ranges(left.starts[found[:, 0]], counts)]
-    partners = right.counts(found[pair, 1])
-    second = right.positions[_ranges(right.starts[found[pair, 1]], partners)]
-    return np.stack([np.repeat(first, partners), second], axis=1)
-
-
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """`start, start + 1, …` of each length, one behind the other."""
-    ends = np.cumsum(lengths)
-    return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
 
 
 def _sorted(pairs: np.ndarray) -> np.ndarray:

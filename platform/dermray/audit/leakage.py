@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from dermray import images, pieces
-from dermray.audit.duplicates import cross_pairs, distances
+from dermray.audit.duplicates import matches
 from dermray.audit.leakage_settings import CorpusPart, LeakageConfig
+from dermray.audit.matches import Matches
 from dermray.corpus.accounts import require_balance
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.schema import SAMPLE
@@ -30,6 +31,9 @@ from dermray.progress import Progress
 
 # Why a sample is compared with nothing.
 UNREADABLE = "no hash, and no image that can be decoded"
+# Training samples that are listed for each evaluation sample, nearest first: a picture that stands a thousand times in
+# both corpora (a placeholder, an empty frame) would make millions of pairs that say one thing.
+PAIRS_PER_SAMPLE = 100
 # What the report says of a sample in a pair.
 DESCRIBED = ["sample_id", "source", "source_id", "labels", "split"]
 
@@ -128,15 +132,22 @@ class Comparison:
     Attributes:
         part: what was compared.
         hashes: of it.
-        pairs: training sample by its number through all training corpora, and evaluation sample by index in its
-            manifest, int64 `[P, 2]`, sorted.
+        matches: places in `JoinedHashes.samples` of the training corpora that resemble places in `hashes.samples`.
+        pairs: the `PAIRS_PER_SAMPLE` nearest of each evaluation sample: training sample by its number through all
+            training corpora, and evaluation sample by index in its manifest, int64 `[P, 2]`, sorted.
         distances: bits in which the hashes of a pair differ, int64 `[P]`.
     """
 
     part: CorpusPart
     hashes: CorpusHashes
+    matches: Matches
     pairs: np.ndarray
     distances: np.ndarray
+
+    @property
+    def num_pairs_left_out(self) -> int:
+        """Pairs that are counted, and not among `pairs`."""
+        return self.matches.num_pairs - len(self.pairs)
 
 
 @dataclass(frozen=True)
@@ -175,12 +186,14 @@ def find_leakage(config: LeakageConfig, *, say: Callable[[str], None] = lambda l
     comparisons = []
     for part in config.parts():
         hashes = read_corpus_hashes(part.uri, part.splits)
-        found = cross_pairs(phashes, hashes.phashes, max_distance=config.max_distance)
-        apart = distances(phashes[found[:, 0]], hashes.phashes[found[:, 1]])
-        pairs = np.stack([samples[found[:, 0]], hashes.samples[found[:, 1]]], axis=1)
-        comparisons.append(Comparison(part, hashes, pairs, apart))
-        concerned = len(np.unique(pairs[:, 1]))
+        found = matches(phashes, hashes.phashes, max_distance=config.max_distance)
+        places, apart = found.nearest_pairs(PAIRS_PER_SAMPLE)
+        pairs = np.stack([samples[places[:, 0]], hashes.samples[places[:, 1]]], axis=1)
+        comparisons.append(Comparison(part, hashes, found, pairs, apart))
+        concerned = len(found.right.positions)
         say(f"{part.name}: {concerned:,} of {len(hashes.phashes):,} samples resemble a training sample")
+        if left_out := comparisons[-1].num_pairs_left_out:
+            say(f"{part.name}: {left_out:,} pairs beyond a sample's {PAIRS_PER_SAMPLE} nearest are counted, not listed")
     return Leakage(training, tuple(comparisons))
 
 

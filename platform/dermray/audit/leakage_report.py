@@ -1,4 +1,4 @@
-"""What a search for leakage leaves behind: `leakage.parquet` (every pair), `leakage.html` and `leakage.json`.
+"""What a search for leakage leaves behind: `leakage.parquet` (pairs), `leakage.html` and `leakage.json`.
 
 Everything here is a function of the corpora and the configuration, without clock or host. The JSON document is written
 last: where it is, the report is whole.
@@ -7,6 +7,7 @@ last: where it is, the report is whole.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dermray import documents, ledger, reporting, storage
-from dermray.audit.leakage import Comparison, CorpusHashes, JoinedHashes, Leakage, describe
+from dermray.audit.leakage import PAIRS_PER_SAMPLE, Comparison, CorpusHashes, JoinedHashes, Leakage, describe
 from dermray.audit.leakage_settings import LeakageConfig
+from dermray.audit.matches import Matches
 from dermray.corpus.shards import ShardIndex
 from dermray.reporting import plots
 
@@ -24,6 +26,8 @@ HTML = "leakage.html"
 JSON = "leakage.json"
 PAIRS = "leakage.parquet"
 THUMBNAIL_SIDE = 260
+# A row has ten columns, most of them text: some 50 MB of memory.
+PAIRS_PER_ROW_GROUP = 1 << 17
 
 PAIRS_SCHEMA = pa.schema(
     [
@@ -65,8 +69,9 @@ def write(config: LeakageConfig, leakage: Leakage) -> dict[str, Any]:
         with pq.ParquetWriter(pairs_file, PAIRS_SCHEMA, compression="ZSTD", write_page_checksum=True) as writer:
             for comparison, counted in zip(leakage.comparisons, document["evaluations"], strict=True):
                 evaluation = _Described(JoinedHashes((comparison.hashes,)), [comparison.pairs[:, 1]])
-                if len(comparison.pairs):
-                    writer.write_table(_pair_table(comparison, training, evaluation))
+                for first in range(0, len(comparison.pairs), PAIRS_PER_ROW_GROUP):
+                    rows = slice(first, first + PAIRS_PER_ROW_GROUP)
+                    writer.write_table(_pair_table(comparison, rows, training, evaluation))
                 chosen = shown_pairs(comparison, config.num_shown)
                 sections.append(
                     {
@@ -90,7 +95,8 @@ def summarise(config: LeakageConfig, leakage: Leakage) -> dict[str, Any]:
     """The document of `leakage.json`."""
     training = leakage.training
     evaluations = [_counted(comparison, config.max_distance, training) for comparison in leakage.comparisons]
-    concerned = np.unique(np.concatenate([one.pairs[:, 0] for one in leakage.comparisons]))
+    places = np.unique(np.concatenate([one.matches.left.positions for one in leakage.comparisons]))
+    concerned = training.samples[places]
     of_corpora = np.bincount(training.corpus_of(concerned), minlength=len(training.parts))
     return {
         "schema_version": SCHEMA_VERSION,
@@ -109,6 +115,8 @@ def summarise(config: LeakageConfig, leakage: Leakage) -> dict[str, Any]:
         "num_evaluation_samples": sum(one["num_samples"] for one in evaluations),
         "num_evaluation_samples_found": sum(one["num_samples_found"] for one in evaluations),
         "num_pairs": sum(one["num_pairs"] for one in evaluations),
+        "num_pairs_left_out": sum(one["num_pairs_left_out"] for one in evaluations),
+        "max_pairs_of_a_sample": PAIRS_PER_SAMPLE,
     }
 
 
@@ -176,13 +184,15 @@ def _of_corpus(hashes: CorpusHashes, samples: np.ndarray) -> pa.Table:
     return table.append_column("corpus", pa.repeat(hashes.uri, table.num_rows))
 
 
-def _pair_table(comparison: Comparison, training: _Described, evaluation: _Described) -> pa.Table:
-    left, right = training.take(comparison.pairs[:, 0]), evaluation.take(comparison.pairs[:, 1])
+def _pair_table(comparison: Comparison, rows: slice, training: _Described, evaluation: _Described) -> pa.Table:
+    """Some pairs of a comparison, of schema PAIRS_SCHEMA."""
+    pairs = comparison.pairs[rows]
+    left, right = training.take(pairs[:, 0]), evaluation.take(pairs[:, 1])
     columns = [
         *(left[name] for name in ("corpus", "sample_id", "source", "source_id")),
-        pa.repeat(comparison.part.uri, len(comparison.pairs)),
+        pa.repeat(comparison.part.uri, len(pairs)),
         *(right[name] for name in ("split", "sample_id", "source", "source_id")),
-        pa.array(comparison.distances, type=pa.int8()),
+        pa.array(comparison.distances[rows], type=pa.int8()),
     ]
     return pa.table(columns, schema=PAIRS_SCHEMA)
 
@@ -199,34 +209,29 @@ def _size(hashes: CorpusHashes | JoinedHashes) -> dict[str, Any]:
 
 def _by_corpus(comparison: Comparison, training: JoinedHashes) -> list[dict[str, Any]]:
     """Counts of one evaluation corpus by the training corpora that its pairs lead to."""
-    places = training.corpus_of(comparison.pairs[:, 0])
-    found = []
-    for place, part in enumerate(training.parts):
-        pairs = comparison.pairs[places == place]
-        found.append(
-            {
-                "uri": part.uri,
-                "num_samples_found": len(np.unique(pairs[:, 1])),
-                "num_training_samples": len(np.unique(pairs[:, 0])),
-                "num_pairs": len(pairs),
-            }
-        )
-    return found
+    borders = np.searchsorted(training.samples, training.starts).tolist()
+    found = (comparison.matches.of_left(*places) for places in pairwise(borders))
+    return [{"uri": part.uri, **_numbers(each)} for part, each in zip(training.parts, found, strict=True)]
+
+
+def _numbers(matches: Matches) -> dict[str, int]:
+    """Evaluation samples, training samples and pairs of these, listed or not."""
+    return {
+        "num_samples_found": len(matches.right.positions),
+        "num_training_samples": len(matches.left.positions),
+        "num_pairs": matches.num_pairs,
+    }
 
 
 def _counted(comparison: Comparison, max_distance: int, training: JoinedHashes) -> dict[str, Any]:
     """Counts of one evaluation corpus; `distances` counts its samples by that of their nearest training sample."""
-    samples, place = np.unique(comparison.pairs[:, 1], return_inverse=True)
-    nearest = np.full(len(samples), max_distance, dtype=np.int64)
-    np.minimum.at(nearest, place, comparison.distances)
-    by_distance = np.bincount(nearest, minlength=max_distance + 1)
+    by_distance = np.bincount(comparison.matches.nearest(), minlength=max_distance + 1)
     return {
         "uri": comparison.part.uri,
         "split": comparison.part.split,
         **_size(comparison.hashes),
-        "num_samples_found": len(samples),
-        "num_training_samples": len(np.unique(comparison.pairs[:, 0])),
-        "num_pairs": len(comparison.pairs),
+        **_numbers(comparison.matches),
+        "num_pairs_left_out": comparison.num_pairs_left_out,
         "by_training_corpus": _by_corpus(comparison, training),
         "distances": {str(distance): int(count) for distance, count in enumerate(by_distance)},
     }

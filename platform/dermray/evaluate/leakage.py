@@ -83,7 +83,9 @@ class Leakage:
             # A report of an earlier build does not name its pairs.
             if document.get("pairs_sha256", found := hashlib.sha256(data).hexdigest()) != found:
                 raise KeyError(PAIRS_NAME)
-            rows = parquet_bounds.read_table(pa.BufferReader(data), columns=COLUMNS).to_pylist()
+            pairs = parquet_bounds.read_table(pa.BufferReader(data), columns=COLUMNS)
+            # A sample may be in many pairs.
+            rows = pairs.group_by(COLUMNS).aggregate([]).to_pylist()
             return cls(
                 uri,
                 document["training"]["uri"],

@@ -14,13 +14,38 @@ from dermray.corpus.schema import MODALITY
 from dermray.raw.spill import blocks
 
 
-def image_digests(table: pa.Table, source_uri: str) -> dict[str, int]:
-    """A 64-bit digest of all the rows of each image, by its path; the same whatever the order of the table."""
-    digests: dict[str, int] = {}
+def image_digests(table: pa.Table, source_uri: str) -> np.ndarray:
+    """64 bits over all the rows of each row's image, the same whatever the order of the table.
+
+    Rows of the images `[a, b, a]` with the digests `[1, 2, 3]` give `[4, 2, 4]`. Images are told apart by 64 bits of
+    their paths.
+
+    Returns:
+        uint64 `[N]`, as the rows are.
+    """
+    images, digests = np.empty(table.num_rows, np.uint64), np.empty(table.num_rows, np.uint64)
+    end = 0
     for block in blocks(table, 16_384):
-        for row in block.to_pylist():
-            digests[row["image"]] = (digests.get(row["image"], 0) + row_digest(row, source_uri)) % 2**64
-    return digests
+        rows = slice(end, end := end + block.num_rows)
+        said = block.to_pylist()
+        images[rows] = hashes((row["image"] for row in said), 0, "image")
+        digests[rows] = np.fromiter((row_digest(row, source_uri) for row in said), np.uint64, len(said))
+    codes, distinct = numbered(images)
+    # Sums of uint64 are modulo 2 ** 64.
+    sums = np.zeros(len(distinct), np.uint64)
+    np.add.at(sums, codes, digests)
+    return sums[codes]
+
+
+def numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`(place of each value among the different ones in order, int32; these)`, with less memory than `np.unique`."""
+    order = np.argsort(values)
+    ordered = values[order]
+    is_new = np.ones(len(values), bool)
+    is_new[1:] = ordered[1:] != ordered[:-1]
+    codes = np.empty(len(values), np.int32)
+    codes[order] = np.cumsum(is_new, dtype=np.int32) - 1
+    return codes, ordered[is_new]
 
 
 def row_digest(row: Mapping[str, Any], source_uri: str) -> int:

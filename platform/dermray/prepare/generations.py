@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
 from dermray import documents, storage
 from dermray.corpus.manifest import MANIFEST_NAME, Manifest
 from dermray.corpus.ontology import Ontology
 from dermray.errors import CorpusError, DocumentError, OntologyError
-from dermray.prepare.digests import image_digests
-from dermray.prepare.plan import Usable
 from dermray.prepare.records import RECORDS, ShardRecord, read_record
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.splitting import CommittedContents
@@ -140,30 +141,40 @@ class CommittedCorpus:
         """The records made by some of its generations."""
         return [self.records[key] for generation in generations for key in generation.made]
 
-    def known(self, generations: Sequence[Generation]) -> frozenset[int]:
-        """Digests of the images that some of its generations have brought in, or left out on purpose."""
-        kept = (
-            digest
-            for record in self.made(generations)
-            for digests in record.notes["known"].to_pylist()
-            for digest in digests
-        )
-        return frozenset(kept).union(*(generation.left_out_images for generation in generations))
+    def known(self, generations: Sequence[Generation]) -> np.ndarray:
+        """Digests of the images that some of its generations have brought in, or left out; ascending uint64 `[N]`."""
+        kept = [_flat(record.notes["known"]) for record in self.made(generations)]
+        return _distinct([*kept, *(generation.left_out_images for generation in generations)])
 
     def contents(self) -> CommittedContents:
         """What a plan must know of it."""
-        splits: dict[int, str] = {}
+        numbers: dict[str, int] = {}
         num_shards: dict[str, int] = {}
+        groups, splits = [], []
         for record in self.held:
             split, index = record.place
             num_shards[split] = max(num_shards.get(split, 0), index + 1)
-            for groups in record.notes["groups"].to_pylist():
-                splits.update(dict.fromkeys(groups, split))
-        return CommittedContents(self.known(self.generations), splits, num_shards)
+            groups.append(np.unique(_flat(record.notes["groups"])))
+            splits.append(np.full(len(groups[-1]), numbers.setdefault(split, len(numbers)), np.int32))
+        # Backwards, so that the first place of a group is that in its last shard: [7 in a, 7 in b] is [7 in b, 7 in a].
+        together = np.concatenate([np.zeros(0, np.uint64), *groups[::-1]])
+        distinct, last = np.unique(together, return_index=True)
+        split_of_group = np.concatenate([np.zeros(0, np.int32), *splits[::-1]])[last]
+        return CommittedContents(self.known(self.generations), distinct, split_of_group, list(numbers), num_shards)
 
     def before_last(self) -> CommittedCorpus:
         """The corpus as it was before its last generation."""
         return CommittedCorpus(self.generations[:-1], self.records) if len(self.generations) > 1 else CommittedCorpus()
+
+
+def _flat(lists: pa.ChunkedArray) -> np.ndarray:
+    """The digests in lists of them, one behind the other, uint64 `[N]`."""
+    return pc.list_flatten(lists).to_numpy()
+
+
+def _distinct(digests: Sequence[np.ndarray | tuple[int, ...]]) -> np.ndarray:
+    """All of some digests, each once; ascending uint64 `[N]`."""
+    return np.unique(np.concatenate([np.zeros(0, np.uint64), *(np.asarray(each, np.uint64) for each in digests)]))
 
 
 def generation_uri(output: str, key: str) -> str:
@@ -186,8 +197,11 @@ def _of_rows(made_with: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in made_with.items() if name != SIDE_TABLES}
 
 
-def committed_corpus(config: PrepareConfig, usable: Usable) -> CommittedCorpus:
-    """The corpus at `config.output` that the rows join; nothing where there is none, or it is to be made anew.
+def committed_corpus(config: PrepareConfig, digests: Callable[[], np.ndarray]) -> CommittedCorpus:
+    """The corpus at `config.output` that rows join; nothing where there is none, or it is to be made anew.
+
+    Args:
+        digests: gives the `image_digests` of the rows, which take a while: asked where a corpus has others of theirs.
 
     Raises:
         CorpusError: settings or rows have changed and other sources are in the corpus, or its records are gone.
@@ -202,13 +216,14 @@ def committed_corpus(config: PrepareConfig, usable: Usable) -> CommittedCorpus:
         return committed if _joins(last, config) else _replaced(committed, config, "has other settings")
     if _of_rows(mine[-1].content) != _of_rows(content(config)):
         return _replaced(committed, config, "was made with other settings")
-    present = set(image_digests(usable.table, config.input).values())
-    if not committed.known(mine) <= present:
+    present = np.unique(digests())
+    if not np.isin(committed.known(mine), present, assume_unique=True).all():
         return _replaced(committed, config, "holds rows that have changed or gone")
     before = committed.before_last()
-    if last is mine[-1] and present - before.known(before.generations) == _considered(committed, last):
-        return before
-    return committed
+    if last is not mine[-1]:
+        return committed
+    fresh = np.setdiff1d(present, before.known(before.generations), assume_unique=True)
+    return before if np.array_equal(fresh, _considered(committed, last)) else committed
 
 
 def _joins(last: Generation, config: PrepareConfig) -> bool:
@@ -218,10 +233,10 @@ def _joins(last: Generation, config: PrepareConfig) -> bool:
     return all(last.content[name] == value for name, value in alike.items())
 
 
-def _considered(committed: CommittedCorpus, generation: Generation) -> set[int]:
-    """Digests of all images that a generation has looked at."""
-    looked_at = set(committed.known([generation]))
-    return looked_at.union(*(record.dropped_images for record in committed.made([generation])))
+def _considered(committed: CommittedCorpus, generation: Generation) -> np.ndarray:
+    """Digests of all images that a generation has looked at, ascending uint64 `[N]`."""
+    dropped = [record.dropped_images for record in committed.made([generation])]
+    return _distinct([committed.known([generation]), *dropped])
 
 
 def _replaced(committed: CommittedCorpus, config: PrepareConfig, why: str) -> CommittedCorpus:

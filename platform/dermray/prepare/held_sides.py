@@ -97,7 +97,8 @@ def held_sides(config: PrepareConfig, committed: CommittedCorpus, made: Sequence
     if all(whose) or not (manifest.side_tables or config.side_tables):
         return None
     now = frozenset(digest for record in made for known in record.notes["known"].to_pylist() for digest in known)
-    brought = (*zip(whose, (committed.known([each]) for each in committed.generations), strict=True), (True, now))
+    before = (frozenset(committed.known([each]).tolist()) for each in committed.generations)
+    brought = (*zip(whose, before, strict=True), (True, now))
     records = {each.shard.path: each for each in committed.records.values() if each.shard is not None}
     places = dict[str, HeldPlace]()
     for number, shard in enumerate(manifest.shards):

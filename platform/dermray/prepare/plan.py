@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import posixpath
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +22,6 @@ import pyarrow.compute as pc
 from dermray.corpus.accounts import require_balance
 from dermray.corpus.schema import TRAIN
 from dermray.prepare.dealing import Dealt, deal
-from dermray.prepare.digests import image_digests
 from dermray.prepare.splitting import NOTHING, CommittedContents, belonging, narrow_rows, split_images
 from dermray.raw.sources.rows import DroppedRow, RawRows
 from dermray.raw.spill import blocks, collected
@@ -140,14 +139,23 @@ def _placed(
     return places[narrow.image], narrow.num_images, cuts
 
 
-def without_known(usable: Usable, source_uri: str, known: frozenset[int]) -> Usable:
-    """The rows of images that a corpus does not hold with the same rows already."""
-    digests = image_digests(usable.table, source_uri)
-    new = (
-        block.filter(pa.array([digests[path] not in known for path in block["image"].to_pylist()], pa.bool_()))
-        for block in blocks(usable.table)
-    )
-    return Usable(collected(new, usable.table.schema), usable.dropped)
+def without_known(usable: Usable, digests: np.ndarray, known: np.ndarray) -> Usable:
+    """The rows of images that a corpus does not hold with the same rows already.
+
+    Args:
+        digests: `image_digests` of the rows, uint64 `[N]`.
+        known: of the images that it holds, uint64 `[K]`.
+    """
+    is_new = np.isin(digests, known, invert=True)
+    return Usable(collected(_chosen(usable.table, is_new), usable.table.schema), usable.dropped)
+
+
+def _chosen(table: pa.Table, wanted: np.ndarray) -> Iterator[pa.Table]:
+    """The wanted rows of a table, bool `[N]`, block by block."""
+    end = 0
+    for block in blocks(table):
+        rows = slice(end, end := end + block.num_rows)
+        yield block.filter(pa.array(wanted[rows]))
 
 
 def leaves_root(path: str) -> bool:

@@ -6,7 +6,7 @@ A driver holds some bytes a row for it (`Narrow`) and no text: images and groups
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from dermray.corpus.schema import SPLIT_NAME, TRAIN
 from dermray.errors import CorpusError
-from dermray.prepare.digests import group_digest, hashes
+from dermray.prepare.digests import group_digest, hashes, numbered
 from dermray.raw.spill import blocks
 from dermray.raw.splits import split_name
 
@@ -26,13 +26,17 @@ class CommittedContents:
     """What a committed corpus holds already, as far as a plan must know.
 
     Attributes:
-        images: digests of the images' rows (`image_digests`), which are left alone.
-        splits: the split of each group, by `group_digest`.
+        images: digests of the images' rows (`image_digests`), which are left alone, uint64 `[N]`.
+        groups: `group_digest` of each group, ascending, uint64 `[G]`.
+        split_of_group: number of its split among `splits`, int32 `[G]`.
+        splits: names of splits.
         num_shards: numbers that each split's shards have used up.
     """
 
-    images: frozenset[int] = frozenset()
-    splits: Mapping[int, str] = field(default_factory=dict)
+    images: np.ndarray = field(default_factory=partial(np.zeros, 0, np.uint64))
+    groups: np.ndarray = field(default_factory=partial(np.zeros, 0, np.uint64))
+    split_of_group: np.ndarray = field(default_factory=partial(np.zeros, 0, np.int32))
+    splits: Sequence[str] = ()
     num_shards: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -85,7 +89,7 @@ def narrow_rows(table: pa.Table, seed: int) -> Narrow:
         drawn[rows] = _hashed(keys, partial(hashes, seed=seed, purpose="split"))
         label[rows] = _first_labels(block["labels"].combine_chunks(), labels)
         prescribed[rows] = _numbered(block["split"].combine_chunks(), splits)
-    codes, distinct = _codes(image)
+    codes, distinct = numbered(image)
     ranks = np.empty(len(labels) + 1, np.int32)
     ranks[np.argsort(np.array([*labels, ""], dtype=object)[:-1])] = np.arange(len(labels))
     ranks[-1] = len(labels)
@@ -130,17 +134,6 @@ def _hashed(texts: pa.Array, function: partial[np.ndarray]) -> np.ndarray:
     return function(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]
 
 
-def _codes(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`(place of each value among the different ones in order, int32; these)`, with less memory than `np.unique`."""
-    order = np.argsort(values)
-    ordered = values[order]
-    is_new = np.ones(len(values), bool)
-    is_new[1:] = ordered[1:] != ordered[:-1]
-    codes = np.empty(len(values), np.int32)
-    codes[order] = np.cumsum(is_new, dtype=np.int32) - 1
-    return codes, ordered[is_new]
-
-
 def _numbered(texts: pa.Array, known: dict[str, int]) -> np.ndarray:
     """Number of each text in `known`, which grows with those that are new; -1 for null."""
     encoded = texts.dictionary_encode()
@@ -173,16 +166,17 @@ def split_images(
     if isinstance(split, str):
         return [split], np.zeros(narrow.num_images, np.int32)
     wanted = _wanted(narrow.splits, {*split, *held.num_shards})
-    names = sorted({TRAIN, *split, *held.splits.values(), *wanted})
+    names = sorted({TRAIN, *split, *held.splits, *wanted})
     number = {name: place for place, name in enumerate(names)}
     component, drawn = _components(table, narrow, seed)
     strata = np.full(len(drawn), narrow.num_labels, np.int32)
     np.minimum.at(strata, component[narrow.image], narrow.label)
     assigned = _draw(drawn, strata, {number[name]: fraction for name, fraction in sorted(split.items())}, number[TRAIN])
-    if held.splits:
-        for row, digest in _group_digests(table):
-            if digest in held.splits:
-                assigned[component[narrow.image[row]]] = number[held.splits[digest]]
+    if len(held.groups):
+        joining, place = _joining(table, held.groups)
+        codes = np.array([number[name] for name in held.splits], np.int32)
+        # Later writes win: the last row's group has the word.
+        assigned[component[narrow.image[joining]]] = codes[held.split_of_group[place]]
     rows = np.flatnonzero(narrow.prescribed >= 0)
     # Later writes win, so going backwards leaves the first row's word: for its image, and for the images of its group
     # that have none.
@@ -229,15 +223,20 @@ def _draw(drawn: np.ndarray, strata: np.ndarray, split: Mapping[int, float], oth
     return assigned
 
 
-def _group_digests(table: pa.Table) -> Iterator[tuple[int, int]]:
-    """`(row, group digest)` of every row that has a group."""
-    first = 0
+def _joining(table: pa.Table, held: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows whose group is among some ascending digests, and its place among these, both int64 `[M]`."""
+    joining, places, first = [], [], 0
     for block in blocks(table):
-        rows = zip(block["source"].to_pylist(), block["group"].to_pylist(), strict=True)
-        for row, (source, group) in enumerate(rows, first):
-            if group is not None:
-                yield row, group_digest(source, group)
+        groups = block["group"].combine_chunks()
+        rows = np.flatnonzero(groups.is_valid().to_numpy(zero_copy_only=False))
+        named = zip(block["source"].combine_chunks().take(rows).to_pylist(), groups.take(rows).to_pylist(), strict=True)
+        digests = np.fromiter((group_digest(source, group) for source, group in named), np.uint64, len(rows))
+        place = np.minimum(np.searchsorted(held, digests), len(held) - 1)
+        found = held[place] == digests
+        joining.append(first + rows[found])
+        places.append(place[found])
         first += block.num_rows
+    return np.concatenate([np.zeros(0, np.int64), *joining]), np.concatenate([np.zeros(0, np.int64), *places])
 
 
 def _components(table: pa.Table, narrow: Narrow, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -246,7 +245,7 @@ def _components(table: pa.Table, narrow: Narrow, seed: int) -> tuple[np.ndarray,
     Images are linked through their groups. A component is drawn by its smallest group name, or by the image's path
     where it has no group, so it does not depend on the order of the table.
     """
-    group, distinct = _codes(narrow.drawn[narrow.grouped])
+    group, distinct = numbered(narrow.drawn[narrow.grouped])
     image = narrow.image[narrow.grouped]
     # One group of each image; where it has others, they are linked to that one.
     group_of = np.full(narrow.num_images, -1, np.int32)

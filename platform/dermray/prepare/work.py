@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 
 from dermray.corpus.branches import Branch
 from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import MODALITY, CaptionAspect
 from dermray.errors import CorpusError
 from dermray.prepare import labels, report, told
+from dermray.prepare.digests import image_digests
 from dermray.prepare.generations import CommittedCorpus, committed_corpus
 from dermray.prepare.graph import read_pieces
 from dermray.prepare.plan import Plan, plan_shards, usable_rows, without_known
@@ -118,10 +119,12 @@ def _planned(
         if config.keep_together:
             require_groups(raw.table)
         usable = usable_rows(raw, keep_untexted=config.keep_untexted)
-        committed = committed_corpus(config, usable)
+        digests = cache(partial(image_digests, usable.table, config.input))
+        committed = committed_corpus(config, digests)
         held = committed.contents()
-        if held.images:
-            usable = without_known(usable, config.input, held.images)
+        if len(held.images):
+            usable = without_known(usable, digests(), held.images)
+        del digests  # The cache holds some bytes a row.
         plan = plan_shards(
             usable,
             split=config.split,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from dermray.tracking.lineage import named_artifacts
 from dermray.tracking.registry import FOLDER_TAG
 
 LIVE = ("RUNNING", "SCHEDULED")
+_QUOTED = re.compile(r"""(['"])(.*?)\1""")
 
 
 @dataclass
@@ -77,11 +79,16 @@ def _all_pages(call: Any) -> Iterable[Any]:
             return
 
 
-def _uris(value: str) -> list[str]:
-    """The paths and URIs in a parameter, which may be a list or a mapping as text."""
-    return [
-        part.rstrip("/") for part in value.replace("'", " ").replace('"', " ").replace(",", " ").split() if "/" in part
-    ]
+def _uris(value: str) -> set[str]:
+    """The paths and URIs in a parameter, which may be a list or a mapping as text.
+
+    A path may have blanks, commas and quotes in it, so what could be one counts whole and in parts: `['/a b/c', '/d']`
+    gives `/a b/c` and `/d`, and `/a`, `b/c` and the whole besides. What is none keeps nothing from being removed.
+    """
+    quoted = [text for _, text in _QUOTED.findall(value)]
+    unquoted = value.replace("'", " ").replace('"', " ")
+    parts = [value, *quoted, *(part.strip() for part in unquoted.split(",")), *unquoted.replace(",", " ").split()]
+    return {part.rstrip("/") for part in parts if "/" in part}
 
 
 def _holds(folder: str, uri: str) -> bool:
