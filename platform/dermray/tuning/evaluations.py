@@ -110,7 +110,7 @@ def _compare_report(trial: EvaluationTrial) -> None:
 
 
 class Inputs:
-    """What the trials of a sweep score, and on what; each is read once."""
+    """The corpus and the models of a sweep of evaluations, by what they hold; each is read once."""
 
     def __init__(self, config: SweepConfig) -> None:
         """Read the corpus's manifest.
