@@ -21,7 +21,7 @@ environment: $(STAMP)  ## the Python environment alone, which every other target
 demo: $(STAMP)  ## synthesize, prepare, pretrain, evaluate, register and serve, on this machine (some 10 minutes)
 	@$(BIN)/python jobs/demo.py
 
-test: $(STAMP)  ## the tests, but for those from end to end and of minutes (some 16 minutes on 2 cores)
+test: $(STAMP)  ## the tests, but for those from end to end and of minutes (some 15 minutes on 2 cores)
 	@echo "== tests without Ray, two at a time"
 	@$(BIN)/python -m pytest tests/unit tests/golden -m "not long" -n 2 --dist worksteal --durations=5
 	@echo "== tests on a Ray cluster, with servers, a browser and killed processes; the slowest are printed at the end"

@@ -197,7 +197,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> 
     return Undisturbed(folder / "raw", folder / "corpus", len(made), len(final - made))
 
 
-@pytest.mark.parametrize("moment", moments(), ids=str)
+# Of the moments those between shards and of the commit itself each time; CI goes through all.
+@pytest.mark.parametrize(
+    "moment",
+    [
+        moment if moment.stage in ("amended", "part of manifest") else pytest.param(moment, marks=pytest.mark.long)
+        for moment in moments()
+    ],
+    ids=str,
+)
 def test_killed_and_run_again_equals_undisturbed(undisturbed: Undisturbed, moment: Moment, tmp_path: Path) -> None:
     print(f"DERMRAY_FAULT_SEED={SEED}, {moment}")
     raw, output = undisturbed.raw, tmp_path / "corpus"
@@ -240,7 +248,7 @@ def grown(undisturbed: Undisturbed, tmp_path_factory: pytest.TempPathFactory) ->
     return Undisturbed(folder / "raw", folder / "corpus", 0, 0)
 
 
-@pytest.mark.parametrize("stage", ["shards", "commit"])
+@pytest.mark.parametrize("stage", [pytest.param("shards", marks=pytest.mark.long), "commit"])
 def test_a_committed_corpus_is_whole_while_another_source_joins(
     undisturbed: Undisturbed, grown: Undisturbed, stage: str, tmp_path: Path
 ) -> None:

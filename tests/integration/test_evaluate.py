@@ -290,6 +290,7 @@ def test_own_table_in_one_command_learns_and_names(ray_cluster, inputs, tmp_path
     assert tasks["few_shot"]["num_train_samples"] == 14
 
 
+@pytest.mark.long
 def test_a_sweep_chooses_the_cost_of_the_probe_by_the_validation_split(ray_cluster, inputs, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     store = f"sqlite:///{tmp_path}/mlflow.db"

@@ -56,7 +56,9 @@ def samples(corpus: Path) -> dict[str, dict[str, Any]]:
     return {row["sample_id"]: row for row in rows}
 
 
-@pytest.mark.parametrize("format", sorted(FORMATS))
+@pytest.mark.parametrize(
+    "format", [name if name == "parquet" else pytest.param(name, marks=pytest.mark.long) for name in sorted(FORMATS)]
+)
 def test_out_and_in_again_after_a_crash(format: str, corpus: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     first = run(corpus, output, format)

@@ -164,6 +164,7 @@ def test_platform_and_dermray_in_driver_and_worker(head: Head) -> None:
         assert place.endswith("/platform/dermray/__init__.py")
 
 
+@pytest.mark.long
 def test_prepare_streams_its_lines_and_ends_with_zero(head: Head, tmp_path: Path) -> None:
     raw_corpus.write(tmp_path / "raw", num_good=12)
     output = tmp_path / "corpus"

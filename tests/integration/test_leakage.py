@@ -143,6 +143,7 @@ def assert_logged(database: Path) -> None:
     assert sorted(contexts) == ["evaluation", "evaluation", "training"]
 
 
+@pytest.mark.long
 def test_pairs_name_the_training_corpus_that_they_lead_to(ray_cluster, planted, tmp_path) -> None:
     settings = ["tracking.enabled=false"]
     write_corpus(

@@ -44,7 +44,7 @@ def refuse_records(record: StepRecord) -> None:
     raise AssertionError(f"work was done: {record}")
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_run_leaves_checkpoints_a_model_folder_and_a_summary(root: Path, num_workers: int) -> None:
     output, result, records = pretraining.undisturbed(root, num_workers)
     assert [record.step for record in records] == list(range(1, pretraining.NUM_STEPS + 1))
@@ -184,6 +184,7 @@ def test_too_many_cpus_are_refused_rather_than_waited_for(root: Path, tmp_path: 
         pretrain(config, on_record=refuse_records)
 
 
+@pytest.mark.long
 def test_an_error_of_a_worker_reaches_the_driver_as_it_is(root: Path, tmp_path: Path) -> None:
     """A damaged image, found by a decoding task of a worker on the way; met twice at one step, it ends the run."""
     corpus = tmp_path / "corpus"
@@ -226,6 +227,7 @@ def test_a_stop_ends_the_controller_where_no_worker_trains_yet(root: Path, tmp_p
     assert not checkpoint.committed(config.output)
 
 
+@pytest.mark.long
 def test_validation_scores_come_at_their_cadence(root: Path, tmp_path: Path) -> None:
     """Two workers share the scoring; the weights stay those of a run without validation."""
     config = pretraining.configured(
