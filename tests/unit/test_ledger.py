@@ -253,7 +253,7 @@ JOBS = {
     "pretrain": ["corpus=nowhere", "optim.lr=2e-3"],
     "export": ["corpus=nowhere", "format=parquet", "replace=true"],
     "embed": ["corpus=nowhere", "model=nowhere/model", "replace=true"],
-    "index": ["embeddings=nowhere", "tracking.enabled=false"],
+    "index": ["embeddings=nowhere"],
     "evaluate": ["corpus=nowhere", "model=nowhere/model"],
     "leakage": ["corpus=nowhere", "against=elsewhere"],
     "compare": ["reports=[nowhere,elsewhere]"],
@@ -262,16 +262,19 @@ JOBS = {
 
 
 def test_every_job_that_writes_an_output_claims_it_before_anything_else(
-    output: str, capsys: pytest.CaptureFixture[str]
+    output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two pretrainings with another `optim.lr` among them: the second is refused before it looks at its input."""
     with drivers(output) as started:
         first = Driver(output, "first").until_claimed()
         started.append(first)
         before = [name for name in files(output) if name.endswith(".json")]
+        store = tmp_path / "of-runs.db"
+        common = [f"output={output}", f"tracking.uri=sqlite:///{store}"]
         for name, keys in JOBS.items():
             job = importlib.import_module(f"dermray.commands.{name}")
-            assert entry.run_job(lambda job=job, keys=keys: job.main([f"output={output}", *keys])) == 1  # type: ignore[misc]
+            assert entry.run_job(lambda job=job, keys=keys: job.main([*common, *keys])) == 1  # type: ignore[misc]
+            assert not store.exists(), f"{name} tells MLflow of a run that does not begin"
             said = capsys.readouterr().err
             assert said.startswith(f"error: {output} is being written by process {first.process.pid} on "), name
             assert said.count("\n") == 1
