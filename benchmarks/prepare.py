@@ -1,17 +1,18 @@
-"""Preparation against a bare loop and against Pillow in a pool: `python benchmarks/prepare.py [--size small|large]`.
+"""Preparation against a bare loop and Pillow in a pool: `python benchmarks/prepare.py [--size small|large|tiny]`.
 
-Draws photographs (24,576 of 600 x 450 pixels or 500 of 12 megapixels, all different), then in turn: the whole graph of
-`prepare` on all cores (read the table, decode, resize, encode, hash, samples, shards, duplicates, report); before and
-after it a bare loop of decode, resize and encode in one Python process; the same loop in a process that keeps its freed
-memory as the graph's workers do (`images.use_one_core`), alone and in as many processes as there are cores; and the
-plainest alternative, Pillow in a `multiprocessing.Pool` that writes the same images into Parquet. Prints the graph's
-images/s over the bare loop's times the cores, over the settled loop's times the cores, over all settled loops side by
-side (what the machine can give), and over the pool's. The cluster is started before the clock.
+Draws photographs (24,576 of 600 x 450 pixels, 500 of 12 megapixels, or 24,576 of 300 x 225 where asked, all different),
+then in turn: the whole graph of `prepare` on all cores (read the table, decode, resize, encode, hash, samples, shards,
+duplicates, report); before and after it a bare loop of decode, resize and encode in one Python process; the same loop
+in a process that keeps its freed memory as the graph's workers do (`images.use_one_core`), alone and in as many
+processes as there are cores; and the plainest alternative, Pillow in a `multiprocessing.Pool` that writes the same
+images into Parquet. Prints the graph's images/s over the bare loop's times the cores, over the settled loop's times the
+cores, over all settled loops side by side (what the machine can give), and over the pool's. The cluster is started
+before the clock.
 
 With `--memory N` it prepares N small images in a fresh process instead, and prints the peak memory of the driver and of
-the object store. With `--tasks N` it prepares N small images in turn on Ray Data's pool of actors, as `prepare` does,
-and by plain Ray tasks in a window, with the bare loop before them; it prints images/s, and the processor time an image
-of the driver and of Ray's processes together, which says more where the machine is shared.
+the object store. With `--tasks N` it prepares N images (small ones, or of `--size`) in turn on Ray Data's pool of
+actors, as `prepare` does, and by plain Ray tasks in a window, with the bare loop before them; it prints images/s, and
+the processor time an image of the driver and of Ray's processes together, which says more where the machine is shared.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from dermray.prepare.settings import PrepareConfig
 
 IMAGE_SIZE, JPEG_QUALITY = 256, 90
 # Width, height, number, and samples a shard: enough shards for every core to be busy until the end.
-SIZES = {"small": (600, 450, 24_576, 512), "large": (4000, 3000, 500, 32)}
+SIZES = {"tiny": (300, 225, 24_576, 512), "small": (600, 450, 24_576, 512), "large": (4000, 3000, 500, 32)}
 BARE_SHARE, POOL_SHARE = 8, 8
 CHUNK = 64
 
@@ -64,10 +65,10 @@ def main() -> int:
     options = parser.parse_args()
     cluster.connect(ClusterConfig())
     if options.tasks:
-        return compare_tasks(options.tasks, options.rounds)
+        return compare_tasks(options.size or "small", options.tasks, options.rounds)
     if options.memory:
         return measure_memory(options.memory)
-    for size in [options.size] if options.size else SIZES:
+    for size in [options.size] if options.size else ("small", "large"):
         with tempfile.TemporaryDirectory(prefix="dermray-bench-") as folder:
             compare(size, Path(folder) / "raw", options.rounds)
     return 0
@@ -153,9 +154,9 @@ def run(raw: Path, *, rows_per_shard: int, limit: int | None = None) -> None:
         )  # fmt: skip
 
 
-def compare_tasks(number: int, rounds: int) -> int:
+def compare_tasks(size: str, number: int, rounds: int) -> int:
     """Rounds of Ray Data and plain tasks, each first every other time, and the medians of their ratios."""
-    width, height, _, rows_per_shard = SIZES["small"]
+    width, height, _, rows_per_shard = SIZES[size]
     num_cores = os.cpu_count() or 1
     ratios = []
     with tempfile.TemporaryDirectory(prefix="dermray-bench-") as folder:

@@ -27,7 +27,7 @@ from dermray.predict.classifier import RankedClass
 from dermray.predict.hierarchy import roll_up
 from dermray.predict.zero_shot import hierarchy_hits
 from dermray.prepare import pipeline, samples
-from dermray.prepare.commit import commit
+from dermray.prepare.commit import commit, generation_of
 from dermray.prepare.reconcile import reconcile
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import ShardMaker
@@ -99,7 +99,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = [ShardMaker(config, work.ontology).make(spec).record for spec in work.plan.shards]
     decided = reconcile([], made, policy="keep", near_groups=lambda hashes: np.arange(len(hashes)))
     final = [record for record in decided.shards if record in made]
-    generation = pipeline._generation(config, work, made, decided, final)
+    generation = generation_of(config, work, made, decided, final)
     commit(config, work.committed, generation, made, final, {}, {"stages": {"plan": 1.0}, "tasks": {}, "ray_data": []})
     return output
 

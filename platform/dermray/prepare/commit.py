@@ -16,12 +16,24 @@ from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
 from dermray.corpus.schema import CaptionAspect
 from dermray.corpus.side_tables import FOLDER
 from dermray.errors import CorpusError
-from dermray.prepare import card, report
-from dermray.prepare.generations import SIDE_TABLES, CommittedCorpus, Generation, generation_uri, identity, tables_of
+from dermray.prepare import card, report, told
+from dermray.prepare.generations import (
+    SIDE_TABLES,
+    CommittedCorpus,
+    Generation,
+    content,
+    generation_uri,
+    identity,
+    tables_of,
+)
+from dermray.prepare.plan import ShardSpec
+from dermray.prepare.reconcile import Reconciled
 from dermray.prepare.records import RECORDS, ShardRecord
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.shard import DATA, made_by
 from dermray.prepare.sides import Sides
+from dermray.prepare.work import Work
+from dermray.raw.sources.rows import DroppedRow
 
 NO_SIDES = Sides()
 # Names as only this program gives them: a split, a place, and the digest of what is inside.
@@ -73,6 +85,57 @@ def commit(
         claim.confirm()
         remove_unnamed(config.output, manifest, generations)
     return manifest, stats, unchanged
+
+
+def generation_of(
+    config: PrepareConfig,
+    work: Work,
+    made: Sequence[ShardRecord],
+    decided: Reconciled,
+    final: Sequence[ShardRecord],
+) -> Generation:
+    """What a run adds to the corpus, with all that became of its rows.
+
+    Args:
+        work: what there was to do.
+        made: the records of its shards, in the order of the plan.
+        decided: which samples were brought together and left out.
+        final: the records of the whole corpus as it will be.
+    """
+    left_out = {sample.image: sample for sample in decided.left_out}
+    rows = [
+        DroppedRow(
+            row["row"], row["source_id"], row["image"], left_out[row["image"]].reason, left_out[row["image"]].detail
+        )
+        for row in _rows_of(work.plan.shards, left_out)
+    ]
+    dropped = [*work.plan.dropped, *(row for record in made for row in record.dropped)]
+    return Generation(
+        number=len(work.committed.generations) + 1,
+        identity=identity(config),
+        content=content(config),
+        made=tuple(record.key for record in made),
+        final=tuple(record.key for record in final),
+        num_rows=work.plan.num_rows,
+        dropped=tuple(sorted(dropped, key=lambda row: row.row)),
+        ontology=work.ontology.to_json(),
+        left_out=tuple(sorted(rows, key=lambda row: row.row)),
+        left_out_images=tuple(sorted(digest for sample in decided.left_out for digest in sample.known)),
+        figures=decided.figures,
+        rewritten=tuple(done.to_json() for done in work.rewritten),
+        branches=tuple(branch.to_json() for branch in work.branches),
+        tables=work.tables,
+        placeholders=dict(sorted(work.placeholders.items())),
+        told={**work.told, **told.of_equal_images(decided, final).counts},
+        not_understood={name: dict(sorted(texts.items())) for name, texts in work.not_understood.items()},
+    )
+
+
+def _rows_of(specs: Sequence[ShardSpec], paths: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if not paths:
+        return []
+    columns = ["row", "source_id", "image"]
+    return [row for spec in specs for row in spec.rows.select(columns).to_pylist() if row["image"] in paths]
 
 
 def with_sides(before: Manifest, config: PrepareConfig, sides: Sides) -> Manifest:

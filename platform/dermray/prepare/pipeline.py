@@ -10,7 +10,7 @@ returns a small record. The manifest is written last; whatever happens before ma
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,26 +20,24 @@ import numpy as np
 from dermray import interrupts, ledger, storage
 from dermray.audit.duplicates import near_groups, resembling
 from dermray.audit.leakage import read_hashes
-from dermray.corpus.manifest import Manifest, Shard
+from dermray.corpus.manifest import Manifest
 from dermray.errors import CorpusError
 from dermray.prepare import report, told
-from dermray.prepare.amend import Amender
-from dermray.prepare.commit import commit, publish, remove_unnamed, with_sides
-from dermray.prepare.generations import NUM_READERS, Generation, content, identity, tables_of
-from dermray.prepare.graph import KEPT, amend_shards, make_shards, make_sides
+from dermray.prepare.commit import commit, generation_of, publish, remove_unnamed, with_sides
+from dermray.prepare.generations import tables_of
+from dermray.prepare.graph import KEPT, make_shards, make_sides
 from dermray.prepare.held_sides import held_sides
-from dermray.prepare.plan import ShardSpec
-from dermray.prepare.reconcile import Amendment, Excluded, Reconciled, reconcile
-from dermray.prepare.records import RECORDS, ShardRecord, read_record, record_uri
+from dermray.prepare.reconcile import Excluded, Reconciled, reconcile
+from dermray.prepare.records import ShardRecord
+from dermray.prepare.restoring import write_again
 from dermray.prepare.rewriting.captions import RewriteStats
 from dermray.prepare.settings import PrepareConfig
-from dermray.prepare.shard import DATA, ShardMaker
+from dermray.prepare.shard import ShardMaker
 from dermray.prepare.sides import Sides, gathered, join
 from dermray.prepare.work import Work, check_ceiling, look, read, tell
 from dermray.printable import printable
-from dermray.raw.fetch import ahead
 from dermray.raw.sources import OF_FILES
-from dermray.raw.sources.rows import DroppedRow, RawTable
+from dermray.raw.sources.rows import RawTable
 
 __all__ = ["PrepareResult", "Work", "look", "prepare", "read"]
 
@@ -110,9 +108,10 @@ def _prepare(config: PrepareConfig, work: Work) -> PrepareResult:
     with timing.stage("find duplicates", tells=True):
         decided = _reconcile(config, work, made)
     with timing.stage("write shards again", tells=True):
-        final, num_restored = _amend(config, work, decided)
+        maker, tell_stats = _maker(config, work), work.timing.ray_data.append
+        final, num_restored = write_again(config, decided, work.committed.held, work.plan.shards, maker, tell_stats)
     tell(told.of_equal_images(decided, final))
-    generation = _generation(config, work, made, decided, final)
+    generation = generation_of(config, work, made, decided, final)
     sides = _side_tables(config, work, final, made)
     with timing.stage("report and commit"):
         manifest, stats, unchanged = commit(
@@ -189,76 +188,20 @@ def _reconcile(config: PrepareConfig, work: Work, made: Sequence[ShardRecord]) -
         made,
         policy=config.near_duplicates,
         near_groups=partial(near_groups, max_distance=config.max_distance),
-        excluded=_excluded(config),
+        excluded=_excluded(config.exclude, config.max_distance),
     )
 
 
-def _excluded(config: PrepareConfig) -> Excluded | None:
-    """Which hashes resemble one of an evaluation corpus that the user names."""
-    if not config.exclude:
+def _excluded(corpora: Sequence[str], max_distance: int) -> Excluded | None:
+    """Which hashes resemble one of the evaluation corpora that the user names."""
+    if not corpora:
         return None
-    hashes = np.concatenate([read_hashes(uri, Manifest.load(uri))[1] for uri in config.exclude])
-    return partial(resembling, others=hashes, max_distance=config.max_distance)
-
-
-def _amend(config: PrepareConfig, work: Work, decided: Reconciled) -> tuple[list[ShardRecord], int]:
-    """Write again what must change; the records of the corpus's shards in order, and how many were made anew for it."""
-    sizes = storage.file_sizes(storage.join(config.output, DATA))
-    finished = _finished(config, decided, sizes)
-    pending = [each for each in decided.amendments if each.key not in finished]
-    num_restored = _restore(config, work, decided, pending, sizes)
-    if pending:
-        amender = Amender(config.output, config.row_group_size, work.ontology, work.with_modality)
-        amended = amend_shards(config, pending, amender, work.timing.ray_data.append)
-        finished.update((record.key, record) for record in amended)
-    final = [shard if isinstance(shard, ShardRecord) else finished.get(shard.key) for shard in decided.shards]
-    return [record for record in final if record is not None], num_restored
-
-
-def _finished(config: PrepareConfig, decided: Reconciled, sizes: Mapping[str, int]) -> dict[str, ShardRecord]:
-    """The records of amendments that an earlier run has written, and whose shards are whole."""
-    there = storage.file_sizes(storage.join(config.output, RECORDS))
-    keys = [each.key for each in decided.amendments if record_uri(config.output, each.key) in there]
-    records = ahead(keys, lambda key: read_record(config.output, key), num_threads=NUM_READERS)
-    return {record.key: record for record in records if record.shard and _is_whole(config, record.shard, sizes)}
-
-
-def _restore(
-    config: PrepareConfig, work: Work, decided: Reconciled, pending: Sequence[Amendment], sizes: Mapping[str, int]
-) -> int:
-    """Make anew the shards whose files are needed and gone: committed as they are, or read by an amendment to be made.
-
-    Returns how many had to be made.
-
-    Raises:
-        CorpusError: such a shard is of another source.
-    """
-    needed = {shard.key: shard.shard for shard in decided.shards if isinstance(shard, ShardRecord) and shard.shard}
-    records = {record.key: record for record in work.committed.held}
-    origins = dict.fromkeys(key for amendment in pending for key in amendment.origins)
-    unknown = [key for key in origins if key not in records]
-    read = ahead(unknown, lambda key: read_record(config.output, key), num_threads=NUM_READERS)
-    records.update((record.key, record) for record in read)
-    needed.update((key, shard) for key in origins if (shard := records[key].shard))
-    gone = {key.rpartition("-")[0]: shard for key, shard in needed.items() if not _is_whole(config, shard, sizes)}
-    specs = [spec for spec in work.plan.shards if spec.name in gone]
-    lost = sorted(gone.keys() - {spec.name for spec in specs})
-    if lost:
-        raise CorpusError(
-            f"{config.output} lacks {gone[lost[0]].path}, which this input does not give again: prepare the corpus "
-            "anew with if_exists=replace"
-        )
-    if specs:
-        return sum(made.fresh for made in make_shards(config, specs, _maker(config, work), needs_files=True))
-    return 0
+    hashes = np.concatenate([read_hashes(uri, Manifest.load(uri))[1] for uri in corpora])
+    return partial(resembling, others=hashes, max_distance=max_distance)
 
 
 def _maker(config: PrepareConfig, work: Work) -> ShardMaker:
     return ShardMaker(config, work.ontology, with_modality=work.with_modality)
-
-
-def _is_whole(config: PrepareConfig, shard: Shard, sizes: Mapping[str, int]) -> bool:
-    return sizes.get(storage.inside(config.output, shard.path)) == shard.num_bytes
 
 
 def _side_tables(config: PrepareConfig, work: Work, final: Sequence[ShardRecord], made: Sequence[ShardRecord]) -> Sides:
@@ -279,46 +222,3 @@ def _side_tables(config: PrepareConfig, work: Work, final: Sequence[ShardRecord]
         line = f"side table {name}: {figures['used']:,} of {figures['in']:,} rows, {len(rows_told):,} left out{where}"
         print(f"prepare: {printable(line)}", flush=True)
     return found
-
-
-def _generation(
-    config: PrepareConfig,
-    work: Work,
-    made: Sequence[ShardRecord],
-    decided: Reconciled,
-    final: Sequence[ShardRecord],
-) -> Generation:
-    left_out = {sample.image: sample for sample in decided.left_out}
-    rows = [
-        DroppedRow(
-            row["row"], row["source_id"], row["image"], left_out[row["image"]].reason, left_out[row["image"]].detail
-        )
-        for row in _rows_of(work.plan.shards, left_out)
-    ]
-    dropped = [*work.plan.dropped, *(row for record in made for row in record.dropped)]
-    return Generation(
-        number=len(work.committed.generations) + 1,
-        identity=identity(config),
-        content=content(config),
-        made=tuple(record.key for record in made),
-        final=tuple(record.key for record in final),
-        num_rows=work.plan.num_rows,
-        dropped=tuple(sorted(dropped, key=lambda row: row.row)),
-        ontology=work.ontology.to_json(),
-        left_out=tuple(sorted(rows, key=lambda row: row.row)),
-        left_out_images=tuple(sorted(digest for sample in decided.left_out for digest in sample.known)),
-        figures=decided.figures,
-        rewritten=tuple(done.to_json() for done in work.rewritten),
-        branches=tuple(branch.to_json() for branch in work.branches),
-        tables=work.tables,
-        placeholders=dict(sorted(work.placeholders.items())),
-        told={**work.told, **told.of_equal_images(decided, final).counts},
-        not_understood={name: dict(sorted(texts.items())) for name, texts in work.not_understood.items()},
-    )
-
-
-def _rows_of(specs: Sequence[ShardSpec], paths: Mapping[str, Any]) -> list[dict[str, Any]]:
-    if not paths:
-        return []
-    columns = ["row", "source_id", "image"]
-    return [row for spec in specs for row in spec.rows.select(columns).to_pylist() if row["image"] in paths]
