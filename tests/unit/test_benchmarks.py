@@ -24,7 +24,11 @@ from tests.corpora import jpeg, write_prepared_corpus
 from tests.evaluation import features_of
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-ALL = [one for name in ("derm1m", "make", "panderm", "derm1m_linear_probe") for one in benchmarks.load(name).benchmarks]
+ALL = [
+    one
+    for name in ("derm1m", "make", "o_make", "panderm", "derm1m_linear_probe")
+    for one in benchmarks.load(name).benchmarks
+]
 
 
 def write_images(folder: Path, names: list[str]) -> None:
@@ -94,6 +98,10 @@ def test_class_lists_are_the_published_ones() -> None:
     assert counts["derm1m/pad_ufes_20"] == 6
     assert counts["derm1m/fitzpatrick17k"] == counts["make/fitzpatrick17k"] == 114
     assert (counts["make/snu_134"], counts["make/sd_128"]) == (134, 128)
+    assert (counts["o_make/sd_tails_70"], counts["o_make/snu_tails_85"]) == (70, 85)
+    classes = {one.name: set(one.classes) for one in ALL}
+    assert not classes["o_make/sd_tails_70"] & classes["make/sd_128"]
+    assert classes["o_make/snu_tails_85"] < classes["make/snu_134"]
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:
