@@ -13,6 +13,8 @@ With `--memory N` it prepares N small images in a fresh process instead, and pri
 the object store. With `--tasks N` it prepares N images (small ones, or of `--size`) in turn on Ray Data's pool of
 actors, as `prepare` does, and by plain Ray tasks in a window, with the bare loop before them; it prints images/s, and
 the processor time an image of the driver and of Ray's processes together, which says more where the machine is shared.
+With `--start N` it has N empty pieces done by both, and prints the seconds, and the processor time that a worker of Ray
+Data's pool has spent when its first piece comes, beside that of the imports alone.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import multiprocessing
 import os
 import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -62,8 +65,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="of which the medians are taken")
     parser.add_argument("--memory", type=int, metavar="N", help="peak memory at so many images instead")
     parser.add_argument("--tasks", type=int, metavar="N", help="Ray Data against plain tasks at so many images instead")
+    parser.add_argument("--start", type=int, metavar="N", help="the start of Ray Data at so many empty pieces instead")
     options = parser.parse_args()
     cluster.connect(ClusterConfig())
+    if options.start:
+        return measure_start(options.start, options.rounds)
     if options.tasks:
         return compare_tasks(options.size or "small", options.tasks, options.rounds)
     if options.memory:
@@ -179,6 +185,43 @@ def compare_tasks(size: str, number: int, rounds: int) -> int:
             print(f"{number:,} of {width} x {height}: {'; '.join(told)}; {_over(ratios[-1])}", flush=True)
     print(f"median: {_over(np.median(ratios, axis=0).tolist())}")
     return 0
+
+
+def measure_start(number: int, rounds: int) -> int:
+    """Rounds of empty pieces on Ray Data's pool, as large as that of a preparation, and by plain tasks."""
+    imports = {each: imported(each) for each in ("ray", "ray.data", "dermray.pieces")}
+    told = ", ".join(f"{name} {seconds:.2f}" for name, seconds in imports.items())
+    print(f"core-seconds of a fresh process until it has imported: {told}", flush=True)
+    cores = PrepareConfig.model_fields["cpus_per_task"].default
+    pool = pieces.Pool(noun="piece", operator="empty", needs={"CPU": cluster.cpus_of_cores(cores)})
+    empty = {str(each): each for each in range(number)}
+    for _ in range(rounds):
+        took = {}
+        for name, run_pieces in (("Ray Data", pieces.run), ("plain tasks", run_plain)):
+            started = time.perf_counter()
+            spent: dict[int, float] = {}
+            for _, (worker, seconds) in run_pieces(empty, spend_nothing, pool):
+                spent.setdefault(worker, seconds)
+            took[name] = time.perf_counter() - started
+            if name == "Ray Data":
+                workers = ", ".join(f"{seconds:.2f}" for seconds in spent.values())
+        print(
+            f"{number} empty pieces: Ray Data {took['Ray Data']:.2f} s (core-seconds of each worker: {workers}), "
+            f"plain tasks {took['plain tasks']:.2f} s",
+            flush=True,
+        )
+    return 0
+
+
+def imported(module: str) -> float:
+    """Processor time that a fresh process of Python spends until it has a module."""
+    code = f"import {module}, resource; print(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))"
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+
+def spend_nothing(_: Any) -> tuple[int, float]:
+    """The worker, and the processor time that it has spent until now."""
+    return os.getpid(), sum(psutil.Process().cpu_times()[:2])
 
 
 def _over(ratios: Sequence[float]) -> str:
