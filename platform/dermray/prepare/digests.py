@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dermray.corpus.schema import MODALITY
 from dermray.raw.spill import blocks
@@ -46,6 +47,23 @@ def numbered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     codes = np.empty(len(values), np.int32)
     codes[order] = np.cumsum(is_new, dtype=np.int32) - 1
     return codes, ordered[is_new]
+
+
+def flat(lists: pa.ChunkedArray) -> np.ndarray:
+    """The digests in lists of them, one behind the other, uint64 `[N]`."""
+    return pc.list_flatten(lists).to_numpy()
+
+
+def distinct(digests: Iterable[np.ndarray | tuple[int, ...]]) -> np.ndarray:
+    """All of some digests, each once; ascending uint64 `[N]`."""
+    return np.unique(np.concatenate([np.zeros(0, np.uint64), *(np.asarray(each, np.uint64) for each in digests)]))
+
+
+def is_among(digests: np.ndarray, ascending: np.ndarray) -> np.ndarray:
+    """Whether each of some digests is one of others, bool `[N]`; these, many more perhaps, are not sorted again."""
+    if not len(ascending):
+        return np.zeros(len(digests), bool)
+    return ascending[np.minimum(np.searchsorted(ascending, digests), len(ascending) - 1)] == digests
 
 
 def row_digest(row: Mapping[str, Any], source_uri: str) -> int:
