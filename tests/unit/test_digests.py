@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dermray.prepare.digests import distinct, is_among
+from dermray.prepare.digests import by_range, distinct, is_among, numbered
 from dermray.prepare.held_sides import is_ours
 
 # Few, so that they meet; and one that no signed integer can be.
@@ -20,6 +22,17 @@ def test_digests_are_found_as_in_a_set(wanted: list[int], held: list[tuple[int, 
     ascending = distinct(held)
     assert ascending.tolist() == sorted(known)
     assert is_among(np.array(wanted, np.uint64), ascending).tolist() == [digest in known for digest in wanted]
+
+
+@given(st.lists(st.integers(0, 6) | st.integers(0, 2**64 - 1)), st.sampled_from([np.uint64, np.int64]))
+def test_hashes_are_numbered_in_their_order(drawn: list[int], kind: type[np.generic]) -> None:
+    values = np.array(drawn, np.uint64).view(kind)
+    ranges = [values[places] for places in by_range(values)]
+    assert sorted(value for each in ranges for value in each) == sorted(values)
+    assert all(max(low) < min(high) for low, high in itertools.pairwise(ranges))
+    different, codes = np.unique(values, return_inverse=True)
+    found, count = numbered(values)
+    assert (found.tolist(), count) == (codes.tolist(), len(different))
 
 
 @given(

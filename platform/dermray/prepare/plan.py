@@ -22,9 +22,9 @@ import pyarrow.compute as pc
 from dermray.corpus.accounts import require_balance
 from dermray.corpus.schema import TRAIN
 from dermray.prepare.dealing import Dealt, deal
-from dermray.prepare.splitting import NOTHING, CommittedContents, belonging, narrow_rows, split_images
+from dermray.prepare.splitting import NOTHING, CommittedContents, belonging, looked_up, narrow_rows, split_images
 from dermray.raw.sources.rows import DroppedRow, RawRows
-from dermray.raw.spill import blocks, collected
+from dermray.raw.spill import blocks, collected, placed
 
 # Reasons for which a row is dropped before its image is looked at, in the order in which they are tried.
 NO_IMAGE_PATH = "no_image_path"
@@ -136,7 +136,7 @@ def _placed(
     names, splits = split_images(table, narrow, split, seed, held)
     belongs = belonging(table, narrow, seed) if keep_together else None
     places, cuts = _cut(names, splits, rows_per_shard, held.num_shards, belongs)
-    return places[narrow.image], narrow.num_images, cuts
+    return looked_up(places, narrow.image), narrow.num_images, cuts
 
 
 def without_known(usable: Usable, digests: np.ndarray, known: np.ndarray) -> Usable:
@@ -152,9 +152,7 @@ def without_known(usable: Usable, digests: np.ndarray, known: np.ndarray) -> Usa
 
 def _chosen(table: pa.Table, wanted: np.ndarray) -> Iterator[pa.Table]:
     """The wanted rows of a table, bool `[N]`, block by block."""
-    end = 0
-    for block in blocks(table):
-        rows = slice(end, end := end + block.num_rows)
+    for rows, block in placed(table):
         yield block.filter(pa.array(wanted[rows]))
 
 
