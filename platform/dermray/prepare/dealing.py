@@ -13,6 +13,9 @@ from dermray.raw.spill import MAX_HELD_BYTES, Spill, Spilled, let_go
 
 # Rows that are put in the order of their shards at once: to do so shard by shard takes twice the time.
 ROWS_AT_ONCE = 8192
+# What is held of a table that is gone through again and again, over what one in memory may come to: each time takes a
+# millisecond a block of the table, and planning has held more by then.
+TIMES_HELD = 2
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,9 @@ def deal(
         dealt = _dealt(table, order, bounds, max_held_bytes, 1)
         return [_checked(rows, shard) for rows, shard in zip(dealt, shards, strict=True)]
     spill = Spill(table.schema)
-    for rows, shard in zip(_dealt(table, order, bounds, max_held_bytes, ROWS_AT_ONCE), shards, strict=True):
+    for rows, shard in zip(
+        _dealt(table, order, bounds, TIMES_HELD * max_held_bytes, ROWS_AT_ONCE), shards, strict=True
+    ):
         spill.append(_checked(rows, shard))
     spilled = spill.done()
     return [Dealt(spilled, number, bounds[number + 1] - bounds[number]) for number in range(len(shards))]

@@ -247,7 +247,7 @@ def _distinct(table: pa.Table) -> dict[_Said, tuple[int, list[int]]]:
 
 
 def _distinct_in(block: pa.Table) -> Iterator[tuple[_Said, int, list[int]]]:
-    """What the rows of a block say of diseases: each different, how many rows do, and the numbers of all of them."""
+    """What the rows of a block say of diseases: each different, how many rows do, and the numbers of the first."""
     labels = block["labels"].combine_chunks()
     numbers = labels.flatten().dictionary_encode().indices.cast(pa.string())
     offsets = pc.subtract(labels.offsets, labels.offsets[0])
@@ -258,12 +258,15 @@ def _distinct_in(block: pa.Table) -> Iterator[tuple[_Said, int, list[int]]]:
     }
     places = pa.array(np.arange(block.num_rows))
     table = pa.table({**keys, "place": places, "row": block["row"]})
-    grouped = table.group_by(list(keys), use_threads=False).aggregate([("place", "min"), ("row", "list")])
+    grouped = table.group_by(list(keys), use_threads=False).aggregate(
+        [("place", "min"), ("row", "count"), ("row", "list")]
+    )
     grouped = grouped.sort_by("place_min")
     said = labels.take(grouped["place_min"].combine_chunks()).to_pylist()
-    columns = (grouped[name].to_pylist() for name in ("hierarchy", "prepared", "row_list"))
-    for texts, path, prepared, rows in zip(said, *columns, strict=True):
-        yield (tuple(texts), path, bool(prepared)), len(rows), rows
+    columns = (grouped[name].to_pylist() for name in ("hierarchy", "prepared", "row_count"))
+    first = pc.list_slice(grouped["row_list"].combine_chunks(), 0, NUM_FIRST).to_pylist()
+    for texts, path, prepared, count, rows in zip(said, *columns, first, strict=True):
+        yield (tuple(texts), path, bool(prepared)), count, rows
 
 
 def _ranked(counts: Mapping[str, int]) -> dict[str, int]:

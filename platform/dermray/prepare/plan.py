@@ -61,6 +61,11 @@ class ShardSpec:
         """How many these are."""
         return int(self.dealt.num_rows)
 
+    @property
+    def num_images(self) -> int:
+        """How many images these are of."""
+        return int(pc.count_distinct(self.rows["image"]).as_py())
+
     def __reduce__(self) -> tuple[Any, ...]:
         return ShardSpec, (self.split, self.index, self.rows)
 
