@@ -5,7 +5,8 @@ levels, file names that tell their group) and a disease tree, then in a fresh pr
 the rows of every shard out to workers of Ray Data, which resolve their labels against the tree. Prints the seconds of
 each part, the core-seconds of the driver and of the workers, and the driver's peak memory: its own, and with the pages
 of files and of Ray's store that it had touched. With `--input FOLDER` the rows and the tree of a real release are
-repeated instead; with `--driver-alone` no task reads the table, with `--plan-only` nothing is handed out.
+repeated instead; with `--driver-alone` no task reads the table, with `--plan-only` nothing is handed out; `--arrays`
+says too how many bytes a row NumPy's arrays and Python's objects come to at most while it plans, which takes longer.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -51,15 +53,17 @@ def main() -> int:
     parser.add_argument("--num-rows", type=int, nargs="+", default=[NUM_ROWS])
     parser.add_argument("--driver-alone", action="store_true", help="no task reads the table")
     parser.add_argument("--plan-only", action="store_true", help="hand nothing out")
+    parser.add_argument("--arrays", action="store_true", help="trace what planning allocates")
     parser.add_argument("--measure", type=Path, help="only measure the folder that was written")
     options = parser.parse_args()
     if options.measure:
-        return measure(options.measure, driver_alone=options.driver_alone, plan_only=options.plan_only)
+        return measure(options.measure, options.driver_alone, options.plan_only, options.arrays)
     peaks: list[float] = []
     for num_rows in options.num_rows:
         with tempfile.TemporaryDirectory(prefix="dermray-bench-") as folder:
             write(Path(folder), num_rows, options.input)
             flags = ["--driver-alone"] * options.driver_alone + ["--plan-only"] * options.plan_only
+            flags += ["--arrays"] * options.arrays
             command = [sys.executable, __file__, "--measure", folder]
             done = subprocess.run([*command, *flags], check=False, stdout=subprocess.PIPE, text=True)
         print(done.stdout.splitlines()[-1] if done.stdout else "", flush=True)
@@ -131,7 +135,7 @@ def synthetic_rows(tree: dict[str, list[str]]) -> Iterator[list[str]]:
         ]  # fmt: skip
 
 
-def measure(folder: Path, *, driver_alone: bool, plan_only: bool) -> int:
+def measure(folder: Path, driver_alone: bool, plan_only: bool, arrays: bool) -> int:
     """What the driver does before an image is read, the handing out of the shards' rows included."""
     from dermray import cluster
     from dermray.config import ClusterConfig
@@ -141,6 +145,7 @@ def measure(folder: Path, *, driver_alone: bool, plan_only: bool) -> int:
 
     if driver_alone:
         tables.TASKS_FROM_BYTES = sys.maxsize
+    traced = trace_plan() if arrays else []
     if not (driver_alone and plan_only):
         cluster.connect(ClusterConfig())
     with Watch() as watch:
@@ -154,8 +159,27 @@ def measure(folder: Path, *, driver_alone: bool, plan_only: bool) -> int:
         f"{work.timing.stages['read the table']:.1f} s, and planned, after {planned}{handed_out}{done}; "
         f"peak memory of its own {watch.own_gb:.3f} GB, {watch.bare_gb:.3f} GB of it the imports, and with pages of "
         f"files and of Ray's store {peak_gb():.3f} GB"
+        + "".join(f"; planning allocates {peak / work.plan.num_rows:.1f} bytes a row at most" for peak in traced)
     )
     return 0
+
+
+def trace_plan() -> list[int]:
+    """Where the bytes will be noted that planning has allocated at most."""
+    from dermray.prepare import work
+
+    planned, peaks = work._planned, list[int]()
+
+    def traced(*args: Any, **options: Any) -> Any:
+        tracemalloc.start()
+        try:
+            return planned(*args, **options)
+        finally:
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+
+    work._planned = traced
+    return peaks
 
 
 def hand_out(work: Any) -> str:

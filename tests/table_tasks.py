@@ -19,7 +19,8 @@ def backwards(pieces: Mapping[str, Any], work: Callable[[Any], Any]) -> Iterator
         yield name, pickle.loads(cloudpickle.dumps(done))
 
 
-def in_small_pieces(monkeypatch: pytest.MonkeyPatch, num_bytes: int = 512) -> None:
-    """Have tasks read every table of text, in pieces of a few rows."""
+def in_small_pieces(monkeypatch: pytest.MonkeyPatch, num_bytes: int = 512, num_rows: int = 20) -> None:
+    """Have tasks read every table of text or Parquet, in pieces of a few rows."""
     monkeypatch.setattr(tables, "TASKS_FROM_BYTES", 0)
     monkeypatch.setattr(tables, "PIECE_BYTES", num_bytes)
+    monkeypatch.setattr(tables, "PIECE_ROWS", num_rows)

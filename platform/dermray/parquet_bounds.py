@@ -18,6 +18,8 @@ FREE_CELLS = 20_000_000
 # Captions that repeat pack fiftyfold; a cell of a dictionary, or a missing one, takes a fraction of a byte.
 MOST_TIMES = 200
 MOST_CELLS_PER_BYTE = 64
+# Of each column that is read bit by bit.
+STREAM_BYTES = 1 << 20
 
 
 def require_bounded(metadata: pq.FileMetaData, *, whole: bool = False) -> None:
@@ -58,6 +60,20 @@ def opened(source: Any) -> pq.ParquetFile:
     columns = [metadata.schema.column(number) for number in range(metadata.num_columns)]
     texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
     return pq.ParquetFile(source, metadata=metadata, read_dictionary=texts, page_checksum_verification=True)
+
+
+def streamed(source: Any) -> pq.ParquetFile:
+    """A file of which batches are unpacked one after the other (`iter_batches`), a page or so of each column at a time.
+
+    Args:
+        source: as `opened`.
+
+    Raises:
+        ArrowInvalid: it is damaged, or should not be unpacked, all of its batches together.
+    """
+    file = pq.ParquetFile(source, buffer_size=STREAM_BYTES, page_checksum_verification=True)
+    require_bounded(file.metadata, whole=True)
+    return file
 
 
 def read_table(source: Any, *, columns: Sequence[str] | None = None) -> pa.Table:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dermray.errors import CorpusError, StorageError
-from dermray.raw import cutting
+from dermray.raw import cutting, cutting_parquet
 from dermray.raw.cutting import cut
 from dermray.raw.sources import READERS, SourceRequest
 from dermray.raw.sources.rows import Columns
@@ -136,23 +141,109 @@ def test_a_mark_that_is_never_closed_is_the_same_error(
     assert str(many.value) == str(one.value)
 
 
-def test_a_table_that_changes_meanwhile_is_refused(source: str, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def as_parquet(table: Path, text: bytes) -> Path:
+    """A table of text as one of Parquet, some row groups large and some small, in place of it."""
+    rows = pa.Table.from_pylist(list(csv.DictReader(io.StringIO(text.decode(), newline=""))))
+    rows = rows.select([name for name in rows.column_names if name])
+    table.unlink()
+    file = table.with_name("t.parquet")
+    with pq.ParquetWriter(file, rows.schema, compression="none", write_page_checksum=True) as writer:
+        for begin, end in ((0, 7), (7, 9), (9, 30), (30, 31), (31, 150), (150, NUM_ROWS)):
+            writer.write_table(rows.slice(begin, end - begin))
+    return file
+
+
+def test_pieces_of_a_parquet_table_hold_its_rows(source: str, table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = as_parquet(table, long_table(table))
+    one = outcome(source, table.parent, SourceRequest("", file.name))
+    assert [row["row"] for row in one["table"]] == list(range(1, NUM_ROWS + 1))
+    in_small_pieces(monkeypatch, 1 << 20, 20)
+    told = Told()
+    assert outcome(source, table.parent, SourceRequest("", file.name, tasks=told)) == one
+    # Of 119 rows the fifth is too large.
+    assert [found.num_rows for found in reversed(told.done)] == [7 + 2, 21, 1, *[20] * 5, 19, 50]
+    damaged = bytearray(file.read_bytes())
+    place = damaged.index(b"images/0100.png")
+    damaged[place] ^= 1
+    file.write_bytes(damaged)
+    errors = []
+    for tasks in (None, backwards):
+        with pytest.raises(CorpusError, match=r"t\.parquet is not a Parquet table of plain columns: ") as error:
+            outcome(source, table.parent, SourceRequest("", file.name, tasks=tasks))
+        errors.append(str(error.value))
+    assert errors[0] == errors[1]
+
+
+@pytest.mark.parametrize("kind", ["text", "parquet"])
+def test_a_table_that_changes_meanwhile_is_refused(
+    kind: str, source: str, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table.write_bytes(long_table(table))
+    if kind == "parquet":
+        table = as_parquet(table, table.read_bytes())
     in_small_pieces(monkeypatch, 2048)
+    request = SourceRequest("", table.name if kind == "parquet" else None)
 
     def meddling(pieces: Mapping[str, Any], work: Callable[[Any], Any]) -> Iterator[tuple[str, Any]]:
         table.write_bytes(table.read_bytes())
         return backwards(pieces, work)
 
     with pytest.raises(CorpusError, match="has changed while it was read"):
-        outcome(source, table.parent, SourceRequest("", tasks=meddling))
+        outcome(source, table.parent, replace(request, tasks=meddling))
     monkeypatch.setattr(cutting.os, "pread", failing)
     with pytest.raises(StorageError, match=f"^{table}: .*Input/output error"):
-        outcome(source, table.parent, SourceRequest("", tasks=backwards))
+        outcome(source, table.parent, replace(request, tasks=backwards))
 
 
 def failing(*_: int) -> bytes:
     raise OSError(5, "Input/output error")
+
+
+def cells(names: list[str], num_rows: int) -> st.SearchStrategy[pa.Table]:
+    """Columns that a Parquet table of our own may have: texts that repeat or not, nulls, numbers, truth values."""
+    kinds = [
+        st.lists(st.sampled_from(["", "nan", "naevus", "a, b", "x" * 300, None]), min_size=num_rows, max_size=num_rows),
+        st.lists(st.none() | st.integers(-3, 99), min_size=num_rows, max_size=num_rows),
+        st.lists(st.none() | st.booleans(), min_size=num_rows, max_size=num_rows),
+        st.lists(st.none() | st.sampled_from([0.5, 1e300]), min_size=num_rows, max_size=num_rows),
+    ]
+    return st.tuples(*(st.one_of(*kinds) for _ in names)).map(
+        lambda columns: pa.table(
+            [pa.array([f"{n}.png" for n in range(num_rows)]), *map(pa.array, columns)], names=["image", *names]
+        )
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    table=st.integers(1, 40).flatmap(lambda n: cells(["caption", "label", "age", "site"], n)),
+    group_rows=st.integers(1, 50),
+    size=st.tuples(st.integers(100, 3000), st.integers(3, 40)),
+    footer_bytes=st.sampled_from([0, cutting_parquet.MAX_FOOTER_BYTES]),
+    options=st.fixed_dictionaries(
+        {
+            "compression": st.sampled_from(["none", "snappy"]),
+            "use_dictionary": st.booleans(),
+            "data_page_size": st.just(64),
+        }
+    ),
+)
+def test_any_cutting_of_a_parquet_table_gives_its_rows(
+    table: pa.Table, group_rows: int, size: tuple[int, int], footer_bytes: int, options: dict[str, Any]
+) -> None:
+    columns = Columns(modality="site")
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        pq.write_table(table, Path(folder) / "t.parquet", row_group_size=group_rows, **options)
+        one = outcome("csv", Path(folder), SourceRequest("", "t.parquet", columns))
+        assert [row["row"] for row in one["table"]] == list(range(1, len(table) + 1))
+        assert one["met"].total() == len(table)
+        in_small_pieces(patch, *size)
+        patch.setattr(cutting_parquet, "MAX_FOOTER_BYTES", footer_bytes)
+        told = Told()
+        assert outcome("csv", Path(folder), SourceRequest("", "t.parquet", columns, tasks=told)) == one
+        assert told.done
+        assert None not in told.done
+        assert max(found.num_rows for found in told.done) <= max(size[1], min(group_rows, size[1] * 4))
 
 
 @pytest.mark.parametrize(

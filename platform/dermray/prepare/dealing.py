@@ -11,6 +11,12 @@ import pyarrow.compute as pc
 
 from dermray.raw.spill import MAX_HELD_BYTES, Spill, Spilled, let_go
 
+# Rows that are put in the order of their shards at once: to do so shard by shard takes twice the time.
+ROWS_AT_ONCE = 8192
+# What is held of a table that is gone through again and again, over what one in memory may come to: each time takes a
+# millisecond a block of the table, and planning has held more by then.
+TIMES_HELD = 2
+
 
 @dataclass(frozen=True)
 class Dealt:
@@ -43,11 +49,14 @@ def deal(
     """
     order = np.argsort(places, kind="stable")
     bounds = [*np.searchsorted(places, [shard.start for shard in shards], sorter=order).tolist(), len(order)]
-    dealt = _dealt(table, order, bounds, max_held_bytes)
     if table.nbytes <= max_held_bytes:
+        # Each has memory of its own: what is sent of a table that is part of another is all of that.
+        dealt = _dealt(table, order, bounds, max_held_bytes, 1)
         return [_checked(rows, shard) for rows, shard in zip(dealt, shards, strict=True)]
     spill = Spill(table.schema)
-    for rows, shard in zip(dealt, shards, strict=True):
+    for rows, shard in zip(
+        _dealt(table, order, bounds, TIMES_HELD * max_held_bytes, ROWS_AT_ONCE), shards, strict=True
+    ):
         spill.append(_checked(rows, shard))
     spilled = spill.done()
     return [Dealt(spilled, number, bounds[number + 1] - bounds[number]) for number in range(len(shards))]
@@ -60,20 +69,33 @@ def _checked(rows: pa.Table, shard: range) -> pa.Table:
     return rows
 
 
-def _dealt(table: pa.Table, order: np.ndarray, bounds: Sequence[int], max_bytes: int) -> Iterator[pa.Table]:
-    """The rows of each shard. The table is gone through once for as many shards as come to `max_bytes`."""
+def _dealt(
+    table: pa.Table, order: np.ndarray, bounds: Sequence[int], max_bytes: int, at_once: int
+) -> Iterator[pa.Table]:
+    """The rows of each shard. The table is gone through once for as many shards as come to `max_bytes`.
+
+    Args:
+        bounds: where in `order` the shards begin, and its end.
+        at_once: rows that are put in their order together, those of one shard at least.
+    """
     batches = table.to_batches()
     starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
     max_rows = max(1, int(max_bytes / max(1, table.nbytes) * table.num_rows))
-    first = 0
-    while first < len(bounds) - 1:
-        last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + max_rows, side="right")) - 1)
-        wanted = order[bounds[first] : bounds[last]]
-        rows = np.sort(wanted)
+    for first, last in _together(bounds, 0, len(bounds) - 1, max_rows):
+        rows = np.sort(order[bounds[first] : bounds[last]])
         held = _taken(batches, starts, rows)
-        for begin, end in zip(bounds[first:last], bounds[first + 1 : last + 1], strict=True):
-            yield held.take(pa.array(np.searchsorted(rows, order[begin:end])))
-        first = last
+        for begin, end in _together(bounds, first, last, at_once):
+            some = held.take(pa.array(np.searchsorted(rows, order[bounds[begin] : bounds[end]])))
+            for shard in range(begin, end):
+                yield some.slice(bounds[shard] - bounds[begin], bounds[shard + 1] - bounds[shard])
+
+
+def _together(bounds: Sequence[int], first: int, last: int, max_rows: int) -> Iterator[tuple[int, int]]:
+    """Shards from `first` to before `last` in groups of at most `max_rows` rows, or of one."""
+    while first < last:
+        end = max(first + 1, int(np.searchsorted(bounds, bounds[first] + max_rows, side="right")) - 1)
+        yield first, min(end, last)
+        first = end
 
 
 def _taken(batches: Sequence[pa.RecordBatch], starts: np.ndarray, rows: np.ndarray) -> pa.Table:

@@ -14,14 +14,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
 from dermray import documents, storage
 from dermray.corpus.manifest import MANIFEST_NAME, Manifest
 from dermray.corpus.ontology import Ontology
 from dermray.errors import CorpusError, DocumentError, OntologyError
+from dermray.prepare.digests import distinct, flat
 from dermray.prepare.records import RECORDS, ShardRecord, read_record
 from dermray.prepare.settings import PrepareConfig
 from dermray.prepare.splitting import CommittedContents
@@ -143,8 +142,8 @@ class CommittedCorpus:
 
     def known(self, generations: Sequence[Generation]) -> np.ndarray:
         """Digests of the images that some of its generations have brought in, or left out; ascending uint64 `[N]`."""
-        kept = [_flat(record.notes["known"]) for record in self.made(generations)]
-        return _distinct([*kept, *(generation.left_out_images for generation in generations)])
+        kept = [flat(record.notes["known"]) for record in self.made(generations)]
+        return distinct([*kept, *(generation.left_out_images for generation in generations)])
 
     def contents(self) -> CommittedContents:
         """What a plan must know of it."""
@@ -154,27 +153,17 @@ class CommittedCorpus:
         for record in self.held:
             split, index = record.place
             num_shards[split] = max(num_shards.get(split, 0), index + 1)
-            groups.append(np.unique(_flat(record.notes["groups"])))
+            groups.append(np.unique(flat(record.notes["groups"])))
             splits.append(np.full(len(groups[-1]), numbers.setdefault(split, len(numbers)), np.int32))
         # Backwards, so that the first place of a group is that in its last shard: [7 in a, 7 in b] is [7 in b, 7 in a].
         together = np.concatenate([np.zeros(0, np.uint64), *groups[::-1]])
-        distinct, last = np.unique(together, return_index=True)
+        named, last = np.unique(together, return_index=True)
         split_of_group = np.concatenate([np.zeros(0, np.int32), *splits[::-1]])[last]
-        return CommittedContents(self.known(self.generations), distinct, split_of_group, list(numbers), num_shards)
+        return CommittedContents(self.known(self.generations), named, split_of_group, list(numbers), num_shards)
 
     def before_last(self) -> CommittedCorpus:
         """The corpus as it was before its last generation."""
         return CommittedCorpus(self.generations[:-1], self.records) if len(self.generations) > 1 else CommittedCorpus()
-
-
-def _flat(lists: pa.ChunkedArray) -> np.ndarray:
-    """The digests in lists of them, one behind the other, uint64 `[N]`."""
-    return pc.list_flatten(lists).to_numpy()
-
-
-def _distinct(digests: Sequence[np.ndarray | tuple[int, ...]]) -> np.ndarray:
-    """All of some digests, each once; ascending uint64 `[N]`."""
-    return np.unique(np.concatenate([np.zeros(0, np.uint64), *(np.asarray(each, np.uint64) for each in digests)]))
 
 
 def generation_uri(output: str, key: str) -> str:
@@ -236,7 +225,7 @@ def _joins(last: Generation, config: PrepareConfig) -> bool:
 def _considered(committed: CommittedCorpus, generation: Generation) -> np.ndarray:
     """Digests of all images that a generation has looked at, ascending uint64 `[N]`."""
     dropped = [record.dropped_images for record in committed.made([generation])]
-    return _distinct([committed.known([generation]), *dropped])
+    return distinct([committed.known([generation]), *dropped])
 
 
 def _replaced(committed: CommittedCorpus, config: PrepareConfig, why: str) -> CommittedCorpus:

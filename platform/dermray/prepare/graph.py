@@ -39,9 +39,9 @@ def make_shards(
         DermRayError: a shard lost its worker again and again, also alone.
         StorageError: the input or the output fails for good.
     """
-    num_images = sum(len(set(spec.rows["image"].to_pylist())) for spec in specs)
+    num_images = sum(spec.num_images for spec in specs)
     # Small shards last: then no core waits for long on the last of another.
-    largest_first = {spec.name: spec for spec in sorted(specs, key=lambda spec: -spec.rows.num_rows)}
+    largest_first = {spec.name: spec for spec in sorted(specs, key=lambda spec: -spec.num_rows)}
     work = partial(_make_shard, maker=maker, needs_file=needs_files)
     pool = _pool(config, "make_shard")
     counted = Progress("prepare", num_images, "images", pieces=(len(specs), "shards"), waits_for=pool.waits_for())

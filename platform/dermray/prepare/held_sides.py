@@ -10,8 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from dermray.corpus.manifest import Manifest, SideKind, SideTable
 from dermray.errors import CorpusError
+from dermray.prepare.digests import distinct, flat, is_among
 from dermray.prepare.generations import CommittedCorpus, identity
 from dermray.prepare.records import ShardRecord
 from dermray.prepare.settings import PrepareConfig
@@ -35,16 +40,16 @@ class HeldSides:
         tables: as they were committed last.
         places: of the samples of other sources, by id.
         brought: from the first generation to the one that is being made, whether it is of the source itself, and the
-            digests of the images that it has brought in.
+            digests of the images that it has brought in, ascending uint64 `[N]`.
     """
 
     output: str
     tables: tuple[SideTable, ...]
     places: Mapping[str, HeldPlace]
-    brought: tuple[tuple[bool, frozenset[int]], ...]
+    brought: tuple[tuple[bool, np.ndarray], ...]
 
-    def is_ours(self, known: Sequence[int]) -> bool:
-        """Whether a sample, by the digests of its images, is the source's own."""
+    def is_ours(self, known: pa.ChunkedArray) -> np.ndarray:
+        """Whether samples, by the digests of their images (lists of uint64), are the source's own, bool `[N]`."""
         return is_ours(self.brought, known)
 
     def beside(self, joined: Mapping[str, Joined], final: Sequence[ShardRecord]) -> dict[str, Joined]:
@@ -96,20 +101,36 @@ def held_sides(config: PrepareConfig, committed: CommittedCorpus, made: Sequence
     manifest = Manifest(shards=()) if all(whose) else Manifest.load(config.output)
     if all(whose) or not (manifest.side_tables or config.side_tables):
         return None
-    now = frozenset(digest for record in made for known in record.notes["known"].to_pylist() for digest in known)
-    before = (frozenset(committed.known([each]).tolist()) for each in committed.generations)
+    now = distinct(flat(record.notes["known"]) for record in made)
+    before = (committed.known([each]) for each in committed.generations)
     brought = (*zip(whose, before, strict=True), (True, now))
     records = {each.shard.path: each for each in committed.records.values() if each.shard is not None}
     places = dict[str, HeldPlace]()
     for number, shard in enumerate(manifest.shards):
         notes = records[shard.path].notes
-        at = (HeldPlace(number, group, row) for group, size in enumerate(shard.row_groups) for row in range(size))
-        for each, known, place in zip(notes["sample_id"].to_pylist(), notes["known"].to_pylist(), at, strict=True):
-            if not is_ours(brought, known):
-                places[each] = place
+        at = [HeldPlace(number, group, row) for group, size in enumerate(shard.row_groups) for row in range(size)]
+        theirs = np.flatnonzero(~is_ours(brought, notes["known"]))
+        ids = notes["sample_id"].take(pa.array(theirs)).to_pylist()
+        places.update((each, at[place]) for each, place in zip(ids, theirs.tolist(), strict=True))
     return HeldSides(config.output, manifest.side_tables, places, brought)
 
 
-def is_ours(brought: Sequence[tuple[bool, frozenset[int]]], known: Sequence[int]) -> bool:
-    """Whether the first generation that brought in one of these images is of the source itself, or none has."""
-    return next((ours for ours, digests in brought if not digests.isdisjoint(known)), True)
+def is_ours(brought: Sequence[tuple[bool, np.ndarray]], known: pa.ChunkedArray) -> np.ndarray:
+    """Of each sample whether the first generation with one of its images is of the source itself, or none has it.
+
+    Of samples with the images `[[1, 2], [3], [4]]` and the generations `[(False, [2]), (True, [1, 3])]` it is
+    `[False, True, True]`.
+
+    Args:
+        brought: as `HeldSides.brought`.
+        known: digests of each sample's images, lists of uint64 `[N]`.
+
+    Returns:
+        bool `[N]`.
+    """
+    digests, samples = flat(known), pc.list_parent_indices(known).to_numpy()
+    found = np.ones(len(known), bool)
+    # Backwards, so that the first generation has the last word.
+    for ours, of_generation in reversed(brought):
+        found[samples[is_among(digests, of_generation)]] = ours
+    return found

@@ -15,11 +15,12 @@ from dermray.corpus import branches, spelling
 from dermray.corpus.ontology import Ontology, display_names
 from dermray.corpus.sides import side_of
 from dermray.corpus.synonyms import Synonyms
+from dermray.prepare.digests import by_range, numbers_of
 from dermray.prepare.samples import differing, resolve_labels
 from dermray.printable import printable
 from dermray.raw.archives import shown
 from dermray.raw.sources.telling import NUM_SHOWN_ROWS, in_words, names_of
-from dermray.raw.spill import blocks
+from dermray.raw.spill import blocks, placed
 
 # Label texts that the terminal names, and what each may mean.
 NUM_SHOWN = 5
@@ -170,20 +171,20 @@ def conflicts(table: pa.Table, ontology: Ontology) -> dict[str, tuple[str, ...]]
 
 def _with_several(table: pa.Table) -> np.ndarray:
     """Hashes of the images whose rows have different labels, int64; by chance one of another image's too."""
-    images, texts = np.empty(table.num_rows, np.int64), np.empty(table.num_rows, np.int64)
-    end = 0
-    for block in blocks(table):
-        rows = slice(end, end := end + block.num_rows)
+    images, texts = np.empty(table.num_rows, np.int64), np.empty(table.num_rows, np.int32)
+    numbers: dict[str, int] = {}
+    for rows, block in placed(table.select(["image", "labels"])):
         said = _joined(block)
         images[rows] = _hashed(block["image"].combine_chunks())
         # A row without a label says nothing against others: it is as if it were not there.
-        texts[rows] = _hashed(pc.if_else(pc.equal(said, ""), pa.scalar(None, pa.string()), said))
-    labelled = texts != hash(None)
-    images, texts = images[labelled], texts[labelled]
-    order = np.argsort(images)
-    images, texts = images[order], texts[order]
-    differ = (images[1:] == images[:-1]) & (texts[1:] != texts[:-1])
-    return np.unique(images[1:][differ])
+        texts[rows] = numbers_of(pc.if_else(pc.equal(said, ""), pa.scalar(None, pa.string()), said), numbers)
+    found = []
+    for places in by_range(images):
+        places = places[texts[places] >= 0]
+        places = places[np.argsort(images[places])]
+        hashed, said = images[places], texts[places]
+        found.append(np.unique(hashed[1:][(hashed[1:] == hashed[:-1]) & (said[1:] != said[:-1])]))
+    return np.concatenate([np.zeros(0, np.int64), *found])
 
 
 def _joined(block: pa.Table) -> pa.Array:
@@ -246,7 +247,7 @@ def _distinct(table: pa.Table) -> dict[_Said, tuple[int, list[int]]]:
 
 
 def _distinct_in(block: pa.Table) -> Iterator[tuple[_Said, int, list[int]]]:
-    """What the rows of a block say of diseases: each different, how many rows do, and the numbers of all of them."""
+    """What the rows of a block say of diseases: each different, how many rows do, and the numbers of the first."""
     labels = block["labels"].combine_chunks()
     numbers = labels.flatten().dictionary_encode().indices.cast(pa.string())
     offsets = pc.subtract(labels.offsets, labels.offsets[0])
@@ -257,12 +258,15 @@ def _distinct_in(block: pa.Table) -> Iterator[tuple[_Said, int, list[int]]]:
     }
     places = pa.array(np.arange(block.num_rows))
     table = pa.table({**keys, "place": places, "row": block["row"]})
-    grouped = table.group_by(list(keys), use_threads=False).aggregate([("place", "min"), ("row", "list")])
+    grouped = table.group_by(list(keys), use_threads=False).aggregate(
+        [("place", "min"), ("row", "count"), ("row", "list")]
+    )
     grouped = grouped.sort_by("place_min")
     said = labels.take(grouped["place_min"].combine_chunks()).to_pylist()
-    columns = (grouped[name].to_pylist() for name in ("hierarchy", "prepared", "row_list"))
-    for texts, path, prepared, rows in zip(said, *columns, strict=True):
-        yield (tuple(texts), path, bool(prepared)), len(rows), rows
+    columns = (grouped[name].to_pylist() for name in ("hierarchy", "prepared", "row_count"))
+    first = pc.list_slice(grouped["row_list"].combine_chunks(), 0, NUM_FIRST).to_pylist()
+    for texts, path, prepared, count, rows in zip(said, *columns, first, strict=True):
+        yield (tuple(texts), path, bool(prepared)), count, rows
 
 
 def _ranked(counts: Mapping[str, int]) -> dict[str, int]:

@@ -22,9 +22,9 @@ import pyarrow.compute as pc
 from dermray.corpus.accounts import require_balance
 from dermray.corpus.schema import TRAIN
 from dermray.prepare.dealing import Dealt, deal
-from dermray.prepare.splitting import NOTHING, CommittedContents, belonging, narrow_rows, split_images
+from dermray.prepare.splitting import NOTHING, CommittedContents, belonging, looked_up, narrow_rows, split_images
 from dermray.raw.sources.rows import DroppedRow, RawRows
-from dermray.raw.spill import blocks, collected
+from dermray.raw.spill import blocks, collected, placed
 
 # Reasons for which a row is dropped before its image is looked at, in the order in which they are tried.
 NO_IMAGE_PATH = "no_image_path"
@@ -60,6 +60,11 @@ class ShardSpec:
     def num_rows(self) -> int:
         """How many these are."""
         return int(self.dealt.num_rows)
+
+    @property
+    def num_images(self) -> int:
+        """How many images these are of."""
+        return int(pc.count_distinct(self.rows["image"]).as_py())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ShardSpec, (self.split, self.index, self.rows)
@@ -136,7 +141,7 @@ def _placed(
     names, splits = split_images(table, narrow, split, seed, held)
     belongs = belonging(table, narrow, seed) if keep_together else None
     places, cuts = _cut(names, splits, rows_per_shard, held.num_shards, belongs)
-    return places[narrow.image], narrow.num_images, cuts
+    return looked_up(places, narrow.image), narrow.num_images, cuts
 
 
 def without_known(usable: Usable, digests: np.ndarray, known: np.ndarray) -> Usable:
@@ -152,9 +157,7 @@ def without_known(usable: Usable, digests: np.ndarray, known: np.ndarray) -> Usa
 
 def _chosen(table: pa.Table, wanted: np.ndarray) -> Iterator[pa.Table]:
     """The wanted rows of a table, bool `[N]`, block by block."""
-    end = 0
-    for block in blocks(table):
-        rows = slice(end, end := end + block.num_rows)
+    for rows, block in placed(table):
         yield block.filter(pa.array(wanted[rows]))
 
 

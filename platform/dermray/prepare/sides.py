@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -150,12 +151,12 @@ def join(
     name: str,
     cells: StringTable,
     final: Sequence[ShardRecord],
-    is_ours: Callable[[Sequence[int]], bool] | None = None,
+    is_ours: Callable[[pa.ChunkedArray], np.ndarray] | None = None,
 ) -> Joined:
     """Deal the rows of a side table to the samples of a corpus's shards by their keys.
 
     Args:
-        is_ours: of a sample's `known`, whether the table is about it; None: it is about all of the corpus.
+        is_ours: of samples' `known`, whether the table is about each, bool `[N]`; None: it is about all of the corpus.
 
     Raises:
         CorpusError: not one row has the key of a sample.
@@ -199,7 +200,7 @@ def _places(
     config: PrepareConfig,
     asked: SideTableConfig,
     shards: Sequence[tuple[Shard, ShardRecord]],
-    is_ours: Callable[[Sequence[int]], bool] | None,
+    is_ours: Callable[[pa.ChunkedArray], np.ndarray] | None,
 ) -> dict[str, list[tuple[int, int]]]:
     """The samples of each key, as number of the shard and place in it, of those that the table is about."""
 
@@ -213,11 +214,10 @@ def _places(
 
     places: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for number, found in enumerate(ahead(list(range(len(shards))), keys, num_threads=NUM_READERS)):
-        known = found if is_ours is None else shards[number][1].notes["known"].to_pylist()
-        for place, (key, digests) in enumerate(zip(found, known, strict=True)):
-            # Other sources may call theirs the same.
-            if is_ours is None or is_ours(digests):
-                places[key.strip()].append((number, place))
+        # Other sources may call theirs the same.
+        meant = np.ones(len(found), bool) if is_ours is None else is_ours(shards[number][1].notes["known"])
+        for place in np.flatnonzero(meant).tolist():
+            places[found[place].strip()].append((number, place))
     return places
 
 

@@ -6,7 +6,7 @@ A driver holds some bytes a row for it (`Narrow`) and no text: images and groups
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 
 from dermray.corpus.schema import SPLIT_NAME, TRAIN
 from dermray.errors import CorpusError
-from dermray.prepare.digests import group_digest, hashes, numbered
-from dermray.raw.spill import blocks
+from dermray.prepare.digests import group_digest, hashes, numbered, numbers_of
+from dermray.raw.spill import BLOCK_ROWS, blocks, placed
 from dermray.raw.splits import split_name
 
 
@@ -73,27 +73,43 @@ class Narrow:
 def narrow_rows(table: pa.Table, seed: int) -> Narrow:
     """What splits hang on, from usable rows of schema RAW."""
     num_rows = table.num_rows
-    image, drawn = np.empty(num_rows, np.uint64), np.empty(num_rows, np.uint64)
+    image = np.empty(num_rows, np.uint64)
+    for rows, block in placed(table.select(["image"])):
+        image[rows] = _hashed(block["image"].combine_chunks(), partial(hashes, seed=seed, purpose="order"))
+    # The hashes are not kept: to go through the paths once more costs less than 8 bytes a row.
+    image, num_images = numbered(image)
+    drawn = np.empty(num_rows, np.uint64)
     grouped, label, prescribed = np.empty(num_rows, bool), np.empty(num_rows, np.int32), np.empty(num_rows, np.int32)
     labels: dict[str, int] = {}
     splits: dict[str, int] = {}
-    end = 0
-    for block in blocks(table):
-        rows = slice(end, end := end + block.num_rows)
+    for rows, block in placed(table.select(["image", "group", "labels", "split"])):
         images, groups = block["image"].combine_chunks(), block["group"].combine_chunks()
-        image[rows] = _hashed(images, partial(hashes, seed=seed, purpose="order"))
         grouped[rows] = groups.is_valid().to_numpy(zero_copy_only=False)
         keys = pc.coalesce(
             pc.binary_join_element_wise("group:", groups, ""), pc.binary_join_element_wise("image:", images, "")
         )
         drawn[rows] = _hashed(keys, partial(hashes, seed=seed, purpose="split"))
         label[rows] = _first_labels(block["labels"].combine_chunks(), labels)
-        prescribed[rows] = _numbered(block["split"].combine_chunks(), splits)
-    codes, distinct = numbered(image)
+        prescribed[rows] = numbers_of(block["split"].combine_chunks(), splits)
     ranks = np.empty(len(labels) + 1, np.int32)
     ranks[np.argsort(np.array([*labels, ""], dtype=object)[:-1])] = np.arange(len(labels))
     ranks[-1] = len(labels)
-    return Narrow(codes, drawn, grouped, ranks[label], prescribed, list(splits), len(distinct), len(labels))
+    for rows in _slices(num_rows):
+        label[rows] = ranks[label[rows]]
+    return Narrow(image, drawn, grouped, label, prescribed, list(splits), num_images, len(labels))
+
+
+def looked_up(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """`values[places]`, with little memory besides: NumPy makes int64 of all places that it looks up at once."""
+    found = np.empty(len(places), values.dtype)
+    for rows in _slices(len(places)):
+        found[rows] = values[places[rows]]
+    return found
+
+
+def _slices(num_rows: int) -> Iterator[slice]:
+    """Rows in blocks, in order."""
+    return (slice(begin, begin + BLOCK_ROWS) for begin in range(0, num_rows, BLOCK_ROWS))
 
 
 def require_groups(table: pa.Table) -> None:
@@ -112,9 +128,8 @@ def require_groups(table: pa.Table) -> None:
 
 def belonging(table: pa.Table, narrow: Narrow, seed: int) -> np.ndarray:
     """Random numbers of each image's group and lesion, uint64 `[2, num_images]`; those of its first row."""
-    lesions, end = np.empty(table.num_rows, np.uint64), 0
-    for block in blocks(table):
-        rows = slice(end, end := end + block.num_rows)
+    lesions = np.empty(table.num_rows, np.uint64)
+    for rows, block in placed(table):
         names = pc.fill_null(_lesions(block), "")
         lesions[rows] = _hashed(names, partial(hashes, seed=seed, purpose="lesion"))
     found = np.empty((2, narrow.num_images), np.uint64)
@@ -132,13 +147,6 @@ def _hashed(texts: pa.Array, function: partial[np.ndarray]) -> np.ndarray:
     """A number of each text, made once for each different one."""
     encoded = texts.dictionary_encode()
     return function(encoded.dictionary.to_pylist())[encoded.indices.to_numpy()]
-
-
-def _numbered(texts: pa.Array, known: dict[str, int]) -> np.ndarray:
-    """Number of each text in `known`, which grows with those that are new; -1 for null."""
-    encoded = texts.dictionary_encode()
-    numbers = np.array([known.setdefault(text, len(known)) for text in encoded.dictionary.to_pylist()] + [-1], np.int32)
-    return numbers[pc.fill_null(encoded.indices, len(numbers) - 1).to_numpy()]
 
 
 def _first_labels(labels: pa.Array, known: dict[str, int]) -> np.ndarray:
@@ -170,21 +178,31 @@ def split_images(
     number = {name: place for place, name in enumerate(names)}
     component, drawn = _components(table, narrow, seed)
     strata = np.full(len(drawn), narrow.num_labels, np.int32)
-    np.minimum.at(strata, component[narrow.image], narrow.label)
+    for rows in _slices(len(narrow.image)):
+        np.minimum.at(strata, component[narrow.image[rows]], narrow.label[rows])
     assigned = _draw(drawn, strata, {number[name]: fraction for name, fraction in sorted(split.items())}, number[TRAIN])
+    del drawn, strata
     if len(held.groups):
         joining, place = _joining(table, held.groups)
         codes = np.array([number[name] for name in held.splits], np.int32)
         # Later writes win: the last row's group has the word.
         assigned[component[narrow.image[joining]]] = codes[held.split_of_group[place]]
-    rows = np.flatnonzero(narrow.prescribed >= 0)
+    said = np.array([number[name] for name in wanted], np.int32)
     # Later writes win, so going backwards leaves the first row's word: for its image, and for the images of its group
     # that have none.
-    said = np.array([number[name] for name in wanted], np.int32)[narrow.prescribed[rows[::-1]]]
-    assigned[component[narrow.image[rows[::-1]]]] = said
-    splits = assigned[component]
-    splits[narrow.image[rows[::-1]]] = said
+    for images, codes in _prescribed(narrow):
+        assigned[component[images]] = said[codes]
+    splits = looked_up(assigned, component)
+    for images, codes in _prescribed(narrow):
+        splits[images] = said[codes]
     return names, splits
+
+
+def _prescribed(narrow: Narrow) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images and splits of the rows that have one prescribed, from the last row to the first, some at a time."""
+    for rows in reversed([*_slices(len(narrow.prescribed))]):
+        has_one = narrow.prescribed[rows] >= 0
+        yield narrow.image[rows][has_one][::-1], narrow.prescribed[rows][has_one][::-1]
 
 
 def _wanted(written: Sequence[str], known: set[str]) -> list[str]:
@@ -209,10 +227,12 @@ def _draw(drawn: np.ndarray, strata: np.ndarray, split: Mapping[int, float], oth
     rounded up or down by a draw of the stratum's own, so that strata of a few components are right on average.
     """
     order = np.lexsort((drawn, strata))
-    edges = np.flatnonzero(np.diff(strata[order], prepend=-1, append=-1))
+    edges = [0, *np.cumsum(np.bincount(strata)).tolist()]
     assigned = np.full(len(drawn), otherwise, np.int32)
     for first, last in itertools.pairwise(edges):
         members = order[first:last]
+        if not len(members):
+            continue
         luck = int(drawn[members].min()) * 0x9E3779B97F4A7C15 % 2**64 / 2.0**64
         share, begin = 0.0, 0
         for name, fraction in split.items():
@@ -245,19 +265,28 @@ def _components(table: pa.Table, narrow: Narrow, seed: int) -> tuple[np.ndarray,
     Images are linked through their groups. A component is drawn by its smallest group name, or by the image's path
     where it has no group, so it does not depend on the order of the table.
     """
-    group, distinct = numbered(narrow.drawn[narrow.grouped])
+    group_drawn = narrow.drawn[narrow.grouped]
+    group, num_groups = numbered(group_drawn)
+    distinct = np.empty(num_groups, np.uint64)
+    for rows in _slices(len(group)):
+        distinct[group[rows]] = group_drawn[rows]
+    del group_drawn
     image = narrow.image[narrow.grouped]
     # One group of each image; where it has others, they are linked to that one.
     group_of = np.full(narrow.num_images, -1, np.int32)
-    group_of[image] = group
-    num_grouped, of_group = _linked(group, group_of[image], len(distinct))
+    for rows in _slices(len(group)):
+        group_of[image[rows]] = group[rows]
+    num_grouped, of_group = _linked(group, looked_up(group_of, image), num_groups)
+    del group, image
     alone = group_of < 0
-    component = np.empty(narrow.num_images, np.int32)
-    component[~alone] = of_group[group_of[~alone]]
-    component[alone] = np.arange(num_grouped, num_grouped + np.count_nonzero(alone))
-    drawn = np.empty(num_grouped + np.count_nonzero(alone), np.uint64)
+    num_alone = np.count_nonzero(alone)
+    component = looked_up(of_group, group_of) if num_grouped else np.empty(narrow.num_images, np.int32)
+    component[alone] = np.arange(num_grouped, num_grouped + num_alone, dtype=np.int32)
+    del group_of, alone
+    drawn = np.empty(num_grouped + num_alone, np.uint64)
     # A row's image that has no group is drawn by itself; one that has gets its group's word.
-    drawn[component[narrow.image]] = narrow.drawn
+    for rows in _slices(len(narrow.image)):
+        drawn[component[narrow.image[rows]]] = narrow.drawn[rows]
     drawn[of_group] = distinct
     sizes = np.bincount(of_group, minlength=num_grouped)
     several = np.flatnonzero(sizes[of_group] > 1)

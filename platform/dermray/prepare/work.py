@@ -192,7 +192,7 @@ def _tree(raw: RawRows, held: Ontology | None) -> Ontology:
 def _announce(config: PrepareConfig, plan: Plan, committed: CommittedCorpus) -> str:
     images = Counter[str]()
     for spec in plan.shards:
-        images[spec.split] += len(set(spec.rows["image"].to_pylist()))
+        images[spec.split] += spec.num_images
     shown = ", ".join(f"{split} {count:,}" for split, count in images.items()) or "none"
     held = sum(record.notes.num_rows for record in committed.held)
     joins = f", to join {held:,} samples of {config.output}" if held else ""

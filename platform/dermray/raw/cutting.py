@@ -15,15 +15,67 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from dermray.errors import CorpusError, StorageError
-from dermray.raw.opened import Digested
+from dermray.raw.opened import Digested, changed_ns, require_unchanged
 from dermray.raw.tables import StringTable, columns_of, parse_text
 from dermray.raw.text import BYTE_ORDER_MARKS, Text
 
-PIECE_BYTES = 16 << 20
 MARK = "end of this piece"
+
+
+class Piece(Protocol):
+    """Some rows of a table, as they come to a reader."""
+
+    def blocks(self) -> Iterator[StringTable]:
+        """They in blocks, one at least, numbered from 1.
+
+        Raises:
+            CorpusError: perhaps after some blocks, the piece cannot be read by itself. One reader of the whole table
+                says what is wrong, if anything is.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class CutTable:
+    """A table that is cut.
+
+    Attributes:
+        uri: of the table.
+        names: of its columns, as they are written.
+        file: in which its pieces lie, read to its end.
+        since_ns: when the file was last changed.
+    """
+
+    uri: str
+    names: tuple[str, ...]
+    file: Digested
+    since_ns: int
+
+    def pieces(self) -> Sequence[Any]:
+        """All of them, in order; each, pickled, is a `Piece`."""
+        raise NotImplementedError
+
+    def require_unchanged(self) -> None:
+        """Check that the pieces are of the bytes that were read before.
+
+        Raises:
+            CorpusError: somebody has written into the file meanwhile.
+        """
+        require_unchanged(self.uri, self.file, self.since_ns)
+
+    def bytes_between(self, begin: int, end: int) -> bytes:
+        """Some of the file.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        try:
+            return os.pread(self.file.fileno(), end - begin, begin)
+        except OSError as error:
+            raise StorageError(f"{self.uri}: {' '.join(str(error).split())}") from None
 
 
 class Columns(NamedTuple):
@@ -56,12 +108,7 @@ class TextPiece:
     text: bytes
 
     def blocks(self) -> Iterator[StringTable]:
-        """Its rows in blocks, one at least, numbered from 1.
-
-        Raises:
-            CorpusError: perhaps after some blocks, the piece cannot be read by itself. One reader of the whole table
-                says what is wrong, if anything is.
-        """
+        """As `Piece.blocks`."""
         mark = MARK
         while mark.encode() in self.text:
             mark += "."
@@ -92,50 +139,35 @@ class Placed:
     end: int
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TextPiece, (self.table.uri, self.table.columns, self.begin == self.table.skipped, self._text())
-
-    def _text(self) -> bytes:
-        try:
-            return os.pread(self.table.file.fileno(), self.end - self.begin, self.begin)
-        except OSError as error:
-            raise StorageError(f"{self.table.uri}: {' '.join(str(error).split())}") from None
+        has_header, text = self.begin == self.table.skipped, self.table.bytes_between(self.begin, self.end)
+        return TextPiece, (self.table.uri, self.table.columns, has_header, text)
 
 
 @dataclass(frozen=True)
-class CutText:
-    """A table that is cut.
+class CutText(CutTable):
+    """A table of text that is cut.
 
     Attributes:
-        uri: of the table.
-        file: in which its pieces lie, read to its end.
-        columns: of the table.
+        separator: of its cells.
         skipped: bytes of the file before the header: a mark, Excel's line that names the separator.
         ends: where in the file the pieces end.
-        changed_ns: when the file was last changed.
     """
 
-    uri: str
-    file: Digested
-    columns: Columns
+    separator: str
     skipped: int
     ends: tuple[int, ...]
-    changed_ns: int
+
+    @property
+    def columns(self) -> Columns:
+        """What a piece must be told of them."""
+        return Columns(self.separator, self.names)
 
     def pieces(self) -> list[Placed]:
-        """All of them, in order."""
+        """As `CutTable.pieces`."""
         return [Placed(self, *ends) for ends in itertools.pairwise((self.skipped, *self.ends))]
 
-    def require_unchanged(self) -> None:
-        """Check that the pieces are of the bytes that were read before.
 
-        Raises:
-            CorpusError: somebody has written into the file meanwhile.
-        """
-        if os.fstat(self.file.fileno()).st_mtime_ns != self.changed_ns:
-            raise CorpusError(f"{self.uri} has changed while it was read")
-
-
-def cut(uri: str, file: BinaryIO, piece_bytes: int = PIECE_BYTES) -> CutText | None:
+def cut(uri: str, file: BinaryIO, piece_bytes: int) -> CutText | None:
     """A table of text cut into pieces; None where only one reader of the whole can tell its rows or columns.
 
     That is a table in another encoding than UTF-8, with a column without a name, with a row longer than a piece, or
@@ -150,19 +182,18 @@ def cut(uri: str, file: BinaryIO, piece_bytes: int = PIECE_BYTES) -> CutText | N
         CorpusError: its header is not one.
         OSError: it cannot be read.
     """
-    changed_ns = os.fstat(file.fileno()).st_mtime_ns
+    since_ns = changed_ns(file)
     if os.pread(file.fileno(), 4, 0).startswith(tuple(mark for mark, _ in BYTE_ORDER_MARKS)):
         return None
     digested = Digested(file)
     text = Text(uri, digested)
     skipped = digested.num_bytes - len(text.head)
     separator, names = columns_of(uri, text)
-    columns = Columns(separator, tuple(names))
     ends = _ends(itertools.chain([text.head], iter(lambda: digested.read(piece_bytes), b"")), piece_bytes)
-    if ends is None or not all(name.strip() for name in columns.names):
+    if ends is None or not all(name.strip() for name in names):
         return None
     places = tuple(skipped + end for end in ends)
-    return CutText(uri, digested, columns, skipped, places, changed_ns)
+    return CutText(uri, tuple(names), digested, since_ns, separator, skipped, places)
 
 
 def _ends(parts: Iterable[bytes], piece_bytes: int) -> list[int] | None:

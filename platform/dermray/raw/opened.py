@@ -9,17 +9,18 @@ import tempfile
 from typing import BinaryIO
 
 from dermray import storage
-from dermray.errors import StorageError
+from dermray.errors import CorpusError, StorageError
 
 COPIED_BYTES = 8 << 20
 
 
 class Digested(io.RawIOBase):
-    """A file's bytes; `num_bytes` and `sha256` (hex) are of those that were read. Closing it closes the file."""
+    """A file's bytes; `num_bytes` and `sha256` (hex) are of those that were read, and `plain` is the file, to be read
+    at any place without a digest. Closing it closes the file."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
-        self._file = file
+        self.plain = file
         self._digest = hashlib.sha256()
         self.num_bytes = 0
 
@@ -30,19 +31,44 @@ class Digested(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes."""
-        data = self._file.read(size)
+        data = self.plain.read(size)
         self._digest.update(data)
         self.num_bytes += len(data)
         return data
 
+    def read_through(self) -> None:
+        """Read to the end, a little at a time."""
+        while self.read(COPIED_BYTES):
+            pass
+
     def fileno(self) -> int:
         """As `io.IOBase.fileno`, of a local file."""
-        return self._file.fileno()
+        return self.plain.fileno()
 
     def close(self) -> None:
         """As `io.IOBase.close`."""
-        self._file.close()
+        self.plain.close()
         super().close()
+
+
+def changed_ns(file: BinaryIO | Digested) -> int:
+    """When a file of this machine was last changed."""
+    return os.fstat(file.fileno()).st_mtime_ns
+
+
+def require_unchanged(uri: str, file: BinaryIO | Digested, since_ns: int) -> None:
+    """Check that what is read of a file now is of the bytes that were read before.
+
+    Args:
+        uri: where it is from.
+        file: itself.
+        since_ns: its `changed_ns` before.
+
+    Raises:
+        CorpusError: somebody has written into the file meanwhile.
+    """
+    if changed_ns(file) != since_ns:
+        raise CorpusError(f"{uri} has changed while it was read")
 
 
 def open_once(uri: str, *, max_bytes: int) -> BinaryIO:

@@ -136,6 +136,13 @@ def blocks(table: pa.Table, max_rows: int = BLOCK_ROWS) -> Iterator[pa.Table]:
         let_go()
 
 
+def placed(table: pa.Table, max_rows: int = BLOCK_ROWS) -> Iterator[tuple[slice, pa.Table]]:
+    """The blocks of a table, each with the places of its rows."""
+    end = 0
+    for block in blocks(table, max_rows):
+        yield slice(end, end := end + block.num_rows), block
+
+
 def let_go() -> None:
     """Have the system take back what was read of spilled tables: it is in their files, and comes again when touched."""
     for mapped in list(_MAPPED):

@@ -10,6 +10,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, BinaryIO
@@ -18,11 +19,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
 
 from dermray import parquet_bounds
 from dermray.errors import CorpusError
 from dermray.raw.text import BLOCK_BYTES, SHOWN_CHARS, Text, one_line, refuse_bytes
 
+# What the name of a table ends with that is no text.
+PARQUET = ".parquet"
 MAX_COLUMNS = 10_000
 MAX_TABLE_BYTES = 32 << 30
 # Of a block: as objects of Python its cells take many times their bytes.
@@ -109,12 +113,9 @@ def parse(uri: str, data: bytes) -> StringTable:
         CorpusError: it is empty, not text in a known encoding, not a table, repeats a column, or holds a row that
             goes wrong over several lines, as a quotation mark does that is never closed.
     """
-    if not uri.endswith(".parquet"):
-        return joined(parse_text(uri, lambda: io.BytesIO(data)))
-    read = _from_parquet(uri, data)
-    if not read.num_rows:
-        raise CorpusError(f"{uri} has no rows below its header")
-    return read
+    if uri.endswith(PARQUET):
+        return joined(parse_parquet(uri, io.BytesIO(data)))
+    return joined(parse_text(uri, lambda: io.BytesIO(data)))
 
 
 def joined(blocks: Iterable[StringTable]) -> StringTable:
@@ -138,7 +139,75 @@ def parse_text(uri: str, open_file: Callable[[], io.BytesIO | io.RawIOBase]) -> 
     Raises:
         CorpusError: as `parse`, perhaps after some blocks: nothing holds of them before the last has come.
     """
-    blocks = _from_text(uri, open_file)
+    yield from _with_kept_columns(uri, _from_text(uri, open_file))
+
+
+def parse_parquet(uri: str, file: BinaryIO) -> Iterator[StringTable]:
+    """A Parquet table as `parse` reads it, in blocks of rows with the same columns.
+
+    Args:
+        uri: where it is from.
+        file: one that can be read at any place.
+
+    Raises:
+        CorpusError: as `parse`, perhaps after some blocks.
+        OSError: it cannot be read.
+    """
+    with of_plain_columns(uri):
+        parquet = parquet_bounds.streamed(file)
+    yield from _with_kept_columns(uri, parquet_blocks(uri, parquet, range(parquet.num_row_groups)))
+
+
+@contextmanager
+def of_plain_columns(uri: str) -> Iterator[None]:
+    """Have what Arrow finds wrong with a Parquet table told of it.
+
+    Raises:
+        CorpusError: it has found something.
+    """
+    try:
+        yield
+    # Names and texts that are no UTF-8 are errors of Python's, not of Arrow's.
+    except (pa.ArrowException, OSError, ValueError) as error:
+        # Those of the system have a number, and say nothing against the table.
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise CorpusError(f"{uri} is not a Parquet table of plain columns: {one_line(error)}") from None
+
+
+def parquet_blocks(uri: str, parquet: pq.ParquetFile, groups: Sequence[int]) -> Iterator[StringTable]:
+    """The rows of row groups, numbered from 1, in blocks that are not empty; all columns with their stripped names.
+
+    Raises:
+        CorpusError: it is damaged, repeats a column, or a column is of lists or the like, perhaps after some blocks.
+        OSError: it cannot be read.
+    """
+    num_rows = 0
+    with of_plain_columns(uri):
+        names = _stripped(uri, parquet.schema_arrow.names)
+        most = _block_rows(parquet.metadata, groups)
+        for batch in parquet.iter_batches(most, row_groups=list(groups), use_threads=False):
+            if batch.num_rows:
+                cells = [pc.fill_null(column.cast(pa.string()), "") for column in batch.columns]
+                numbers = pa.array(np.arange(num_rows + 1, num_rows + 1 + batch.num_rows))
+                num_rows += batch.num_rows
+                yield StringTable(uri, pa.table(cells, names=names), numbers, ())
+
+
+def _block_rows(metadata: pq.FileMetaData, groups: Sequence[int]) -> int:
+    """Rows that come to one block, as far as the footer tells what they come to."""
+    row_bytes = 1.0
+    for each in map(metadata.row_group, groups):
+        row_bytes = max(row_bytes, each.total_byte_size / max(1, each.num_rows))
+    return max(1, min(MAX_ROWS, int(BLOCK_BYTES / row_bytes)))
+
+
+def _with_kept_columns(uri: str, blocks: Iterator[StringTable]) -> Iterator[StringTable]:
+    """Blocks without the columns that have neither name nor value.
+
+    Raises:
+        CorpusError: there is no block.
+    """
     first = next(blocks, None)
     if first is None:
         raise CorpusError(f"{uri} has no rows below its header")
@@ -150,19 +219,6 @@ def parse_text(uri: str, open_file: Callable[[], io.BytesIO | io.RawIOBase]) -> 
         # Whether a column without a name has a value anywhere is known when all is read.
         whole = joined([first, *blocks])
         yield _named(whole, _kept_names(whole.table))
-
-
-def _from_parquet(uri: str, data: bytes) -> StringTable:
-    try:
-        table = parquet_bounds.read_table(io.BytesIO(data))
-        cells = [pc.fill_null(column.cast(pa.string()), "") for column in table.columns]
-        names = table.column_names
-    # Names and texts that are no UTF-8 are errors of Python's, not of Arrow's.
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise CorpusError(f"{uri} is not a Parquet table of plain columns: {one_line(error)}") from None
-    rows = pa.array(np.arange(1, table.num_rows + 1))
-    read = StringTable(uri, pa.table(cells, names=_stripped(uri, names)), rows, ())
-    return _named(read, _kept_names(read.table))
 
 
 def _from_text(uri: str, open_file: Callable[[], io.BytesIO | io.RawIOBase]) -> Iterator[StringTable]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dermray.errors import CorpusError
-from dermray.raw.cutting import CutText, TextPiece
+from dermray.raw.cutting import CutTable, Piece
 from dermray.raw.sources.pictures import NUM_ROWS
 from dermray.raw.sources.rows import RAW, Findings, RawRows, RawTable, SourceRequest, merged_counts
 from dermray.raw.sources.tables import Blocks, StringTable
@@ -60,7 +60,7 @@ class _Reader:
 
     interpret: Interpret
 
-    def __call__(self, piece: TextPiece) -> _Piece | None:
+    def __call__(self, piece: Piece) -> _Piece | None:
         findings = Findings()
         num_rows, parts = 0, []
         try:
@@ -76,7 +76,7 @@ class _Reader:
         return _Piece(rows, findings, num_rows)
 
 
-def _done(request: SourceRequest, table: CutText, interpret: Interpret) -> Iterator[RawRows] | None:
+def _done(request: SourceRequest, table: CutTable, interpret: Interpret) -> Iterator[RawRows] | None:
     """The raw rows of a table whose pieces tasks have read; None where it is to be read as one."""
     if request.tasks is None:
         return None

@@ -6,22 +6,34 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dermray import storage
 from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
 from dermray.errors import CorpusError, StorageError
-from dermray.raw.cutting import CutText, cut
-from dermray.raw.opened import Digested, open_once
+from dermray.raw.cutting import CutTable, cut
+from dermray.raw.cutting_parquet import PieceSize, cut_parquet
+from dermray.raw.opened import Digested, changed_ns, open_once, require_unchanged
 from dermray.raw.sources.rows import RawTable, SourceRequest
-from dermray.raw.tables import MAX_TABLE_BYTES, StringTable, joined, parse, parse_text
+from dermray.raw.tables import (
+    MAX_TABLE_BYTES,
+    PARQUET,
+    StringTable,
+    joined,
+    of_plain_columns,
+    parse_parquet,
+    parse_text,
+)
 
 __all__ = ["Blocks", "StringTable", "joined", "read_beside", "read_blocks", "read_table", "read_tree"]
 
-# A table of text of fewer bytes is read by the driver in a few seconds, and Ray is not asked.
-TASKS_FROM_BYTES = 256 << 20
-PIECE_BYTES = 16 << 20
+# A table of text of fewer bytes, or of Parquet of fewer bytes unpacked and fewer rows, is read by the driver in a few
+# seconds, and Ray is not asked.
+TASKS_FROM_BYTES, TASKS_FROM_ROWS = 256 << 20, 400_000
+PIECE_BYTES, PIECE_ROWS = 16 << 20, 32_768
 
 
 def read_table(request: SourceRequest, *defaults: str) -> StringTable:
@@ -46,7 +58,7 @@ class Blocks:
 
     first: StringTable
     blocks: Iterable[StringTable]
-    pieces: CutText | None = None
+    pieces: CutTable | None = None
 
     @classmethod
     def of(cls, blocks: Iterable[StringTable]) -> Blocks:
@@ -66,7 +78,7 @@ def read_blocks(request: SourceRequest, *defaults: str) -> Blocks:
     uri = uris[0] if len(uris) == 1 else next((each for each in uris if storage.exists(each)), uris[0])
     try:
         if (pieces := _pieces(request, uri)) is not None:
-            names = [name.strip() for name in pieces.columns.names]
+            names = [name.strip() for name in pieces.names]
             nothing = pa.schema([(name, pa.string()) for name in names]).empty_table()
             header = StringTable(uri, nothing, pa.array([], pa.int64()), ())
             return Blocks(header, _limited(request, uri), pieces)
@@ -75,15 +87,29 @@ def read_blocks(request: SourceRequest, *defaults: str) -> Blocks:
         raise CorpusError(f"{uri} does not exist: the table of the corpus is expected there (see table=)") from None
 
 
-def _pieces(request: SourceRequest, uri: str) -> CutText | None:
+def _pieces(request: SourceRequest, uri: str) -> CutTable | None:
     """The pieces of a table that tasks are to read."""
-    is_text = request.tasks is not None and request.limit is None and not uri.endswith(".parquet")
-    if not is_text or storage.size_bytes(uri) < TASKS_FROM_BYTES:
+    if request.tasks is None or request.limit is not None:
         return None
     try:
+        if uri.endswith(PARQUET):
+            file = open_once(uri, max_bytes=MAX_TABLE_BYTES)
+            return cut_parquet(uri, file, PieceSize(PIECE_BYTES, PIECE_ROWS)) if _is_long_parquet(uri, file) else None
+        if storage.size_bytes(uri) < TASKS_FROM_BYTES:
+            return None
         return cut(uri, open_once(uri, max_bytes=MAX_TABLE_BYTES), PIECE_BYTES)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise
     except OSError as error:
         raise StorageError(f"{uri}: {' '.join(str(error).split())}") from None
+
+
+def _is_long_parquet(uri: str, file: BinaryIO) -> bool:
+    with of_plain_columns(uri):
+        metadata = pq.read_metadata(file)
+    file.seek(0)
+    num_bytes = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+    return num_bytes >= TASKS_FROM_BYTES or metadata.num_rows >= TASKS_FROM_ROWS
 
 
 def _limited(request: SourceRequest, uri: str) -> Iterator[StringTable]:
@@ -95,9 +121,6 @@ def _limited(request: SourceRequest, uri: str) -> Iterator[StringTable]:
 
 
 def _blocks(request: SourceRequest, uri: str) -> Iterator[StringTable]:
-    if uri.endswith(".parquet"):
-        yield parse(uri, _read_whole(request, uri))
-        return
     digested: list[Digested] = []
 
     def opened() -> Digested:
@@ -105,12 +128,24 @@ def _blocks(request: SourceRequest, uri: str) -> Iterator[StringTable]:
         return digested[-1]
 
     try:
-        yield from parse_text(uri, opened)
+        if uri.endswith(PARQUET):
+            with opened() as file:
+                yield from _parquet_blocks(uri, file)
+        else:
+            yield from parse_text(uri, opened)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise
     except OSError as error:
         raise StorageError(f"{uri}: {' '.join(str(error).split())}") from None
     request.tables[uri] = RawTable(uri, digested[0].num_bytes, digested[0].sha256)
+
+
+def _parquet_blocks(uri: str, file: Digested) -> Iterator[StringTable]:
+    """The rows of a Parquet table, which is read to its end for its digest, and then wherever they lie."""
+    since_ns = changed_ns(file)
+    file.read_through()
+    yield from parse_parquet(uri, file.plain)
+    require_unchanged(uri, file, since_ns)
 
 
 def read_beside(request: SourceRequest, name: str) -> StringTable:
