@@ -7,9 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermray.corpus.captions import (
+    CONCEPT_TEMPLATE,
+    ONTOLOGY_TEMPLATE,
     concept_caption,
     diagnosis_path,
     distinct,
+    named_in,
     ontology_caption,
     sentences,
     sub_captions,
@@ -24,6 +27,12 @@ def test_sentences() -> None:
         == "This is a skin photo diagnosed as inflammatory, eczema, contact dermatitis."
     )
     assert concept_caption(["red", "patch"]) == "This skin photo shows red, patch."
+
+
+def test_what_a_sentence_names_is_as_it_was_put_in() -> None:
+    assert named_in(ONTOLOGY_TEMPLATE, ontology_caption(["a", "b (c.)"]) or "") == "a, b (c.)"
+    assert named_in(CONCEPT_TEMPLATE, "this Skin photo shows red. ") == "red"
+    assert [named_in(CONCEPT_TEMPLATE, text) for text in ("", "Red.", "This skin photo shows .")] == [None] * 3
 
 
 def test_nothing_to_say() -> None:

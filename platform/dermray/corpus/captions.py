@@ -63,6 +63,15 @@ def concept_caption(concepts: Sequence[str]) -> str | None:
     return CONCEPT_TEMPLATE.format(named) if named else None
 
 
+def named_in(template: str, sentence: str) -> str | None:
+    """What a sentence of one of the two templates names, as it is written there; None for any other sentence."""
+    opening, closing = (part.casefold() for part in template.split("{}"))
+    plain = sentence.rstrip()
+    if not plain.casefold().startswith(opening):
+        return None
+    return plain[len(opening) :].removesuffix(closing).strip() or None
+
+
 def sentences(text: str) -> list[str]:
     """The sentences of a text, in order, white space collapsed; every other character is in one of them.
 

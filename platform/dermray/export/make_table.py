@@ -19,7 +19,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 
 from dermray import storage
-from dermray.corpus.captions import MAX_SUB_CAPTIONS, ONTOLOGY_TEMPLATE, diagnosis_path
+from dermray.corpus.captions import MAX_SUB_CAPTIONS, ONTOLOGY_TEMPLATE, diagnosis_path, named_in
 from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology, display_names
 from dermray.corpus.schema import CAPTION_ASPECTS, META, CaptionAspect
 from dermray.export import image_files
@@ -133,14 +133,11 @@ def _rows(sample: Sample, path: str, tree: Ontology) -> list[Cells]:
     for captions in _laid_out(sample["captions"]):
         texts = [captions.knowledge.get(aspect, "") for aspect, _ in KNOWLEDGE]
         raw, ontology, _ = texts
-        # Of the published sentence, its path.
-        opening, closing = ONTOLOGY_TEMPLATE.split("{}")
-        named = ontology.removeprefix(opening).removesuffix(closing) if ontology.startswith(opening) else ""
         blank = MAX_SUB_CAPTIONS - len(captions.subs)
         row = {
             **shared,
             "caption": raw,
-            "ontology_final": named or shared["ontology_final"],
+            "ontology_final": named_in(ONTOLOGY_TEMPLATE, ontology) or shared["ontology_final"],
             "augmented_caption": "".join(texts),
             **{name: text for (_, name), text in zip(KNOWLEDGE, texts, strict=True)},
             "sub_captions": str(len(captions.subs)),
