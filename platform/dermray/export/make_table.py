@@ -1,8 +1,8 @@
 """MAKE's training table: `MAKE_train.csv`, a table a split, with the columns of the released one, and images as files.
 
-A row has one caption of each aspect and up to eight sub-captions, so a sample with more has several rows, in the order
-of its captions, so that each sub-caption is in the row of the raw caption before it; the sentences over diagnosis and
-concepts are repeated in them. `knowledge_masks` is [caption, ontology, visual], the order in which the published code
+A row has one caption of each aspect and up to eight sub-captions, so a sample with more has several rows, each
+sub-caption in that of its raw caption (`captions.parents`); the sentences over diagnosis and concepts are repeated in
+them. `knowledge_masks` is [caption, ontology, visual], the order in which the published code
 reads it. The reader of `source=make_table` is asked what it makes of every row: what of a sample does not come back is
 counted, by field, since the released columns have no place for it.
 """
@@ -21,7 +21,7 @@ import pyarrow as pa
 from dermray import storage
 from dermray.corpus.captions import MAX_SUB_CAPTIONS, ONTOLOGY_TEMPLATE, diagnosis_path, named_in
 from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology, display_names
-from dermray.corpus.schema import CAPTION_ASPECTS, META, CaptionAspect
+from dermray.corpus.schema import META, CaptionAspect
 from dermray.export import image_files
 from dermray.export.manifest import PartRecord
 from dermray.export.parts import CAPTIONS, NOT_CARRIED, UNCAPTIONED, Part, Samples, published
@@ -31,8 +31,6 @@ from dermray.raw.sources.rows import Findings
 from dermray.raw.tables import StringTable
 
 TABLE = "table"
-# The order in which the reader takes the captions of a row.
-PLACES = {aspect: place for place, aspect in enumerate(CAPTION_ASPECTS)}
 # What the released table says where it says nothing.
 NOTHING = {
     "standardized_disease": "no definitive diagnosis",
@@ -94,26 +92,30 @@ def _write_table(
 
 @dataclass
 class _Captions:
-    """The captions of a row."""
+    """The captions of a row; `repeated` are those of the row before it, for want of its own."""
 
     knowledge: dict[CaptionAspect, str] = field(default_factory=dict)
     subs: list[str] = field(default_factory=list)
-    last: int = -1
+    repeated: set[CaptionAspect] = field(default_factory=set)
 
     def has_place(self, aspect: CaptionAspect) -> bool:
-        """Whether the next caption can stand in this row, those before it being read before it."""
-        return PLACES[aspect] > self.last or (aspect == "sub" and len(self.subs) < MAX_SUB_CAPTIONS)
+        """Whether one more caption can stand in this row, a raw one only before its sub-captions."""
+        if aspect == "sub":
+            return len(self.subs) < MAX_SUB_CAPTIONS
+        return (aspect not in self.knowledge or aspect in self.repeated) and not (aspect == "raw" and self.subs)
 
     def take(self, aspect: CaptionAspect, text: str) -> None:
-        self.last = PLACES[aspect]
+        """Give it its place."""
         if aspect == "sub":
             self.subs.append(text)
         else:
             self.knowledge[aspect] = text
+            self.repeated.discard(aspect)
 
     def next_row(self) -> _Captions:
         """A row for what has no place here: equal sentences are one caption when they are read."""
-        return _Captions({aspect: text for aspect, text in self.knowledge.items() if aspect != "raw"})
+        sentences = {aspect: text for aspect, text in self.knowledge.items() if aspect != "raw"}
+        return _Captions(sentences, repeated=set(sentences))
 
 
 def _laid_out(captions: Sequence[Mapping[str, Any]]) -> list[_Captions]:
@@ -200,9 +202,11 @@ def _differing(sample: Sample, read: Sequence[Sample], tree: Ontology) -> Iterat
     captions = [caption for row in read for caption in row["captions"]]
     distinct = [each for place, each in enumerate(captions) if each not in captions[:place]]
     num_subs = sum(caption["aspect"] == "sub" for caption in distinct)
-    if distinct != sample["captions"] or num_subs > MAX_SUB_CAPTIONS:
+    if _sorted(distinct) != _sorted(sample["captions"]) or num_subs > MAX_SUB_CAPTIONS:
         yield "captions"
-    elif any(
+    elif distinct != sample["captions"]:
+        yield "order of captions"
+    if any(
         row[said] and aspect not in {caption["aspect"] for caption in row["captions"]}
         for row in read
         for said, aspect in (("labels", "ontology"), ("concepts", "concept"))
@@ -222,3 +226,7 @@ def _differing(sample: Sample, read: Sequence[Sample], tree: Ontology) -> Iterat
             kept = _object(said[name]) if name == "extra" else {}
             if not kept or not kept.items() <= _object(again["extra"]).items():
                 yield f"meta.{name}"
+
+
+def _sorted(captions: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+    return sorted((caption["aspect"], caption["text"]) for caption in captions)
