@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+# To be raised when these rules part some text elsewhere than before.
+RULES = 2
+
 # A mark that may end a sentence, what closes after it, and the gap; Chinese marks need no gap.
 _END = re.compile(
     r"(?<![.!?\u2026])(?P<mark>[.!?\u2026]+)(?P<close>[\"'\u201d\u2019)\]]*)\s+"

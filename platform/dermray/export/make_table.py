@@ -114,7 +114,8 @@ class _Captions:
 
     def next_row(self) -> _Captions:
         """A row for what has no place here: equal sentences are one caption when they are read."""
-        sentences = {aspect: text for aspect, text in self.knowledge.items() if aspect != "raw"}
+        sentences = dict(self.knowledge)
+        sentences.pop("raw", None)
         return _Captions(sentences, repeated=set(sentences))
 
 
