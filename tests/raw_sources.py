@@ -170,6 +170,60 @@ def make_layout(folder: Path) -> None:
     )
 
 
+AGENTAUG_ROOT = "data/pretrain/images"
+# Two images of one name: the release has such, in folders of their own.
+AGENTAUG_IMAGES = (
+    "textbook/皮肤 图_00384_19121.png",
+    "textbook/皮肤 图_00384_19122.png",
+    "public/皮肤 图_00384_19121.png",
+)
+
+
+def agentaug_rows() -> list[Row]:
+    captions = ("truncated_caption", "ontology_caption", "visual_concept_caption", "sub_caption_mask")
+    masks = {"knowledge_masks": MAKE_ROW["knowledge_masks"]}
+    said = {name: MAKE_ROW[name] for name in (*captions, *(f"subcaption_{number}" for number in range(1, 9)))}
+    return rows(
+        {"filename": f"{AGENTAUG_ROOT}/{AGENTAUG_IMAGES[0]}"},
+        {"filename": f"{AGENTAUG_ROOT}/{AGENTAUG_IMAGES[1]}", "agent_generated": "False"},
+        {
+            "filename": f"{AGENTAUG_ROOT}/{AGENTAUG_IMAGES[2]}",
+            "truncated_caption": "nan",
+            "ontology_caption": "",
+            "visual_concept_caption": "",
+            "ontology_label": "-1",
+        },
+        **said,
+        **masks,
+        ontology_label="17",
+        agent_generated="True",
+        source="textbook_english",
+        source_type="knowledge",
+    )
+
+
+def agentaug_layout(folder: Path) -> None:
+    write_images(folder / "images", *AGENTAUG_IMAGES)
+    write_table(folder / "MAGEN_train.csv", agentaug_rows())
+
+
+def agentaug_parquet(folder: Path, *sizes: int) -> None:
+    """The same as the release has it: images and texts, in files of so many rows."""
+    said = agentaug_rows()
+    images = [photograph(number, 48, 40) for number in range(len(said))]
+    metadata = {"huggingface": json.dumps({"info": {"features": {"image": {"_type": "Image"}}}})}
+    kinds = {"image": pa.struct({"bytes": pa.binary(), "path": pa.string()}), **dict.fromkeys(said[0], pa.string())}
+    (folder / "data").mkdir()
+    for number, size in enumerate(sizes):
+        first = sum(sizes[:number])
+        part = [
+            {name: cell or None for name, cell in row.items()} | {"image": {"bytes": image, "path": row["filename"]}}
+            for row, image in zip(said[first : first + size], images[first : first + size], strict=True)
+        ]
+        table = pa.Table.from_pylist(part, pa.schema(kinds, metadata=metadata))
+        pq.write_table(table, folder / "data" / f"train-{number:05d}.parquet")
+
+
 def pad_layout(folder: Path) -> None:
     write_images(folder, *(f"images/{name}.png" for name in NAMES))
     a, b, c = (f"{name}.png" for name in NAMES)
@@ -407,6 +461,16 @@ LAYOUTS = {
         "knowledge_masks",
         ("textbook/皮肤 图_00384_19121.png", "textbook/皮肤 图_00384_19122.png"),
         ("textbook", "public"),
+    ),
+    "derm1m_agentaug": Layout(
+        agentaug_layout,
+        AGENTAUG_IMAGES,
+        "psoriasis",
+        AGENTAUG_IMAGES[2],
+        "MAGEN_train.csv",
+        "ontology_label",
+        (AGENTAUG_IMAGES[0], AGENTAUG_IMAGES[1]),
+        ("images",),
     ),
     "pad_ufes_20": Layout(
         pad_layout,

@@ -7,14 +7,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dermray.corpus.captions import (
+    CONCEPT_TEMPLATE,
+    ONTOLOGY_TEMPLATE,
     concept_caption,
     diagnosis_path,
     distinct,
+    named_in,
     ontology_caption,
-    sentences,
+    parents,
     sub_captions,
+    with_sub_captions,
 )
 from dermray.corpus.ontology import Ontology
+from dermray.corpus.sentences import sentences
 from tests.unit.test_ontology import TREE
 
 
@@ -24,6 +29,12 @@ def test_sentences() -> None:
         == "This is a skin photo diagnosed as inflammatory, eczema, contact dermatitis."
     )
     assert concept_caption(["red", "patch"]) == "This skin photo shows red, patch."
+
+
+def test_what_a_sentence_names_is_as_it_was_put_in() -> None:
+    assert named_in(ONTOLOGY_TEMPLATE, ontology_caption(["a", "b (c.)"]) or "") == "a, b (c.)"
+    assert named_in(CONCEPT_TEMPLATE, "this Skin photo shows red. ") == "red"
+    assert [named_in(CONCEPT_TEMPLATE, text) for text in ("", "Red.", "This skin photo shows .")] == [None] * 3
 
 
 def test_nothing_to_say() -> None:
@@ -78,6 +89,35 @@ def test_distinct_keeps_order_and_aspects() -> None:
         ("3. 4. 5.", ["3. 4. 5."]),
         ("Grade seen. (3.)", ["Grade seen. (3.)"]),
         ("no full stop", ["no full stop"]),
+        # Lists, by bullets, numbers and lines.
+        ("\u2022 Red papule \u2022 Scale, 2 cm", ["\u2022 Red papule", "\u2022 Scale, 2 cm"]),
+        ("Seen: \u2022 papules \u2022 scale.", ["Seen: \u2022 papules", "\u2022 scale."]),
+        ("1) Red papule 2) Scale 3) Crust", ["1) Red papule", "2) Scale", "3) Crust"]),
+        ("Findings: 1. papules 2. scale", ["Findings: 1. papules", "2. scale"]),
+        ("Signs are (1) itch, (2) pain and (3) scale.", ["Signs are (1) itch, (2) pain and (3) scale."]),
+        ("1) Red papule, grade 3) or 4) Scale", ["1) Red papule, grade 3) or 4) Scale"]),
+        ("Plaques:\n- on the elbow\n- on the knee", ["Plaques:", "- on the elbow", "- on the knee"]),
+        ("Red patch on the\nnose and\nChin", ["Red patch on the nose and Chin"]),
+        ("Itchy at night\nAny ideas?\nseen by Dr.\nSmith", ["Itchy at night", "Any ideas?", "seen by Dr. Smith"]),
+        ("a red patch\n\nit itches", ["a red patch", "it itches"]),
+        # Talk.
+        (
+            "i have a rash. it itches at night. any ideas? thanks!",
+            ["i have a rash.", "it itches at night.", "any ideas?", "thanks!"],
+        ),
+        ('"Is it ringworm?" asked the poster. Yes!', ['"Is it ringworm?" asked the poster.', "Yes!"]),
+        ("It came back\u2026 and went. So?! Well.", ["It came back\u2026 and went.", "So?!", "Well."]),
+        ("It itched\u2026 Then it went.", ["It itched\u2026", "Then it went."]),
+        # Letters and numbers that end a sentence, and those that do not.
+        ("He took vitamin C. Cream helped.", ["He took vitamin C.", "Cream helped."]),
+        ("Fitzpatrick type 3. Topical steroids.", ["Fitzpatrick type 3.", "Topical steroids."]),
+        ("Pain? No. Itch? See no. 3 of J. Smith.", ["Pain?", "No.", "Itch?", "See no. 3 of J. Smith."]),
+        ("Growth of 18.6% or 2.5 cm. Margins vs. 0.5 cm.", ["Growth of 18.6% or 2.5 cm.", "Margins vs. 0.5 cm."]),
+        ("It healed. (See Fig. 2.) He left.", ["It healed.", "(See Fig. 2.)", "He left."]),
+        ("Papule. \u2013 Scale on it.", ["Papule.", "\u2013 Scale on it."]),
+        # The gap was forgotten; and where none belongs.
+        ("A plaque on the nose.The border is sharp.", ["A plaque on the nose.", "The border is sharp."]),
+        ("See S.aureus at www.skin.Org, e.g.Here", ["See S.aureus at www.skin.Org, e.g.Here"]),
         ("  ", []),
         ("", []),
     ],
@@ -109,6 +149,15 @@ WORDS = st.sampled_from(
         "皮疹。",
         "...",
         "X",
+        "\u2022",
+        "-",
+        "2)",
+        "vitamin",
+        "it",
+        "rash.The",
+        "\n",
+        "\n\n",
+        "\u2026",
     ]
 )
 
@@ -132,9 +181,25 @@ def test_sub_captions_are_the_first_distinct_sentences(text: str) -> None:
     assert parts == list(dict.fromkeys(sentences(text)))[:2]
 
 
-def test_sub_captions_leave_placeholders_out() -> None:
+def test_sub_captions_leave_placeholders_and_bullets_out() -> None:
+    assert sub_captions("\u2022 Red papule \u2022 None \u2022-5 \u00b0C felt cold") == [
+        "Red papule",
+        "-5 \u00b0C felt cold",
+    ]
     assert sub_captions("Red papule. None") == ["Red papule."]
     assert sub_captions("None") == []
+
+
+def test_sub_captions_come_behind_the_caption_that_they_are_of() -> None:
+    captions = [("raw", "Red rash. It itches."), ("raw", "Scaly too."), ("ontology", "o")]
+    made = with_sub_captions(captions, sub_captions)
+    assert made == [
+        *[("raw", "Red rash. It itches."), ("ontology", "o"), ("sub", "Red rash."), ("sub", "It itches.")],
+        *[("raw", "Scaly too."), ("sub", "Scaly too.")],
+    ]
+    assert parents([aspect for aspect, _ in made]) == [None, None, 0, 0, None, 4]
+    assert parents(["sub", "raw"]) == [None, None]
+    assert with_sub_captions([("concept", "c")], sub_captions) == [("concept", "c")]
 
 
 def test_at_most_eight_sub_captions() -> None:

@@ -18,11 +18,14 @@ from dermray.raw.fetch import ImageStore
 from dermray.raw.sources import READERS, RawRows, SourceRequest, derm1m
 from tests.raw_corpus import photograph
 from tests.raw_sources import (
+    AGENTAUG_IMAGES,
     DERM1M,
     DERM1M_BLANK,
     FITZPATRICK,
     LAYOUTS,
     MAKE_ROW,
+    agentaug_layout,
+    agentaug_parquet,
     rows,
     write_images,
     write_samples,
@@ -138,6 +141,72 @@ def test_make_masks_are_caption_ontology_visual(tmp_path: Path, masks: dict[str,
     write_table(tmp_path / "MAKE_train.csv", [{"filename": "a.png", **MAKE_ROW, **masks}])
     (row,) = read("make_table", tmp_path).table.to_pylist()
     assert [aspect for aspect, _ in captions(row)] == aspects
+
+
+def test_make_tables_beside_the_training_table_are_splits(tmp_path: Path) -> None:
+    for name, ids in (("train", "ab"), ("valid", "c"), ("test", "de")):
+        write_table(tmp_path / f"MAKE_{name}.csv", rows(*({"filename": f"{each}.png"} for each in ids), **MAKE_ROW))
+    raw = read("make_table", tmp_path)
+    assert raw.table["row"].to_pylist() == [1, 2, 3, 4, 5]
+    assert raw.table["split"].to_pylist() == ["train", "train", "val", "test", "test"]
+    assert read("make_table", tmp_path, table="MAKE_test.csv").table["split"].to_pylist() == [None, None]
+    (tmp_path / "MAKE_train.csv").unlink()
+    assert read("make_table", tmp_path, limit=1).table["split"].to_pylist() == ["val", "test"]
+
+
+def test_agentaug_has_the_diagnosis_and_concepts_of_its_sentences(tmp_path: Path) -> None:
+    found = written("derm1m_agentaug", tmp_path)
+    first, second, third = (found[name] for name in AGENTAUG_IMAGES)
+    assert captions(first)[:2] == [
+        ("raw", "Red patch. It itches."),
+        ("ontology", "This is a skin photo diagnosed as inflammatory, psoriasis."),
+    ]
+    assert (first["labels"], first["hierarchy"]) == (["psoriasis"], "inflammatory, psoriasis")
+    assert (first["concepts"], first["source"]) == (["red", "patch"], "derm1m_agentaug")
+    said = {"source": "textbook_english", "source_type": "knowledge", "ontology_label": "17"}
+    assert json.loads(first["meta"]["extra"]) == {**said, "agent_generated": "True"}
+    assert json.loads(second["meta"]["extra"])["agent_generated"] == "False"
+    assert ([aspect for aspect, _ in captions(third)], third["labels"]) == (["sub", "sub"], [])
+    assert "ontology_label" not in json.loads(third["meta"]["extra"])
+    # The names of two of them are one; their places are not.
+    assert (first["image"], third["image"]) == (f"images/{first['source_id']}", f"images/{third['source_id']}")
+    # With the tree, a row's label is the node that its path names.
+    write_tree(tmp_path)
+    raw = read("derm1m_agentaug", tmp_path)
+    assert raw.table["labels"].to_pylist()[0] == ["inflammatory, psoriasis"]
+    assert raw.ontology is not None
+    assert raw.ontology.resolve_all("inflammatory, psoriasis").labels == ("psoriasis",)
+
+
+def test_captions_of_agentaug_that_are_the_text_nan_are_none_and_told(tmp_path: Path) -> None:
+    agentaug_layout(tmp_path)
+    request = SourceRequest(str(tmp_path))
+    READERS["derm1m_agentaug"](request)
+    assert request.findings.unused["cells of truncated_caption that only stand for nothing, such as nan"] == 1
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_agentaug_is_the_same_in_the_files_of_its_release(limit: int | None, tmp_path: Path) -> None:
+    (tmp_path / "table").mkdir()
+    agentaug_layout(tmp_path / "table")
+    agentaug_parquet(tmp_path, 1, 2)
+    request = SourceRequest(str(tmp_path), limit=limit)
+    raw = READERS["derm1m_agentaug"](request)
+    table = read("derm1m_agentaug", tmp_path / "table", limit=limit).table
+    assert raw.table.drop_columns("image").equals(table.drop_columns("image"))
+    assert sum(request.rows_met.values()) == raw.num_rows
+    images = {
+        str(folder): [
+            ImageStore(str(folder), max_bytes=1 << 20, follow_links=False).fetch(name).data
+            for name in each["image"].to_pylist()
+        ]
+        for folder, each in ((tmp_path, raw.table), (tmp_path / "table", table))
+    }
+    there, here = images.values()
+    assert there == here
+    assert None not in there
+    alone = read("derm1m_agentaug", tmp_path, table="data/train-00001.parquet").table
+    assert alone["source_id"].to_pylist() == list(AGENTAUG_IMAGES[1:])
 
 
 @pytest.mark.parametrize("mask", ["[1, 1]", "[1, 1, 2]", "1", "__import__('os')", "[1, 1, ["])

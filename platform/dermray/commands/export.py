@@ -1,4 +1,4 @@
-"""Export a prepared corpus: `python jobs/export.py corpus=URI output=URI format=webdataset|open_clip_csv|parquet`."""
+"""Export a prepared corpus: `python jobs/export.py corpus=URI output=URI format=NAME`."""
 
 from __future__ import annotations
 
@@ -65,5 +65,8 @@ def _run(config: ExportConfig) -> int:
         print(f"side tables carried as sides.TABLE.COLUMN: {', '.join(carried)}")
     if totals["samples_without_caption"]:
         print(f"without a caption of {', '.join(config.aspects)}: {totals['samples_without_caption']:,} samples")
+    if lost := result.not_carried:
+        fields = ", ".join(f"{name} of {count:,} samples" for name, count in lost.items())
+        print(f"format={config.format} has no place, or no whole one, for: {fields}")
     print(f"export: {result.output}")
     return 0

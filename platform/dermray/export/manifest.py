@@ -45,7 +45,10 @@ class Started(_Record):
 
 
 class ExportManifest(_Record):
-    """The committed content of an export. `splits` counts by split: samples, captions, samples without a caption."""
+    """The committed content of an export. `splits` counts by split: samples, captions, samples without a caption.
+
+    And, by field, samples of which the format cannot hold it (`parts.NOT_CARRIED`).
+    """
 
     key: str
     corpus_digest: str

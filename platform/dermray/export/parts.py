@@ -19,6 +19,8 @@ from dermray.export.settings import ExportConfig
 
 # Figures of a part.
 SAMPLES, CAPTIONS, UNCAPTIONED = "samples", "captions", "samples_without_caption"
+# Begins the names of counts of samples of which a field is lost, since the format has no place for it.
+NOT_CARRIED = "not carried: "
 
 
 @dataclass(frozen=True)

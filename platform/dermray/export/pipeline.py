@@ -9,6 +9,7 @@ last; whatever happens before may be lost or repeated without a trace.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from functools import partial
 from dermray import cluster, interrupts, ledger, pieces
 from dermray.errors import DermRayError, StorageError
 from dermray.export.manifest import ExportManifest, PartRecord
-from dermray.export.parts import CAPTIONS, SAMPLES, UNCAPTIONED, Part
+from dermray.export.parts import CAPTIONS, NOT_CARRIED, SAMPLES, UNCAPTIONED, Part
 from dermray.export.work import Work, commit
 from dermray.progress import Progress
 
@@ -39,6 +40,14 @@ class ExportResult:
         """Samples, captions, and samples without a caption, over all splits."""
         counts = self.manifest.splits.values()
         return {name: sum(each[name] for each in counts) for name in (SAMPLES, CAPTIONS, UNCAPTIONED)}
+
+    @property
+    def not_carried(self) -> dict[str, int]:
+        """Samples by field that the format has no place for, or no whole one, over all splits."""
+        found = Counter[str]()
+        for counts in self.manifest.splits.values():
+            found.update({name[len(NOT_CARRIED) :]: n for name, n in counts.items() if name.startswith(NOT_CARRIED)})
+        return dict(found)
 
     def metrics(self) -> dict[str, float]:
         """Figures of the run, for tracking."""

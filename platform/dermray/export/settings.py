@@ -10,7 +10,7 @@ from dermray.config import ClusterConfig, Config, TrackingConfig, Uri
 from dermray.corpus.schema import PAIR_ASPECTS, CaptionAspect
 from dermray.ledger import WaitForOutput
 
-ExportFormat = Literal["webdataset", "open_clip_csv", "parquet"]
+ExportFormat = Literal["webdataset", "open_clip_csv", "parquet", "make_table"]
 
 
 class ExportConfig(Config):
@@ -20,7 +20,7 @@ class ExportConfig(Config):
     output: Uri = Field(description="folder or URI of the export")
     format: ExportFormat = Field(
         description="webdataset: tars as img2dataset's; open_clip_csv: tables and image files; "
-        "parquet: as Hugging Face's datasets"
+        "parquet: as Hugging Face's datasets; make_table: MAKE's training tables and image files"
     )
     splits: list[str] | None = Field(None, min_length=1, description="splits to export; empty: all")
     aspects: list[CaptionAspect] = Field(
@@ -52,9 +52,10 @@ class ExportConfig(Config):
 
     def without_effect(self) -> list[str]:
         """A line for each key that cannot do what it says."""
-        if "titles" in self.model_fields_set and self.format != "open_clip_csv":
-            return [f"titles has no effect with format={self.format}"]
-        return []
+        given = self.model_fields_set
+        unused = [name for name in ("titles",) if name in given and self.format != "open_clip_csv"]
+        unused += [name for name in ("aspects",) if name in given and self.format == "make_table"]
+        return [f"{name} has no effect with format={self.format}" for name in unused]
 
     def content(self) -> dict[str, Any]:
         """The keys that, with the corpus, decide every byte of the export."""

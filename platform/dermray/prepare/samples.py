@@ -15,6 +15,7 @@ from dermray.corpus.captions import (
     distinct,
     ontology_caption,
     sub_captions,
+    with_sub_captions,
 )
 from dermray.corpus.ontology import Ontology, Resolution, display_names
 from dermray.corpus.schema import sample_id
@@ -138,8 +139,7 @@ def _captions(row: RawRow, resolution: Resolution, ontology: Ontology, num_sub_c
     if sentence and "concept" not in brought:
         captions.append(("concept", sentence))
     if num_sub_captions and "sub" not in brought:
-        raw = [text for aspect, text in captions if aspect == "raw"]
-        captions.extend(("sub", part) for text in raw for part in sub_captions(text, num_sub_captions))
+        return with_sub_captions(captions, lambda text: sub_captions(text, num_sub_captions))
     return captions
 
 

@@ -27,6 +27,7 @@ from dermray.corpus.accounts import require_balance
 from dermray.corpus.manifest import Shard
 from dermray.corpus.ontology import Ontology
 from dermray.corpus.schema import MODALITY, SAMPLE, SCHEMA_VERSION, WHOLE
+from dermray.corpus.sentences import RULES
 from dermray.corpus.shards import stored_columns
 from dermray.errors import ImageError
 from dermray.prepare.digests import group_digest, row_digest, without_unknown
@@ -72,6 +73,8 @@ class ShardMaker:
             "versions": versions(),
             # Shards without the column keep the names that earlier builds gave them.
             **({"modality": True} if with_modality else {}),
+            # Those without sub-captions by rule do not hang on the rules.
+            **({"sentences": RULES} if config.sub_captions else {}),
         }
 
     @cached_property

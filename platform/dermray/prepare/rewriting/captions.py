@@ -9,12 +9,13 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dermray import storage
+from dermray.corpus.captions import with_sub_captions
 from dermray.corpus.schema import CaptionAspect
 from dermray.errors import ConfigError
 from dermray.prepare.rewriting.asking import Asking, Tally, check_ceiling
@@ -142,8 +143,9 @@ def _replaced(table: pa.Table, task: Task, texts: dict[str, list[str]]) -> pa.Ta
 
 
 def _with_sub_captions(captions: Captions, texts: dict[str, list[str]]) -> Captions:
-    raw = [caption["text"] for caption in captions if caption["aspect"] == "raw"]
-    return [*captions, *({"aspect": "sub", "text": part} for text in raw for part in texts.get(text, []))]
+    said = [(cast(CaptionAspect, caption["aspect"]), caption["text"]) for caption in captions]
+    made = with_sub_captions(said, lambda text: texts.get(text, ()))
+    return [{"aspect": aspect, "text": text} for aspect, text in made]
 
 
 def _with_raw_replaced(captions: Captions, texts: dict[str, list[str]]) -> Captions:

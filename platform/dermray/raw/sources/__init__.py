@@ -12,6 +12,7 @@ from dermray.corpus.accounts import require_balance
 from dermray.raw.sources import (
     csv,
     derm1m,
+    derm1m_agentaug,
     derm7pt,
     fitzpatrick17k,
     ham10000,
@@ -32,6 +33,7 @@ Reader = Callable[[SourceRequest], RawRows]
 READERS: dict[str, Reader] = {
     "csv": csv.read,
     "derm1m": derm1m.read,
+    "derm1m_agentaug": derm1m_agentaug.read,
     "derm7pt": derm7pt.read,
     "fitzpatrick17k": fitzpatrick17k.read,
     "ham10000": ham10000.read,

@@ -25,7 +25,7 @@ from dermray import storage
 from dermray.corpus.schema import CaptionAspect
 from dermray.errors import CorpusError
 from dermray.raw.sources import marks, split_files
-from dermray.raw.sources.interpreting import interpreted, moved
+from dermray.raw.sources.interpreting import interpreted, successive
 from dermray.raw.sources.joining import joined_rows
 from dermray.raw.sources.places import with_images_placed
 from dermray.raw.sources.rows import (
@@ -90,18 +90,13 @@ def read(request: SourceRequest) -> RawRows:
         return _read_announced(request)
     has_validation = not request.table and storage.exists(storage.join(request.input, VALIDATION_NAME))
 
-    def parts() -> Iterator[RawRows]:
-        last = 0
+    def tables() -> Iterator[Iterator[RawRows]]:
         train = partial(_rows, split="train" if has_validation else None)
-        for rows in interpreted(request, read_blocks(request, TABLE_NAME), train):
-            yield rows
-            last = max([last, *rows.table["row"][-1:].to_pylist(), *(row.row for row in rows.dropped)])
+        yield interpreted(request, read_blocks(request, TABLE_NAME), train)
         if has_validation:
-            # Numbers go on where the first table ends, whatever `limit` has left of it.
-            val = interpreted(request, read_blocks(request, VALIDATION_NAME), partial(_rows, split="val"))
-            yield from (moved(rows, last) for rows in val)
+            yield interpreted(request, read_blocks(request, VALIDATION_NAME), partial(_rows, split="val"))
 
-    return _joined(request, parts())
+    return _joined(request, successive(tables()))
 
 
 def _joined(request: SourceRequest, parts: Iterable[RawRows]) -> RawRows:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -36,6 +36,18 @@ def interpreted(request: SourceRequest, blocks: Blocks, interpret: Interpret) ->
     else:
         for block in blocks.blocks:
             yield interpret(block, request.findings)
+
+
+def successive(tables: Iterable[Iterable[RawRows]]) -> Iterator[RawRows]:
+    """The raw rows of several tables, each begun when the one before it is done, and numbered from where that ended."""
+    before = 0
+    for table in tables:
+        last = before
+        for each in table:
+            rows = moved(each, before) if before else each
+            yield rows
+            last = max([last, *rows.table["row"][-1:].to_pylist(), *(row.row for row in rows.dropped)])
+        before = last
 
 
 def moved(rows: RawRows, by: int) -> RawRows:

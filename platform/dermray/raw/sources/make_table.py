@@ -6,21 +6,25 @@ of the published rows, whatever the repository's data guide says). A caption who
 "nan", is none. All of them are taken as they are; nothing is made. Taken where they are there: standardized_disease
 and ontology_final (Derm1M: disease_label, hierarchical_disease_label), skin_concept_standarized (skin_concept),
 source, body_location, symptoms, age, gender. Paths of the authors' machine (`/VL_Data/…`, `data/pretrain/images/…`)
-are taken as relative to the input. `ontology.json` is taken if it lies there.
+are taken as relative to the input. `ontology.json` is taken if it lies there. With `MAKE_val.csv` or `MAKE_test.csv`
+beside it the tables prescribe the splits, and the rows of each are numbered after those of the one before.
 """
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pyarrow as pa
 
+from dermray import storage
 from dermray.corpus.captions import MAX_SUB_CAPTIONS
 from dermray.corpus.schema import CaptionAspect
 from dermray.errors import CorpusError
 from dermray.raw.sources.derm1m import group_of
-from dermray.raw.sources.interpreting import interpreted
+from dermray.raw.sources.interpreting import interpreted, successive
 from dermray.raw.sources.joining import joined_rows
 from dermray.raw.sources.places import with_images_placed
 from dermray.raw.sources.rows import (
@@ -39,7 +43,12 @@ from dermray.raw.sources.rows import (
 )
 from dermray.raw.sources.tables import StringTable, read_blocks, read_tree
 
-TABLE_NAMES = ("MAKE_train.csv", "MAKE_training.csv", "MAKE_training_example.csv")
+# What the table of a split may be called.
+TABLE_NAMES = {
+    "train": ("MAKE_train.csv", "MAKE_training.csv", "MAKE_training_example.csv"),
+    "val": ("MAKE_val.csv", "MAKE_valid.csv", "MAKE_validation.csv"),
+    "test": ("MAKE_test.csv",),
+}
 SUB_CAPTIONS = tuple(f"subcaption_{number}" for number in range(1, MAX_SUB_CAPTIONS + 1))
 # In the order of knowledge_masks.
 KNOWLEDGE: tuple[tuple[CaptionAspect, str], ...] = (
@@ -51,6 +60,13 @@ REQUIRED = (
     *("filename", *(name for _, name in KNOWLEDGE)),
     *(*SUB_CAPTIONS, "sub_caption_mask", "knowledge_masks"),
 )
+# All columns of the released table, in its order; its (sic) is theirs.
+RELEASED = (
+    *("filename", "caption", "truncated_caption", "source", "source_type", "standardized_disease", "ontology_final"),
+    *("skin_concept_standarized", "augmented_caption", "body_location", "symptoms", "age", "gender"),
+    *("visual_concept_caption", "ontology_caption", "sub_captions", *SUB_CAPTIONS),
+    *("sub_caption_mask", "knowledge_masks"),
+)
 DIAGNOSES = ("standardized_disease", "disease_label")
 OTHER_ROOTS = ("/VL_Data/", "data/pretrain/images/")
 CAPTIONS_FROM: dict[CaptionAspect, str] = {
@@ -60,18 +76,50 @@ CAPTIONS_FROM: dict[CaptionAspect, str] = {
 
 
 def read(request: SourceRequest) -> RawRows:
-    """Read the table under `request.input`.
+    """Read the tables under `request.input`; `request.table` reads that one alone, `request.limit` counts for each.
 
     Raises:
-        CorpusError: the table or one of its columns is missing, or a mask is not a list of so many 0 and 1.
+        CorpusError: a table or one of its columns is missing, or a mask is not a list of so many 0 and 1.
         OntologyError: the tree is malformed.
     """
-    raw = joined_rows(interpreted(request, read_blocks(request, *TABLE_NAMES), _rows))
+    raw = joined_rows(successive(read_splits(request, TABLE_NAMES, interpret)))
     return replace(raw, table=with_images_placed(request, raw.table), ontology=read_tree(request))
 
 
-def _rows(cells: StringTable, findings: Findings) -> RawRows:
-    """The raw rows of a block."""
+def read_splits(
+    request: SourceRequest, names: Mapping[str, Sequence[str]], interpret: Callable[..., RawRows]
+) -> Iterator[Iterator[RawRows]]:
+    """The rows of the table of each split that lies there, by `interpret(cells, findings, split=…)`.
+
+    Where only the first split's is there, or `request.table` names another, the rows tell no split.
+
+    Args:
+        names: split → what its table may be called.
+
+    Raises:
+        CorpusError: none is there; or as `read_blocks`.
+    """
+    first, *others = names
+    beside = {} if request.table else {split: _there(request, names[split]) for split in others}
+    found = {split: name for split, name in beside.items() if name}
+    if not found or _there(request, names[first]):
+        yield interpreted(
+            request, read_blocks(request, *names[first]), partial(interpret, split=first if found else None)
+        )
+    for split, name in found.items():
+        yield interpreted(request, read_blocks(request, name), partial(interpret, split=split))
+
+
+def _there(request: SourceRequest, names: Sequence[str]) -> str | None:
+    return next((name for name in names if storage.exists(storage.join(request.input, name))), None)
+
+
+def interpret(cells: StringTable, findings: Findings, split: str | None = None) -> RawRows:
+    """The raw rows of a block of a table.
+
+    Raises:
+        CorpusError: a column is missing, or a mask is not a list of so many 0 and 1.
+    """
     cells.require(*REQUIRED)
 
     def column(*names: str, lower: bool = False) -> pa.Array:
@@ -82,7 +130,7 @@ def _rows(cells: StringTable, findings: Findings) -> RawRows:
     diagnoses = next((name for name in DIAGNOSES if name in cells), None)
     if diagnoses:
         findings.count_placeholders(cells[diagnoses])
-    names = map_values(cells["filename"], _relative, pa.string())
+    names = relative_paths(cells)
     images = path(names)
     origin = column("source")
     table = assemble(
@@ -90,11 +138,12 @@ def _rows(cells: StringTable, findings: Findings) -> RawRows:
         source="derm1m",
         source_id=names,
         image=images,
-        captions=_captions(cells),
+        captions=masked_captions(cells),
         labels=listed(column(*DIAGNOSES), separator=None),
         hierarchy=column("ontology_final", "hierarchical_disease_label"),
         concepts=listed(column("skin_concept_standarized", "skin_concept", lower=True)),
         group=map_values(images, group_of, pa.string()),
+        split=split,
         origin=origin,
         meta=meta(
             len(cells.rows),
@@ -108,13 +157,23 @@ def _rows(cells: StringTable, findings: Findings) -> RawRows:
     return RawRows(table, cells.dropped, None, CAPTIONS_FROM, said.not_understood)
 
 
+def relative_paths(cells: StringTable) -> pa.Array:
+    """The column `filename` without the folders of the authors' machine."""
+    return map_values(cells["filename"], _relative, pa.string())
+
+
 def _relative(filename: str) -> str:
     for root in OTHER_ROOTS:
         filename = filename.removeprefix(root)
     return filename
 
 
-def _captions(cells: StringTable) -> pa.Array:
+def masked_captions(cells: StringTable) -> pa.Array:
+    """The captions of each row that its masks let through.
+
+    Raises:
+        CorpusError: a mask is not a list of so many 0 and 1.
+    """
     knowledge = _mask(cells, "knowledge_masks", len(KNOWLEDGE))
     subs = _mask(cells, "sub_caption_mask", MAX_SUB_CAPTIONS)
     columns = [(aspect, _masked(text(cells[name]), knowledge, place)) for place, (aspect, name) in enumerate(KNOWLEDGE)]

@@ -54,11 +54,11 @@ def read(request: SourceRequest) -> RawRows:
     prepared, cells = Growing(), Growing()
     numbers: list[pa.Array] = []
     num_rows = 0
-    for file in _files(request):
+    for file in files_of(request):
         limit = None if request.limit is None else request.limit - num_rows
         if limit == 0:
             break
-        table, is_prepared = _read_file(request, file)
+        table, is_prepared = read_file(request, file)
         if table is None:
             request.findings.not_read[f".parquet without a column {request.columns.image!r} of images"] += 1
             continue
@@ -104,7 +104,13 @@ def _blocks(uri: str, cells: pa.Table, rows: pa.Array) -> Iterator[StringTable]:
         begin += block.num_rows
 
 
-def _files(request: SourceRequest) -> list[str]:
+def files_of(request: SourceRequest) -> list[str]:
+    """The Parquet files below the input in the order of their paths, or `request.table` alone.
+
+    Raises:
+        CorpusError: there is none.
+        StorageError: the input cannot be listed.
+    """
     if request.table:
         return [request.table]
     root = request.input.rstrip("/")
@@ -116,8 +122,13 @@ def _files(request: SourceRequest) -> list[str]:
     return files
 
 
-def _read_file(request: SourceRequest, file: str) -> tuple[pa.Table | None, bool]:
-    """A file's rows, its images as addresses, and whether they are prepared samples; None if it has no images."""
+def read_file(request: SourceRequest, file: str) -> tuple[pa.Table | None, bool]:
+    """A file's rows, its images as addresses, and whether they are prepared samples; None if it has no images.
+
+    Raises:
+        CorpusError: it is absent or damaged.
+        StorageError: it cannot be read.
+    """
     uri, column = storage.join(request.input, file), request.columns.image
 
     def read() -> tuple[pa.Table | None, bool]:
