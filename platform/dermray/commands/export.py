@@ -1,8 +1,8 @@
-"""Export a prepared corpus: `python jobs/export.py corpus=URI output=URI format=webdataset|open_clip_csv|parquet`."""
+"""Export a prepared corpus: `python jobs/export.py corpus=URI output=URI format=webdataset|parquet|…`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dermray import cluster, entry, ledger, storage
 from dermray.config import load
@@ -65,5 +65,11 @@ def _run(config: ExportConfig) -> int:
         print(f"side tables carried as sides.TABLE.COLUMN: {', '.join(carried)}")
     if totals["samples_without_caption"]:
         print(f"without a caption of {', '.join(config.aspects)}: {totals['samples_without_caption']:,} samples")
+    if asked := result.counted("asked"):
+        print(f"question-answer pairs: {_in_words(asked)}; samples not asked: {_in_words(result.counted('not_asked'))}")
     print(f"export: {result.output}")
     return 0
+
+
+def _in_words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"

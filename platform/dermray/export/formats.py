@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dermray.export import open_clip_csv, parquet, webdataset
+from dermray.export import instruct, open_clip_csv, parquet, webdataset
 from dermray.export.parts import Part, Planner, Writer
 from dermray.export.settings import ExportConfig, ExportFormat
 
 FORMATS: dict[ExportFormat, tuple[Planner, Writer]] = {
+    "instruct": (instruct.plan, instruct.write),
     "open_clip_csv": (open_clip_csv.plan, open_clip_csv.write),
     "parquet": (parquet.plan, parquet.write),
     "webdataset": (webdataset.plan, webdataset.write),

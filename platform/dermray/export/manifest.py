@@ -45,7 +45,9 @@ class Started(_Record):
 
 
 class ExportManifest(_Record):
-    """The committed content of an export. `splits` counts by split: samples, captions, samples without a caption."""
+    """The committed content of an export. `splits` counts by split: samples, captions, samples without a
+    caption; of `instruct` also pairs by kind (`asked.KIND`) and why others are not (`not_asked.KIND.REASON`).
+    """
 
     key: str
     corpus_digest: str

@@ -9,6 +9,7 @@ last; whatever happens before may be lost or repeated without a trace.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +40,15 @@ class ExportResult:
         """Samples, captions, and samples without a caption, over all splits."""
         counts = self.manifest.splits.values()
         return {name: sum(each[name] for each in counts) for name in (SAMPLES, CAPTIONS, UNCAPTIONED)}
+
+    def counted(self, figure: str) -> dict[str, int]:
+        """Figures of the format's own over all splits, by what stands behind their name: `asked.tree` → `tree`."""
+        found = Counter[str]()
+        for each in self.manifest.splits.values():
+            found.update(
+                {name.removeprefix(f"{figure}."): n for name, n in each.items() if name.startswith(f"{figure}.")}
+            )
+        return dict(found)
 
     def metrics(self) -> dict[str, float]:
         """Figures of the run, for tracking."""

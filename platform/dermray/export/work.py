@@ -172,7 +172,7 @@ def commit(work: Work, written: Mapping[Part, PartRecord]) -> tuple[ExportManife
         files.extend(written[part].files)
         if part.split is not None:
             for name, count in written[part].counts.items():
-                splits[part.split][name] += count
+                splits[part.split][name] = splits[part.split].get(name, 0) + count
     chosen = sum(work.samples.splits.values())
     account = require_balance(
         "export",
