@@ -250,9 +250,7 @@ def corpus(tmp_path: Path) -> Path:
     meta = dict.fromkeys(("age", "sex", "symptoms", "patient_id", "lesion_id", "extra"))
     back = {**meta, "body_site": "Back"}
     drawn = [
-        sample(
-            0, "train", labels=["hand eczema"], concepts=["Papule"], skin_type=3, meta={**meta, "body_site": "Back"}
-        ),
+        sample(0, "train", labels=["hand eczema"], concepts=["Papule"], skin_type=3, meta=back),
         sample(1, "train", labels=["Nevus"], concepts=["scale"], captions=[("raw", "A  brown\nspot.")]),
         sample(2, "train", meta={**meta, "body_site": "face"}),
         sample(3, "val", labels=["银屑病", "Nevus"], captions=[("ontology", "x")]),
