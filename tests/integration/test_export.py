@@ -25,7 +25,8 @@ from dermray.prepare.settings import PrepareConfig
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 ROOT = Path(__file__).resolve().parents[2]
-FORMATS = {"webdataset": "webdataset", "open_clip_csv": "csv", "parquet": "parquet"}
+# Format → source that reads it back; `instruct` holds no whole samples.
+FORMATS = {"webdataset": "webdataset", "open_clip_csv": "csv", "parquet": "parquet", "instruct": None}
 NUM_IMAGES = 30
 
 
@@ -76,6 +77,8 @@ def test_out_and_in_again_after_a_crash(format: str, corpus: Path, tmp_path: Pat
     finished = run(corpus, output, format)
     assert (finished.num_parts_written, finished.unchanged) == (2, False)
     assert content(output) == whole
+    if FORMATS[format] is None:
+        return
     arguments = [f"source={FORMATS[format]}", f"input={output}", f"output={tmp_path}/back", "rows_per_shard=8"]
     back = prepare(parse(PrepareConfig, arguments))
     assert back.stats["rows"]["dropped"] == 0

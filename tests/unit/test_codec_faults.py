@@ -232,7 +232,7 @@ def test_what_a_codec_raises_costs_one_image(
     assert sum(fired.values()) >= 3, fired
 
 
-@pytest.mark.parametrize("format", ["webdataset", "open_clip_csv", "parquet", "make_table"])
+@pytest.mark.parametrize("format", ["webdataset", "open_clip_csv", "parquet", "make_table", "instruct"])
 def test_exports_ask_no_codec(
     format: str, worlds: dict[str, World], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

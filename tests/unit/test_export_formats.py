@@ -25,6 +25,7 @@ from dermray.corpus.manifest import MANIFEST_NAME, Manifest, Shard
 from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology
 from dermray.corpus.schema import CAPTION_ASPECTS, META, SAMPLE, WHOLE, sample_id
 from dermray.errors import CorpusError
+from dermray.export.formats import FORMATS
 from dermray.export.manifest import EXPORT_NAME, STATE, PartRecord
 from dermray.export.parts import Part, key, titles
 from dermray.export.settings import ExportConfig
@@ -223,7 +224,7 @@ def corpus(tmp_path: Path) -> Path:
     return tmp_path / "corpus"
 
 
-@pytest.mark.parametrize("format", sorted(SOURCES))
+@pytest.mark.parametrize("format", sorted(FORMATS))
 def test_the_same_bytes_each_time_and_listed(format: str, corpus: Path, tmp_path: Path) -> None:
     export(corpus, tmp_path / "a", format=format, samples_per_file=10)
     export(corpus, tmp_path / "b", format=format, samples_per_file=10)

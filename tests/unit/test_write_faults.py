@@ -222,6 +222,7 @@ WRITERS: dict[str, Callable[[str, Path], object]] = {
     "export open_clip_csv": _export("open_clip_csv"),
     "export parquet": _export("parquet"),
     "export make_table": _export("make_table"),
+    "export instruct": _export("instruct"),
     "model folder": _model,
     "checkpoint": lambda output, here: _checkpoint(output, 8),
     "adopted checkpoint": _adopt,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dermray import cluster, entry, ledger, storage
 from dermray.config import load
@@ -34,6 +34,7 @@ def _run(config: ExportConfig) -> int:
     from dermray import tracking
     from dermray.corpus import branches
     from dermray.export.manifest import EXPORT_NAME
+    from dermray.export.parts import NOT_CARRIED
     from dermray.export.pipeline import export
     from dermray.export.work import begin, plan
 
@@ -65,8 +66,16 @@ def _run(config: ExportConfig) -> int:
         print(f"side tables carried as sides.TABLE.COLUMN: {', '.join(carried)}")
     if totals["samples_without_caption"]:
         print(f"without a caption of {', '.join(config.aspects)}: {totals['samples_without_caption']:,} samples")
-    if lost := result.not_carried:
+    if lost := result.counted(NOT_CARRIED):
         fields = ", ".join(f"{name} of {count:,} samples" for name, count in lost.items())
         print(f"format={config.format} has no place, or no whole one, for: {fields}")
+    if asked := result.counted("asked."):
+        print(
+            f"question-answer pairs: {_in_words(asked)}; samples not asked: {_in_words(result.counted('not_asked.'))}"
+        )
     print(f"export: {result.output}")
     return 0
+
+
+def _in_words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"

@@ -199,6 +199,13 @@ class Graph:
         above = {ancestor for name in listed for ancestor in self.ancestors(name)}
         return [name for name in listed if name not in above]
 
+    def deepest(self, names: Iterable[str]) -> str | None:
+        """The most specific of some labels: the deepest node, of equals the first; None without any.
+
+        A label that is no node stands above all of them.
+        """
+        return max(names, key=lambda name: self.level(name) if name in self else 0, default=None)
+
     def _require(self, name: str) -> None:
         if name not in self._children:
             raise OntologyError(f"the ontology has no node {name!r}; resolve() finds the node that a text names")

@@ -92,7 +92,7 @@ def targets_among(samples: Samples, classes: Classes) -> np.ndarray:
 
 def _occurring(samples: Samples) -> list[str]:
     """The labels that occur as some sample's best label, in the ontology's order."""
-    present = {_best_label(samples.ontology, labels) for labels in samples.labels if labels}
+    present = {samples.ontology.deepest(labels) for labels in samples.labels if labels}
     classes = [name for name in samples.ontology if name in present]
     if not classes:
         raise EvaluationError(f"no sample of the split {samples.split!r} has a label; classification needs labels")
@@ -120,12 +120,7 @@ def _targets(samples: Samples, labels: Sequence[str], nodes: Sequence[str | None
     number_of = _numbering(samples.ontology, labels, nodes)
     targets = np.full(len(samples), WITHOUT, dtype=np.int64)
     for row, given in enumerate(samples.labels):
-        best = _best_label(samples.ontology, [one for one in given if number_of(one) >= 0] or given)
+        best = samples.ontology.deepest([one for one in given if number_of(one) >= 0] or given)
         if best is not None:
             targets[row] = number_of(best)
     return targets
-
-
-def _best_label(ontology: Ontology, labels: Sequence[str]) -> str | None:
-    """The most specific label: the deepest in the ontology, of equals the first."""
-    return max(labels, key=lambda label: ontology.level(label) if label in ontology else 0, default=None)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dermray.export import make_table, open_clip_csv, parquet, webdataset
+from dermray.export import instruct, make_table, open_clip_csv, parquet, webdataset
 from dermray.export.parts import Part, Planner, Writer
 from dermray.export.settings import ExportConfig, ExportFormat
 
 FORMATS: dict[ExportFormat, tuple[Planner, Writer]] = {
+    "instruct": (instruct.plan, instruct.write),
     "make_table": (make_table.plan, make_table.write),
     "open_clip_csv": (open_clip_csv.plan, open_clip_csv.write),
     "parquet": (parquet.plan, parquet.write),

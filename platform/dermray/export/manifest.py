@@ -47,7 +47,8 @@ class Started(_Record):
 class ExportManifest(_Record):
     """The committed content of an export. `splits` counts by split: samples, captions, samples without a caption.
 
-    And, by field, samples of which the format cannot hold it (`parts.NOT_CARRIED`).
+    And, by field, samples of which the format cannot hold it (`parts.NOT_CARRIED`); of `instruct` pairs by kind
+    (`asked.KIND`) and why others are not (`not_asked.KIND.REASON`).
     """
 
     key: str

@@ -17,7 +17,7 @@ from functools import partial
 from dermray import cluster, interrupts, ledger, pieces
 from dermray.errors import DermRayError, StorageError
 from dermray.export.manifest import ExportManifest, PartRecord
-from dermray.export.parts import CAPTIONS, NOT_CARRIED, SAMPLES, UNCAPTIONED, Part
+from dermray.export.parts import CAPTIONS, SAMPLES, UNCAPTIONED, Part
 from dermray.export.work import Work, commit
 from dermray.progress import Progress
 
@@ -41,12 +41,11 @@ class ExportResult:
         counts = self.manifest.splits.values()
         return {name: sum(each[name] for each in counts) for name in (SAMPLES, CAPTIONS, UNCAPTIONED)}
 
-    @property
-    def not_carried(self) -> dict[str, int]:
-        """Samples by field that the format has no place for, or no whole one, over all splits."""
+    def counted(self, prefix: str) -> dict[str, int]:
+        """A format's own figures over all splits, by what stands behind a prefix: `asked.tree` of `asked.` → `tree`."""
         found = Counter[str]()
         for counts in self.manifest.splits.values():
-            found.update({name[len(NOT_CARRIED) :]: n for name, n in counts.items() if name.startswith(NOT_CARRIED)})
+            found.update({name.removeprefix(prefix): n for name, n in counts.items() if name.startswith(prefix)})
         return dict(found)
 
     def metrics(self) -> dict[str, float]:

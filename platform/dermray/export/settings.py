@@ -10,7 +10,7 @@ from dermray.config import ClusterConfig, Config, TrackingConfig, Uri
 from dermray.corpus.schema import PAIR_ASPECTS, CaptionAspect
 from dermray.ledger import WaitForOutput
 
-ExportFormat = Literal["webdataset", "open_clip_csv", "parquet", "make_table"]
+ExportFormat = Literal["webdataset", "open_clip_csv", "parquet", "make_table", "instruct"]
 
 
 class ExportConfig(Config):
@@ -20,7 +20,8 @@ class ExportConfig(Config):
     output: Uri = Field(description="folder or URI of the export")
     format: ExportFormat = Field(
         description="webdataset: tars as img2dataset's; open_clip_csv: tables and image files; "
-        "parquet: as Hugging Face's datasets; make_table: MAKE's training tables and image files"
+        "parquet: as Hugging Face's datasets; make_table: MAKE's training tables and image files; "
+        "instruct: questions and answers as LLaVA's, and image files"
     )
     splits: list[str] | None = Field(None, min_length=1, description="splits to export; empty: all")
     aspects: list[CaptionAspect] = Field(

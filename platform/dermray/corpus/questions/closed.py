@@ -1,0 +1,231 @@
+"""Closed questions of a sample: which condition, which body site, what kind of picture, is a finding there.
+
+Wrong answers are drawn from what other samples say, and are never true of the sample too: no condition that is one of
+its labels by another name, above one or below one in the disease tree (`kinship`), no body site of the same region
+(`body_sites`), no finding whose name holds that of a mark, or is held by it. The draw is a function of the seed, the
+sample's id and the set of answers: which samples are asked beside it, and in what order, changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from dermray.corpus import spelling
+from dermray.corpus.ontology import Ontology, display_names
+from dermray.corpus.questions.body_sites import regions
+from dermray.corpus.questions.kinship import Sense
+from dermray.corpus.questions.templates import Templates
+
+CONDITION, BODY_SITE, MODALITY, PRESENT, ABSENT = KINDS = ("condition", "body_site", "modality", "present", "absent")
+# Answers to choose from, where there are so many that are surely wrong.
+NUM_ANSWERS = 4
+YES, NO = YES_OR_NO = ("Yes", "No")
+WITHOUT_LABEL, WITHOUT_SITE, WITHOUT_MODALITY, WITHOUT_MARK = (
+    *("without a label", "without a body site", "without a kind of picture"),
+    "without a mark of any finding",
+)
+NO_REGION, NOTHING_WRONG = "body site of no known region", "no answer that is surely wrong"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a sample says that can be asked.
+
+    Attributes:
+        condition: the label to ask for, None where it has none.
+        labels: all of them; none is a wrong answer.
+        concepts: findings marked as present, in lower case.
+        body_site: in lower case, None where it is not known.
+        modality: a word of `corpus.modality`.
+    """
+
+    sample_id: str
+    condition: str | None
+    labels: tuple[str, ...]
+    concepts: tuple[str, ...]
+    body_site: str | None
+    modality: str | None
+
+    @classmethod
+    def of(cls, sample: Mapping[str, Any], ontology: Ontology) -> Facts:
+        """Of a prepared sample (a row of `corpus.schema.WHOLE`, its image not needed)."""
+        return cls(
+            sample["sample_id"],
+            ontology.deepest(sample["labels"]),
+            tuple(sample["labels"]),
+            plain_concepts(sample["concepts"]),
+            plain_site((sample["meta"] or {}).get("body_site")),
+            sample.get("modality"),
+        )
+
+
+def plain_concepts(concepts: Iterable[str]) -> tuple[str, ...]:
+    """Marks as they are asked for, each once: `Pigment_network` → `pigment network`."""
+    return tuple(dict.fromkeys(" ".join(each.replace("_", " ").lower().split()) for each in concepts))
+
+
+def plain_site(site: str | None) -> str | None:
+    """A body site in lower case; None for a cell that says nothing."""
+    return None if site is None or spelling.is_placeholder(site) else " ".join(site.lower().split())
+
+
+@dataclass(frozen=True)
+class Question:
+    """A closed question.
+
+    Attributes:
+        options: the answers, as a reader sees them; `answer` is the place of the right one.
+        statements: of each answer, sentences that would be true of the picture, as many for each.
+    """
+
+    kind: str
+    text: str
+    options: tuple[str, ...]
+    statements: tuple[tuple[str, ...], ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The answers that samples of a split give: label → name to show, and sorted sites, kinds of picture, findings."""
+
+    conditions: Mapping[str, str]
+    body_sites: tuple[str, ...]
+    modalities: tuple[str, ...]
+    concepts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, samples: Iterable[Facts], conditions: Mapping[str, str] | None = None) -> Pool:
+        """What occurs in samples, in any order; `conditions` where they are given beforehand."""
+        labels, sites, modalities, concepts = set[str](), set[str](), set[str](), set[str]()
+        for facts in samples:
+            labels.update(filter(None, [facts.condition]))
+            sites.update(filter(None, [facts.body_site]))
+            modalities.update(filter(None, [facts.modality]))
+            concepts.update(facts.concepts)
+        occurring = sorted(labels)
+        named = dict(zip(occurring, display_names(occurring), strict=True)) if conditions is None else conditions
+        return cls(
+            {label: named[label] for label in sorted(named)},
+            tuple(sorted(sites)),
+            tuple(sorted(modalities)),
+            tuple(sorted(concepts)),
+        )
+
+
+def draw_of(seed: int, kind: str, sample_id: str) -> np.random.Generator:
+    """The random stream of a question of a sample: a function of these three."""
+    digest = hashlib.sha256(f"{kind}\0{sample_id}".encode()).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest[:8], "big")])
+
+
+class Asker:
+    """Asks the samples of a split."""
+
+    def __init__(self, pool: Pool, ontology: Ontology, seed: int = 0) -> None:
+        """By the answers to choose from, the disease tree, and the seed of the draw."""
+        self._pool, self._ontology, self._seed = pool, ontology, seed
+        self._words = Templates.load()
+        self._barred: dict[str, frozenset[str]] = {}
+
+    def ask(self, facts: Facts) -> dict[str, Question | str]:
+        """Every kind of question → the question, or why the sample cannot be asked it."""
+        return {
+            CONDITION: self._condition(facts),
+            BODY_SITE: self._body_site(facts),
+            MODALITY: self._modality(facts),
+            PRESENT: self._present(facts),
+            ABSENT: self._absent(facts),
+        }
+
+    def _condition(self, facts: Facts) -> Question | str:
+        if facts.condition is None:
+            return WITHOUT_LABEL
+        barred = frozenset[str]().union(*map(self._may_hold_with, {facts.condition, *facts.labels}))
+        names = self._pool.conditions
+        return self._choice(CONDITION, facts, facts.condition, list(names), barred.__contains__, names)
+
+    def _body_site(self, facts: Facts) -> Question | str:
+        if facts.body_site is None:
+            return WITHOUT_SITE
+        own = regions(facts.body_site)
+        if not own:
+            return NO_REGION
+
+        def may_be_true(site: str) -> bool:
+            return not regions(site) or bool(regions(site) & own)
+
+        return self._choice(BODY_SITE, facts, facts.body_site, self._pool.body_sites, may_be_true, {})
+
+    def _modality(self, facts: Facts) -> Question | str:
+        if facts.modality is None:
+            return WITHOUT_MODALITY
+        pool, named = self._pool.modalities, self._words.modalities
+        return self._choice(MODALITY, facts, facts.modality, pool, facts.modality.__eq__, named)
+
+    def _present(self, facts: Facts) -> Question | str:
+        if not facts.concepts:
+            return WITHOUT_MARK
+        draw = draw_of(self._seed, PRESENT, facts.sample_id)
+        return self._is_there(PRESENT, draw, sorted(facts.concepts)[draw.integers(len(facts.concepts))])
+
+    def _absent(self, facts: Facts) -> Question | str:
+        if not facts.concepts:
+            return WITHOUT_MARK
+        draw = draw_of(self._seed, ABSENT, facts.sample_id)
+        marked = [frozenset(concept.split()) for concept in facts.concepts]
+        for place in draw.permutation(len(self._pool.concepts)):
+            words = frozenset(self._pool.concepts[place].split())
+            if not any(words <= mark or mark <= words for mark in marked):
+                return self._is_there(ABSENT, draw, self._pool.concepts[place])
+        return NOTHING_WRONG
+
+    def _choice(
+        self,
+        kind: str,
+        facts: Facts,
+        right: str,
+        pool: Sequence[str],
+        may_be_true: Callable[[str], bool],
+        named: Mapping[str, str],
+    ) -> Question | str:
+        """The right answer among up to three of the pool that cannot be true, in a drawn order."""
+        draw = draw_of(self._seed, kind, facts.sample_id)
+        drawn = (pool[place] for place in draw.permutation(len(pool)))
+        wrong = list(islice((each for each in drawn if not may_be_true(each)), NUM_ANSWERS - 1))
+        if not wrong:
+            return NOTHING_WRONG
+        given = [right, *wrong]
+        order = draw.permutation(len(given)).tolist()
+        options = tuple(named.get(given[place], given[place]) for place in order)
+        words = self._words.closed[kind]
+        statements = tuple(tuple(each.replace("{}", option) for each in words.statements) for option in options)
+        text = words.questions[draw.integers(len(words.questions))]
+        return Question(kind, text, options, statements, order.index(0))
+
+    def _is_there(self, kind: str, draw: np.random.Generator, concept: str) -> Question:
+        words = self._words.closed[kind]
+        text = words.questions[draw.integers(len(words.questions))].replace("{}", concept)
+        statements = tuple(each.replace("{}", concept) for each in words.statements)
+        return Question(kind, text, YES_OR_NO, (statements, words.references), YES_OR_NO.index(_TRUE[kind]))
+
+    def _may_hold_with(self, label: str) -> frozenset[str]:
+        """The labels of the pool that could be true where this one is."""
+        if label not in self._barred:
+            sense = Sense.of(label, self._ontology)
+            self._barred[label] = frozenset(other for other, each in self._senses.items() if sense.may_hold_with(each))
+        return self._barred[label]
+
+    @cached_property
+    def _senses(self) -> dict[str, Sense]:
+        return {label: Sense.of(label, self._ontology) for label in self._pool.conditions}
+
+
+_TRUE = {PRESENT: YES, ABSENT: NO}
