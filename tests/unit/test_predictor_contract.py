@@ -271,6 +271,7 @@ def test_who_looks_at_images_needs_no_encoder(corpus: str, tmp_path: Path) -> No
     of_table = ["model=m", "data=d.csv", "output=o", "predictor.linear_probe=knn"]
     assert parse(EvaluateConfig, of_table).predictor_of("linear_probe") == "knn"
     # Of a table without captions the one task is zero-shot, whose predictor says what `model` is.
+    (tmp_path / "a.png").touch()
     (tmp_path / "labelled.csv").write_text("image,label\na.png,melanoma\n")
     given_table = ["model=m", f"data={tmp_path}/labelled.csv", "output=o", "predictor.zero_shot=tests.colours:colours"]
     check_inputs(parse(EvaluateConfig, given_table))
