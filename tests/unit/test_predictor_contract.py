@@ -87,8 +87,6 @@ def test_classifiers_give_probabilities_of_what_has_a_vector_and_reasons_for_the
     truth = data.classes.targets[rows]
     assert (said.values.argmax(axis=1) == truth)[said.answered].mean() > 0.5
     np.testing.assert_array_equal(said.values, load(name).ready(lesson)(context.seen(rows)).values)
-    with pytest.raises(EvaluationError, match="says nothing of some samples that have vectors"):
-        said.whole()
 
 
 def test_every_predictor_of_ours_gives_what_a_task_of_ours_scores() -> None:
@@ -120,21 +118,46 @@ def test_the_task_of_concepts_scores_what_its_predictor_says(corpus: str) -> Non
     assert (of_prompts <= ours.details.keys(), of_prompts & others.details.keys()) == (True, set())
 
 
-def test_who_sees_concepts_in_images_is_scored_without_an_encoder(corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "task", [name for name in tasks.ours() if tasks.find(name).takes in (kinds.CLASSES, kinds.CONCEPTS)]
+)
+def test_who_sees_images_is_scored_without_an_encoder(corpus: str, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
     """The model that the run names is none of ours; one image cannot be decoded, and is left out and counted."""
     without_ray.use(monkeypatch)
-    given = ["model=m", f"corpus={corpus}", "output=o", "bootstrap=0", "tasks=[concepts]"]
-    config = parse(EvaluateConfig, [*given, "predictor.concepts=tests.colours:named"])
+    given = ["model=m", f"corpus={corpus}", "output=o", "bootstrap=0", f"tasks=[{task}]", "label_fractions=[0.5]"]
+    who = "named" if task == "concepts" else "colours"
+    config = parse(EvaluateConfig, [*given, "num_draws=2", "shots=[1,2]", f"predictor.{task}=tests.colours:{who}"])
     check_inputs(config)
-    document = evaluate(config).document
-    found = document["tasks"]["concepts"]
-    assert (document["model"]["name"], document["engine"]["num_images_encoded"]) == ("colours", 0)
-    assert (found["num_samples"], found["excluded"]) == (NUM_SCORED - 1, {UNREADABLE: 1})
-    assert {one["name"]: one["auroc"] for one in found["concepts"]} == {"black": 1.0, "pink": 1.0, "red": 1.0}
-    assert "templates" not in found
+    report = evaluate(config)
+    found = report.document["tasks"][task]
+    assert (report.document["model"]["name"], report.document["engine"]["num_images_encoded"]) == ("colours", 0)
+    assert found["num_samples"] == NUM_SCORED - 1
+    assert {reason: number for reason, number in found["excluded"].items() if number} == {UNREADABLE: 1}
+    assert found["metrics"][found["headline"][0]]["value"] == 1.0
+    assert len(report.predictions[task].sample_ids) == NUM_SCORED - 1
+    # What only the task's own predictor asks with.
+    assert not {"templates", "logit_scale", "k", "temperature"} & found.keys()
+    assert not [name for name in found["metrics"] if name.startswith("synonyms_")]
     monkeypatch.setattr(colours.Nearest, "__call__", lambda self, images: np.ones((len(images), 7)))
-    with pytest.raises(EvaluationError, match=r"concepts: its predictor gives \[7\] numbers a sample for 3 concepts"):
+    with pytest.raises(EvaluationError, match=rf"{task}: its predictor gives \[7\] numbers a sample for \d c[lo]"):
         evaluate(config)
+
+
+def test_samples_that_one_fit_says_nothing_of_are_left_out_of_all(corpus: str) -> None:
+    """Of two fits the first leaves out one sample and the second two others, one of which the first left out too."""
+    data = Labelled.of(context_of(corpus))
+    said = []
+    for silent in ({2: "too dark"}, {2: "blurred", 5: "blurred"}):
+        reasons = np.array([silent.get(row, "") for row in range(len(data.asked))], dtype=object)
+        said.append(Predicted(np.full((len(reasons), data.num_classes), float(len(silent))), reasons))
+    found, values = data.heard(said)
+    np.testing.assert_array_equal(found.kept, np.delete(data.asked, [2, 5]))
+    assert found.left_out == {UNREADABLE: 0, "blurred": 1, "too dark": 1}
+    assert [(len(one), one.max()) for one in values] == [(len(found.kept), 1.0), (len(found.kept), 2.0)]
+    assert len(found.labels) == len(found.predictions(values[0]).sample_ids) == len(found.kept)
+    nothing = replace(said[0], reasons=np.full(len(data.asked), "blurred", dtype=object))
+    with pytest.raises(EvaluationError, match="says nothing of the 20 samples: .*'blurred': 19, 'too dark': 1"):
+        data.heard([said[0], nothing])
 
 
 def test_predictors_are_not_told_the_truth(corpus: str) -> None:
@@ -180,7 +203,10 @@ def test_a_run_names_who_predicts_for_a_task(corpus: str) -> None:
         ),
         (["tasks=[knn]", f"predictor.knn={DARKNESS}"], f"predictor.knn: {DARKNESS} gives risk, and knn scores classes"),
         (["tasks=[knn]", "predictor.few_shot=knn"], "predictor.few_shot: few_shot is not among tasks (knn)"),
-        (["predictor.retrieval=knn"], "predictor.retrieval has no effect: retrieval works on vectors"),
+        (
+            ["predictor.retrieval=knn"],
+            "predictor.retrieval: retrieval works on vectors of the run's model and asks no predictor; leave it out",
+        ),
         (["predictor_keys.retrieval.power=2"], "retrieval is not among tasks that ask a predictor (zero_shot)"),
         (["tasks=[knn]", "predictor_keys.knn.power=2"], "unknown key 'predictor_keys.knn.power'"),
         (
@@ -244,6 +270,11 @@ def test_who_looks_at_images_needs_no_encoder(corpus: str, tmp_path: Path) -> No
     assert not config.sees_vectors([RISK])
     of_table = ["model=m", "data=d.csv", "output=o", "predictor.linear_probe=knn"]
     assert parse(EvaluateConfig, of_table).predictor_of("linear_probe") == "knn"
+    # Of a table without captions the one task is zero-shot, whose predictor says what `model` is.
+    (tmp_path / "a.png").touch()
+    (tmp_path / "labelled.csv").write_text("image,label\na.png,melanoma\n")
+    given_table = ["model=m", f"data={tmp_path}/labelled.csv", "output=o", "predictor.zero_shot=tests.colours:colours"]
+    check_inputs(parse(EvaluateConfig, given_table))
     (tmp_path / "half_predictor.py").write_text(
         "from dermray.evaluate.predictors.kinds import PredictorKind\nkind = PredictorKind('no_such_module', 'risk')\n"
     )
@@ -268,7 +299,8 @@ def test_images_are_looked_at_where_they_lie_and_answers_find_their_places(corpu
     np.testing.assert_array_equal(said.reasons == UNREADABLE, rows == BROKEN)
     alone = [_together(1, [(one, *look(one)) for one in _pieces(Seen.of(samples, features, rows[at : at + 1]))])
              for at in range(len(rows)) if at != 2]  # fmt: skip
-    np.testing.assert_array_equal(said.values[said.answered], np.concatenate([one.values for one in alone]))
+    # A product of one row is rounded otherwise than one of two.
+    np.testing.assert_allclose(said.values[said.answered], np.concatenate([one.values for one in alone]), rtol=1e-12)
     masks = Looker(lambda images: np.ones((len(images), 4, 6), dtype=bool), batch_size=64)
     assert _together(len(rows), [(piece, *masks(piece)) for piece in pieces]).values.sum() == 5 * 24
     with pytest.raises(EvaluationError, match="none of the 1 images is readable"):

@@ -180,7 +180,7 @@ def test_probes_take_vectors_in_the_length_the_tower_gives_them(corpus: str) -> 
     rows = np.arange(79)
     probe = predictors.load("linear_probe")
     before, after = (
-        probe.ready(Labelled.of(one).lesson(one, rows))(one.seen(Labelled.of(one).kept)).whole().max(axis=1).mean()
+        probe.ready(Labelled.of(one).lesson(one, rows))(one.seen(Labelled.of(one).kept)).values.max(axis=1).mean()
         for one in (context, stretched)
     )
     assert after > before + 0.01

@@ -112,6 +112,36 @@ def test_trainings_on_something_else_are_refused_and_the_same_go_on(
     assert capsys.readouterr().err.count("trial-001: an earlier version wrote down the figures") == 1
 
 
+def test_proposals_from_another_space_are_refused(tmp_path: Path) -> None:
+    """A proposed trial keeps its point whatever the space is, so that its values tell no other space."""
+    begun = trainings(tmp_path, *SEARCHES["tpe"], f"corpus={corpus(tmp_path / 'first')}", "num_trials=3")
+    config = parse(SweepConfig, begun)
+    corpora = Corpora.load(config.corpus_uris)
+    trials = plan_trials(config, corpora)
+    finish(trials[0])
+    finish(with_params(config, trials[1], {"optim.lr": 0.00123}, corpora))
+    was = r"space\.optim\.lr was \{'low': 0\.0001, 'high': 0\.01, 'kind': 'loguniform'\}, now "
+    for changed, said in {
+        "space.optim.lr={kind: loguniform, low: 1.0e-4, high: 1.0e-1}": rf"{was}\{{'low': 0\.0001, 'high': 0\.1",
+        "space.optim.lr={kind: uniform, low: 1.0e-4, high: 1.0e-2}": rf"{was}\{{'low': 0\.0001, .*'uniform'\}}",
+        "space.optim.beta1={kind: choice, values: [0.8, 0.9]}": r"space\.optim\.beta1 was None, now \{'kind': 'choice'",
+    }.items():
+        with pytest.raises(
+            DermRayError, match=rf"trials/trial-000/trial\.json holds a trial of something else: {said}"
+        ):
+            job.main([*begun, changed])
+    for same in ([], ["num_trials=9"], ["space.optim.lr={kind: loguniform, high: 0.01, low: 0.0001}"]):
+        with pytest.raises(ReachedRayError):
+            job.main([*begun, *same])
+    file = Path(trials[0].uri) / "trial.json"
+    document = json.loads(file.read_text())
+    del document["basis"]["space"]
+    file.write_text(json.dumps(document))
+    Path(trials[1].uri, "trial.json").unlink()
+    with pytest.raises(ReachedRayError):
+        job.main([*begun, "space.optim.lr={kind: loguniform, low: 1.0e-4, high: 1.0e-1}"])
+
+
 def test_what_an_earlier_version_trained_is_compared_by_its_checkpoint(tmp_path: Path) -> None:
     first, other = corpus(tmp_path / "first"), corpus(tmp_path / "other", sha256="1")
     begun = trainings(tmp_path, *SEARCHES["tpe"], f"corpus={first}")
@@ -154,6 +184,8 @@ def test_evaluations_of_something_else_are_refused_and_the_same_go_on(
     }.items():
         with pytest.raises(DermRayError, match=rf"trials/trial-000/trial\.json holds a trial of .*{said}"):
             job.main([*begun, *changes])
+    proposed, *_ = evaluations.plan_evaluations(parse(SweepConfig, [*begun, "search=tpe"]))
+    assert (trials[0].basis.space, list(proposed.basis.space or {})) == (None, ["space.probe_cost"])
     moved = storage.join(str(tmp_path), "moved")
     models[0].rename(moved)
     forget(trials[1])

@@ -10,8 +10,10 @@ from scipy import stats
 
 from dermray.errors import EvaluationError
 from dermray.evaluate.classes import Classes, classes_of
+from dermray.evaluate.features import Features
 from dermray.evaluate.predictions import ClassPredictions
-from dermray.evaluate.predictors.contract import Lesson, Seen
+from dermray.evaluate.predictors.contract import UNREADABLE, Heard, Lesson, Predicted, Seen
+from dermray.evaluate.samples import Samples
 from dermray.evaluate.statistics import metrics
 from dermray.evaluate.statistics.bootstrap import Metric
 from dermray.evaluate.tasks.contract import Context
@@ -27,23 +29,27 @@ PROBE_METRICS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Labelled:
-    """Features and classes of the samples that have both, to learn from and to score on."""
+    """What there is to learn from, and the samples that are scored: at first those with a label and a vector.
 
+    Attributes:
+        samples, vectors: of the scored split, and what its images look like to the run's model.
+        classes: of both splits together, with the class of each sample of the scored one.
+        learnt: the `M` samples to learn from, with all that is known of them; where the run encodes images, those that
+            have a vector.
+        train_labels: int64 `[M]`, their classes.
+        kept: int64 `[N]`, the scored ones among the samples of their split.
+        left_out: samples with a label that are not scored, by reason.
+    """
+
+    samples: Samples
+    vectors: Features
     classes: Classes
-    # the `M` to learn from, with all that is known of them
     learnt: Seen
-    # float32 `[M, D]` and `[N, D]`, in the length that the tower gives them; int64 `[M]` and `[N]`
-    train_features: np.ndarray
     train_labels: np.ndarray
-    features: np.ndarray
-    labels: np.ndarray
-    # int64 `[N]`, the scored ones among the samples of their split, and their ids
     kept: np.ndarray
-    sample_ids: list[str]
-    # samples of the scored split left out, by reason
-    excluded: dict[str, int]
+    left_out: dict[str, int]
 
     @classmethod
     def of(cls, context: Context) -> Labelled:
@@ -64,18 +70,56 @@ class Labelled:
         for split, rows in ((samples.split, kept), (train_samples.split, learnt)):
             if not rows.any():
                 raise EvaluationError(f"no sample of the split {split!r} has both a label and a readable image")
-        scored = replace(classes, targets=targets)
         return cls(
-            classes=scored,
+            samples=samples,
+            vectors=context.features,
+            classes=replace(classes, targets=targets),
             learnt=Seen(train_samples, train_features, np.flatnonzero(learnt)),
-            train_features=train_features.as_given()[learnt],
             train_labels=train_targets[learnt],
-            features=context.features.as_given()[kept],
-            labels=targets[kept],
             kept=np.flatnonzero(kept),
-            sample_ids=[samples.ids[row] for row in np.flatnonzero(kept)],
-            excluded=scored.excluded() | {"image not readable": int(((targets >= 0) & ~context.features.usable).sum())},
+            left_out={UNREADABLE: int(((targets >= 0) & ~context.features.usable).sum())},
         )
+
+    def heard(self, said: Sequence[Predicted]) -> tuple[Labelled, tuple[np.ndarray, ...]]:
+        """What predictors say of the samples that are `asked` for.
+
+        Args:
+            said: by each fit, one at least.
+
+        Returns:
+            The same with those as scored samples of which each fit says something, and the probabilities of these by
+            each fit, `[N, C]`.
+
+        Raises:
+            EvaluationError: nothing is left to score, or a fit gives no probability for each class.
+        """
+        found = Heard.of(said, self.num_classes, "classes")
+        return replace(self, kept=self.asked[found.answered], left_out=found.left_out), found.values
+
+    @property
+    def asked(self) -> np.ndarray:
+        """The samples with a label, int64: a predictor may look at images that have no vector."""
+        return np.flatnonzero(self.classes.targets >= 0)
+
+    @property
+    def train_features(self) -> np.ndarray:
+        """Vectors to learn from, float32 `[M, D]`, in the length that the tower gives them."""
+        return self.learnt.vectors()
+
+    @property
+    def features(self) -> np.ndarray:
+        """Vectors of the scored samples, float32 `[N, D]`, in the length that the tower gives them."""
+        return self.vectors.as_given()[self.kept]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Classes of the scored samples, int64 `[N]`."""
+        return self.classes.targets[self.kept]
+
+    @property
+    def excluded(self) -> dict[str, int]:
+        """Samples of the scored split left out, by reason."""
+        return self.classes.excluded() | self.left_out
 
     @property
     def num_classes(self) -> int:
@@ -91,9 +135,8 @@ class Labelled:
 
     def predictions(self, probabilities: np.ndarray, *, setting: str = "", prefix: str = "") -> ClassPredictions:
         """Probabilities of the scored samples as predictions of a task."""
-        return ClassPredictions(
-            self.sample_ids, self.labels, probabilities.astype(np.float32), self.classes.names, setting, prefix
-        )
+        ids = [self.samples.ids[row] for row in self.kept]
+        return ClassPredictions(ids, self.labels, probabilities.astype(np.float32), self.classes.names, setting, prefix)
 
     def score(self, probabilities: np.ndarray, *, bootstrap: int, seed: int) -> dict[str, Metric]:
         """`PROBE_METRICS` of the scored samples."""

@@ -39,15 +39,13 @@ def check_inputs(config: EvaluateConfig, *, model_uri: str | None = None) -> Non
             predictors.load(predictor)
     if config.leakage is not None:
         Leakage.load(config.leakage)
-    if config.benchmark is not None:
-        cases.of_suite(config)
-    else:
-        cases.of_config(config)
+    found = cases.of_suite(config)[1] if config.benchmark is not None else [cases.of_config(config)]
     uri = model_uri or config.model
-    if config.sees_vectors(config.tasks or cases.DEFAULT_TASKS):
-        models.described(uri)
-    else:
-        _info(config, config.tasks, uri)
+    for tasks in {case.tasks: None for case in found if isinstance(case, Case)}:
+        if config.sees_vectors(tasks):
+            models.described(uri)
+        else:
+            _info(config, tasks, uri)
 
 
 def evaluate(

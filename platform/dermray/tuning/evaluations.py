@@ -122,6 +122,7 @@ class Inputs:
         self._corpus_digest = Manifest.load(uri).digest
         self._tracking = config.tracking
         self._models: dict[str, str] = {}
+        self._space = config.proposed_from
 
     def trial(self, params: dict[str, Any], config: EvaluateConfig) -> EvaluationTrial:
         """The trial at a point of the space whose evaluation is `config`.
@@ -132,9 +133,8 @@ class Inputs:
         if config.model not in self._models:
             self._models[config.model] = _model(config.model, self._tracking)
         settings = {"model": self._models[config.model], **config.model_dump(mode="json", exclude=set(LEAVES_SCORES))}
-        return EvaluationTrial(
-            storage.name_of(config.output), params, config, Basis(self._corpus_digest, redaction.hidden(settings))
-        )
+        basis = Basis(self._corpus_digest, redaction.hidden(settings), self._space)
+        return EvaluationTrial(storage.name_of(config.output), params, config, basis)
 
 
 def _model(uri: str, config: TrackingConfig) -> str:

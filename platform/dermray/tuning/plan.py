@@ -157,7 +157,7 @@ def _plan(config: SweepConfig, name: str, params: dict[str, Any], corpora: Corpo
     except PlanError as error:
         raise PlanError(f"{name} ({params}): {error}") from None
     runnable = _runnable(config, name, recipe, num_steps)
-    return Trial(name, params, recipe, runnable, num_steps, basis.of_training(runnable, corpora))
+    return Trial(name, params, recipe, runnable, num_steps, basis.of_training(runnable, corpora, config.proposed_from))
 
 
 def _recipe(config: SweepConfig, params: Mapping[str, Any]) -> PretrainConfig:

@@ -206,6 +206,19 @@ class SweepConfig(Config):
         """The space with each parameter behind those that its conditions name."""
         return spaces.ordered(self.space)
 
+    @property
+    def proposed_from(self) -> dict[str, Any] | None:
+        """The space by `space.KEY`, as JSON has it, where trials are proposed from it; None: they are drawn beforehand.
+
+        Drawn values tell another space by themselves; a proposed trial keeps its point whatever the space is.
+        """
+        if self.search != "tpe":
+            return None
+        return {
+            f"space.{key}": parameter.model_dump(mode="json", exclude_defaults=True)
+            for key, parameter in self.space.items()
+        }
+
 
 def _varied(target: type[Config], reader: Reader, key: str, parameter: Any) -> Any:
     """A parameter of the space with its values, and those of its conditions, as their keys take them."""

@@ -126,15 +126,44 @@ class Predicted:
         """Samples of which nothing was said, by reason."""
         return {UNREADABLE: 0} | dict(sorted(Counter(filter(None, self.reasons)).items()))
 
-    def whole(self) -> np.ndarray:
-        """The values.
+
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """What one or several predictors say of the same N samples, those left out that some of them says nothing of.
+
+    Attributes:
+        answered: of which samples each of them says something, bool `[N]`.
+        values: of each predictor, `[n, K]`, the n answered samples in their order.
+        left_out: samples of which some say nothing, by the first reason given.
+    """
+
+    answered: np.ndarray
+    values: tuple[np.ndarray, ...]
+    left_out: dict[str, int]
+
+    @classmethod
+    def of(cls, said: Sequence[Predicted], num: int, what: str) -> Heard:
+        """Take what was said of one list of samples.
+
+        Args:
+            said: by each predictor, one at least.
+            num: K, the numbers that it was to give a sample.
+            what: they are of, for messages: "classes".
 
         Raises:
-            EvaluationError: nothing was said of some samples.
+            EvaluationError: nothing is left, or a predictor gives other than K numbers a sample.
         """
-        if not self.answered.all():
-            raise EvaluationError(f"its predictor says nothing of some samples that have vectors: {self.left_out()}")
-        return self.values
+        reasons = said[0].reasons
+        for one in said[1:]:
+            reasons = np.where(reasons == "", one.reasons, reasons)
+        together = Predicted(said[0].values, reasons)
+        if not together.answered.any():
+            raise EvaluationError(f"its predictor says nothing of the {len(reasons)} samples: {together.left_out()}")
+        for one in said:
+            if one.values.shape[1:] != (num,):
+                shape = list(one.values.shape[1:])
+                raise EvaluationError(f"its predictor gives {shape} numbers a sample for {num} {what}")
+        return cls(together.answered, tuple(one.values[together.answered] for one in said), together.left_out())
 
 
 # What a predictor that is ready says of samples.

@@ -117,7 +117,9 @@ def require_predictors(tasks: Iterable[str], named: Mapping[str, str]) -> None:
         if name not in by_name:
             raise ValueError(f"predictor.{name}: {name} is not among tasks ({', '.join(by_name)})")
         if not by_name[name].takes:
-            raise ValueError(f"predictor.{name} has no effect: {name} works on vectors and asks no predictor")
+            raise ValueError(
+                f"predictor.{name}: {name} works on vectors of the run's model and asks no predictor; leave it out"
+            )
     for name, takes in ((name, kind.takes) for name, kind in by_name.items() if kind.takes):
         predictor = named.get(name, by_name[name].predictor)
         if not predictor:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from dermray.errors import EvaluationError
 from dermray.evaluate.classes import classes_of
 from dermray.evaluate.classified import describe
 from dermray.evaluate.predictions import ClassPredictions
@@ -32,15 +31,8 @@ class Classification:
         samples, config, classes = context.samples, context.config, classes_of(context.samples)
         labelled = np.flatnonzero(classes.targets >= 0)
         predict = context.predictor("classification").ready(context.lesson(classes))
-        said = predict(context.seen(labelled))
-        kept = labelled[said.answered]
-        if len(kept) == 0:
-            raise EvaluationError(f"nothing is said of the samples with a label: {said.left_out()}")
-        if said.values.shape[1:] != (len(classes.names),):
-            raise EvaluationError(
-                f"its predictor gives {list(said.values.shape[1:])} numbers a sample for {len(classes.names)} classes"
-            )
-        probabilities = said.values[said.answered].astype(np.float32)
+        heard = predictors.Heard.of([predict(context.seen(labelled))], len(classes.names), "classes")
+        kept, probabilities = labelled[heard.answered], heard.values[0].astype(np.float32)
         predictions = ClassPredictions(
             [samples.ids[row] for row in kept], classes.targets[kept], probabilities, classes.names
         )
@@ -50,7 +42,7 @@ class Classification:
             ),
             headline=("accuracy", "balanced_accuracy", "macro_auroc"),
             num_samples=len(kept),
-            excluded=classes.excluded() | said.left_out(),
+            excluded=classes.excluded() | heard.left_out,
             details=describe(context, classes, kept, predictions, predict),
             predictions=predictions,
         )

@@ -45,17 +45,11 @@ class Concepts:
         marks = marks_of(samples, names)
         asked = _of_both_kinds(marks)
         predict = context.predictor("concepts").ready(context.lesson(_asked([names[place] for place in asked])))
-        said = predict(context.seen(np.arange(len(samples))))
-        kept = np.flatnonzero(said.answered)
-        if len(kept) == 0:
-            raise EvaluationError(f"nothing is said of any image of the split {samples.split!r}: {said.left_out()}")
-        if said.values.shape[1:] != (len(asked),):
-            raise EvaluationError(
-                f"its predictor gives {list(said.values.shape[1:])} numbers a sample for {len(asked)} concepts"
-            )
+        heard = predictors.Heard.of([predict(context.seen(np.arange(len(samples))))], len(asked), "concepts")
+        kept = np.flatnonzero(heard.answered)
         # Samples left out may have held all marks of one: asked [0, 2, 5], still [0, 2] → columns [0, 5] of marks.
         still = _of_both_kinds(marks[kept][:, asked])
-        scores, marks_scored = said.values[kept][:, still], marks[kept][:, asked[still]]
+        scores, marks_scored = heard.values[0][:, still], marks[kept][:, asked[still]]
         scored = [names[place] for place in asked[still]]
         mean, each = mean_auroc(scores, marks_scored, bootstrap=config.bootstrap, seed=config.seed)
         good = sum(metric.value > GOOD_AUROC for metric in each)
@@ -63,7 +57,7 @@ class Concepts:
             metrics={"mean_auroc": mean},
             headline=("mean_auroc",),
             num_samples=len(kept),
-            excluded=said.left_out(),
+            excluded=heard.left_out,
             details={
                 **_prompted(config),
                 "concepts": [

@@ -10,4 +10,5 @@ TASK = TaskKind(
     learns=True,
     takes=CLASSES,
     predictor="linear_probe",
+    vectors=False,
 )

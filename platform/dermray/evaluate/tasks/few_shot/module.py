@@ -35,36 +35,41 @@ class FewShot:
         return []
 
     def run(self, context: Context) -> TaskResult:
-        """Score every sample that has a label and an image, for each number of images a class."""
+        """Score every sample that has a label and of which each fit says something, for each number of images."""
         config, data = context.config, Labelled.of(context)
         # The published cost, whatever the linear probe's is.
         of_published = replace(context, config=config.model_copy(update={"probe_cost": 1.0}))
-        scored, predictor = context.seen(data.kept), context.predictor("few_shot")
+        scored, predictor = context.seen(data.asked), context.predictor("few_shot")
+        drawn = [(shots, seed) for shots in config.shots for seed in range(config.num_draws)]
+        lessons = (
+            data.lesson(of_published, draw(data.train_labels, shots, seed=config.seed + seed)) for shots, seed in drawn
+        )
+        data, probabilities = data.heard([predictor.ready(lesson)(scored) for lesson in lessons])
         sizes = np.unique(data.train_labels, return_counts=True)[1]
         scores: dict[str, Metric] = {}
-        rows = []
-        most, first = max(config.shots), np.empty(0)
         # A single draw has no spread of its own; its interval comes from resampled test images.
         resamples = config.bootstrap if config.num_draws == 1 else 0
-        for shots in config.shots:
-            drawn = [
-                predictor.ready(data.lesson(of_published, draw(data.train_labels, shots, seed=config.seed + seed)))(
-                    scored
-                ).whole()
-                for seed in range(config.num_draws)
-            ]
-            first = drawn[0] if shots == most else first
-            mean = over_seeds(data.score(one, bootstrap=resamples, seed=config.seed) for one in drawn)
+        for number, shots in enumerate(config.shots):
+            each = probabilities[number * config.num_draws : (number + 1) * config.num_draws]
+            mean = over_seeds(data.score(one, bootstrap=resamples, seed=config.seed) for one in each)
             scores |= {f"{shots}_shot_{name}": metric for name, metric in mean.items()}
-            rows.append({"shots": shots, "num_classes_with_fewer": int((sizes < shots).sum())})
+        most = max(config.shots)
         return TaskResult(
             metrics=scores,
             headline=tuple(f"{shots}_shot_accuracy" for shots in config.shots),
             num_samples=len(data.labels),
             excluded=data.excluded,
-            details=data.details() | {"num_draws": config.num_draws, "shots": rows},
+            details=data.details()
+            | {
+                "num_draws": config.num_draws,
+                "shots": [
+                    {"shots": shots, "num_classes_with_fewer": int((sizes < shots).sum())} for shots in config.shots
+                ],
+            },
             predictions=data.predictions(
-                first, setting=f"{most} images a class, the first draw", prefix=f"{most}_shot_"
+                probabilities[drawn.index((most, 0))],
+                setting=f"{most} images a class, the first draw",
+                prefix=f"{most}_shot_",
             ),
         )
 

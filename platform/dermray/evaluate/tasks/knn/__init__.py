@@ -11,4 +11,5 @@ TASK = TaskKind(
     calibrated=True,
     takes=CLASSES,
     predictor="knn",
+    vectors=False,
 )

@@ -11,4 +11,5 @@ TASK = TaskKind(
     calibrated=True,
     takes=CLASSES,
     predictor="linear_probe",
+    vectors=False,
 )

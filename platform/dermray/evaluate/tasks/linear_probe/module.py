@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dermray.evaluate.classified import describe
 from dermray.evaluate.linear_probe import SUBSET_SEED, label_fraction
-from dermray.evaluate.predictors.contract import Predict
+from dermray.evaluate.predictors.contract import Predict, Predicted
 from dermray.evaluate.probing import Labelled, over_seeds
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
@@ -38,30 +36,28 @@ class LinearProbe:
         return []
 
     def run(self, context: Context) -> TaskResult:
-        """Score every sample that has a label and an image, for each label fraction."""
+        """Score every sample that has a label and of which each fit says something, for each label fraction."""
         config, data = context.config, Labelled.of(context)
+        fits = [fit for fraction in config.label_fractions for fit in self._fits(context, data, fraction)]
+        data, probabilities = data.heard([fit.said for fit in fits])
         scores: dict[str, Metric] = {}
         fractions: list[dict[str, Any]] = []
-        shown: tuple[float, _Run] | None = None
         for fraction in config.label_fractions:
-            runs = self._runs(context, data, fraction)
-            scores |= {
-                f"{prefix(fraction)}_{name}": metric for name, metric in over_seeds(run.scores for run in runs).items()
-            }
-            first = runs[0]
+            runs = [place for place, fit in enumerate(fits) if fit.fraction == fraction]
+            resamples = config.bootstrap if len(runs) == 1 else 0
+            found = [data.score(probabilities[place], bootstrap=resamples, seed=config.seed) for place in runs]
+            scores |= {f"{prefix(fraction)}_{name}": metric for name, metric in over_seeds(found).items()}
             fractions.append(
                 {
                     "fraction": fraction,
-                    "num_labels": first.num_labels,
+                    "num_labels": fits[runs[0]].num_labels,
                     "num_seeds": len(runs),
-                    "published_subset": {name: metric.value for name, metric in first.scores.items()},
+                    "published_subset": {name: metric.value for name, metric in found[0].items()},
                 }
             )
-            if shown is None or fraction > shown[0]:
-                shown = fraction, first
-        assert shown is not None, "the configuration holds at least one label fraction"
-        fraction, run = shown
-        predictions = data.predictions(run.probabilities, setting=_setting(fraction), prefix=f"{prefix(fraction)}_")
+        fraction = max(config.label_fractions)
+        shown = next(place for place, fit in enumerate(fits) if fit.fraction == fraction)
+        predictions = data.predictions(probabilities[shown], setting=_setting(fraction), prefix=f"{prefix(fraction)}_")
         return TaskResult(
             metrics=scores,
             headline=tuple(f"{prefix(fraction)}_accuracy" for fraction in config.label_fractions),
@@ -69,39 +65,29 @@ class LinearProbe:
             excluded=data.excluded,
             details=data.details()
             | {"fractions": fractions, "described": predictions.setting}
-            | describe(
-                context,
-                data.classes,
-                data.kept,
-                predictions,
-                run.predict,
-            ),
+            | describe(context, data.classes, data.kept, predictions, fits[shown].predict),
             predictions=predictions,
         )
 
-    def _runs(self, context: Context, data: Labelled, fraction: float) -> list[_Run]:
+    def _fits(self, context: Context, data: Labelled, fraction: float) -> list[_Fit]:
         """One fit a draw of the labels, the published draw first."""
-        config, scored = context.config, context.seen(data.kept)
-        num_seeds = 1 if fraction == 1 else config.num_draws
-        resamples = config.bootstrap if num_seeds == 1 else 0
-        runs = []
-        for seed in range(num_seeds):
+        scored, predictor = context.seen(data.asked), context.predictor("linear_probe")
+        fits = []
+        for seed in range(1 if fraction == 1 else context.config.num_draws):
             rows = label_fraction(data.train_labels, fraction, seed=SUBSET_SEED + seed)
-            predict = context.predictor("linear_probe").ready(data.lesson(context, rows))
-            probabilities = predict(scored).whole()
-            scores = data.score(probabilities, bootstrap=resamples, seed=config.seed)
-            runs.append(_Run(scores, len(rows), predict, probabilities))
-        return runs
+            predict = predictor.ready(data.lesson(context, rows))
+            fits.append(_Fit(fraction, len(rows), predict, predict(scored)))
+        return fits
 
 
 @dataclass(frozen=True, eq=False)
-class _Run:
-    """One fit: its scores, how many labels it saw, and what it says of features and of the scored samples."""
+class _Fit:
+    """One fit: its share of the labels, how many these are, and what it says, of any samples and of the asked ones."""
 
-    scores: dict[str, Metric]
+    fraction: float
     num_labels: int
     predict: Predict
-    probabilities: np.ndarray
+    said: Predicted
 
 
 def _setting(fraction: float) -> str:

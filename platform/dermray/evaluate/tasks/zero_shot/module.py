@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from dermray.errors import EvaluationError
 from dermray.evaluate.classes import Classes, classes_of
 from dermray.evaluate.classified import describe
 from dermray.evaluate.features import Features
@@ -25,6 +24,7 @@ from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.statistics import metrics
 from dermray.evaluate.statistics.bootstrap import mean_distribution
 from dermray.evaluate.tasks.contract import Context, TaskResult
+from dermray.evaluate.tasks.zero_shot import TASK
 from dermray.predict.zero_shot import (
     LOGIT_SCALE,
     TEMPLATES,
@@ -50,40 +50,36 @@ class ZeroShot:
 
     def texts(self, samples: Samples, config: EvaluateConfig) -> list[str]:
         """The prompts of all classes, and of the synonyms of their names."""
-        classes, templates = classes_of(samples), config.templates or TEMPLATES
-        synonyms = [name for names in _synonyms(samples, classes) for name in names]
+        classes = classes_of(samples)
         asked = predictors.load(config.predictor_of("zero_shot")).texts(classes.untold(), config)
-        return asked + fill(list(dict.fromkeys(synonyms)), templates)
+        if not _is_prompted(config):
+            return asked
+        synonyms = [name for names in _synonyms(samples, classes) for name in names]
+        return asked + fill(list(dict.fromkeys(synonyms)), config.templates or TEMPLATES)
 
     def run(self, context: Context) -> TaskResult:
-        """Score every sample that has a label and an image; see `docs/evaluation.md` for the metrics."""
-        samples, features, config = context.samples, context.features, context.config
+        """Score every sample that has a label and of which the predictor says something (`docs/evaluation.md`)."""
+        samples, config = context.samples, context.config
         classes = classes_of(samples)
-        labels = classes.targets
-        kept = np.flatnonzero((labels >= 0) & features.usable)
-        if len(kept) == 0:
-            raise EvaluationError(f"no sample of the split {samples.split!r} has both a label and a readable image")
-        templates = config.templates or TEMPLATES
-        images, truth = torch.from_numpy(features.images[kept]), labels[kept]
+        labelled = np.flatnonzero(classes.targets >= 0)
         predict = context.predictor("zero_shot").ready(context.lesson(classes))
-        scores = predict(context.seen(kept)).whole()
-        synonyms = _synonyms(samples, classes)
+        heard = predictors.Heard.of([predict(context.seen(labelled))], len(classes.names), "classes")
+        (scores,), kept = heard.values, labelled[heard.answered]
+        truth, synonyms = classes.targets[kept], _synonyms(samples, classes)
         predictions = ClassPredictions([samples.ids[row] for row in kept], truth, scores, classes.names)
         hierarchy = hierarchy_hits(samples.ontology, classes.nodes, truth, scores.argmax(axis=1))
         found = metrics.classification(scores, truth, bootstrap=config.bootstrap, seed=config.seed)
         found |= _level_scores(hierarchy, truth, config)
-        examples = _examples(samples, kept, images.numpy(), scores, truth, classes)
-        if any(len(names) > 1 for names in synonyms):
-            several = torch.stack([_class_weight(features, names, templates) for names in synonyms])
-            found |= _synonym_scores(probabilities(images, several).numpy(), truth, config)
+        examples = _examples(samples, kept, context.features, scores, truth, classes)
+        if _is_prompted(config):
+            found |= _synonym_scores(context.features, kept, synonyms, truth, config)
         return TaskResult(
             metrics=found,
             headline=("accuracy", "top5_accuracy", "macro_auroc"),
             num_samples=len(kept),
-            excluded=classes.excluded() | {"image not readable": int((~features.usable & (labels >= 0)).sum())},
+            excluded=classes.excluded() | heard.left_out,
             details={
-                "templates": list(templates),
-                "logit_scale": LOGIT_SCALE,
+                **_prompted(config),
                 "chance": 1.0 / len(classes.names),
                 "most_frequent_class_share": float(np.bincount(truth).max() / len(kept)),
                 "num_samples_with_several_labels": sum(len(samples.labels[index]) > 1 for index in kept),
@@ -93,17 +89,23 @@ class ZeroShot:
                 },
                 "num_open_by_level": {str(level): each.num_open for level, each in hierarchy.items() if each.num_open},
                 "examples": examples,
-                **describe(
-                    context,
-                    classes,
-                    kept,
-                    predictions,
-                    predict,
-                ),
+                **describe(context, classes, kept, predictions, predict),
             },
             pictures=frozenset(_shown(examples)),
             predictions=predictions,
         )
+
+
+def _is_prompted(config: EvaluateConfig) -> bool:
+    """Whether the task's own predictor predicts; how another one asks, and by which names, is not known."""
+    return config.predictor_of("zero_shot") == TASK.predictor
+
+
+def _prompted(config: EvaluateConfig) -> dict[str, Any]:
+    """What the task's own predictor asks with."""
+    if not _is_prompted(config):
+        return {}
+    return {"templates": list(config.templates or TEMPLATES), "logit_scale": LOGIT_SCALE}
 
 
 def _level_scores(
@@ -121,7 +123,15 @@ def _level_scores(
     }
 
 
-def _synonym_scores(scores: np.ndarray, truth: np.ndarray, config: EvaluateConfig) -> dict[str, metrics.Metric]:
+def _synonym_scores(
+    features: Features, kept: np.ndarray, synonyms: Sequence[Sequence[str]], truth: np.ndarray, config: EvaluateConfig
+) -> dict[str, metrics.Metric]:
+    """`synonyms_…`, where a class has more names than one."""
+    if not any(len(names) > 1 for names in synonyms):
+        return {}
+    templates = config.templates or TEMPLATES
+    weights = torch.stack([_class_weight(features, names, templates) for names in synonyms])
+    scores = probabilities(torch.from_numpy(features.images[kept]), weights).numpy()
     found = metrics.classification(scores, truth, bootstrap=config.bootstrap, seed=config.seed)
     return {f"synonyms_{name}": found[name] for name in SYNONYM_METRICS}
 
@@ -142,12 +152,13 @@ def _class_weight(features: Features, names: Sequence[str], templates: Sequence[
 def _examples(
     samples: Samples,
     kept: np.ndarray,
-    images: np.ndarray,
+    features: Features,
     scores: np.ndarray,
     truth: np.ndarray,
     classes: Classes,
 ) -> dict[str, list[dict[str, Any]]]:
     """The most confident right and wrong predictions, a few of each class at most, with the images nearest to them."""
+    images, seen = features.images[kept], features.usable[kept] & (features.images.shape[1] > 0)
     predictions = scores.argmax(axis=1)
     by_confidence = np.argsort(-scores.max(axis=1), kind="stable")
     chosen: dict[str, list[dict[str, Any]]] = {"right": [], "wrong": []}
@@ -159,7 +170,9 @@ def _examples(
             continue
         shown[key] += 1
         guesses = np.argsort(-scores[row], kind="stable")[:NUM_GUESSES]
-        nearest = np.argsort(-(images @ images[row]), kind="stable")[: NUM_NEIGHBOURS + 1]
+        nearest = np.argsort(-(images @ images[row]), kind="stable")
+        # None of what the run has no vector of: who predicts may look at the images alone.
+        near = nearest[(nearest != row) & seen[nearest] & seen[row]]
         chosen[kind].append(
             {
                 "index": int(kept[row]),
@@ -173,7 +186,7 @@ def _examples(
                         "name": classes.names[truth[one]],
                         "cosine": float(images[one] @ images[row]),
                     }
-                    for one in nearest[nearest != row][:NUM_NEIGHBOURS]
+                    for one in near[:NUM_NEIGHBOURS]
                 ],
             }
         )
