@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from dermray.losses import ClipLoss, SigLipLoss, cached_backward
+from dermray.losses import ClipLoss, MakeLoss, SigLipLoss, cached_backward
+from dermray.losses.make.loss import Kinds
 from tests.contrastive import CLIP_METHODS, features, some_labels, value_and_gradients
+from tests.make import make_inputs, some_similarity
 from tests.process_groups import run_ranks
 
 GLOBAL_BATCH = 20
@@ -59,6 +61,33 @@ def evaluate_losses(rank: int, world_size: int, weights: tuple[float, ...] = EQU
             answers[f"{name} {kind}"] = value_and_gradients(
                 bound, image, text, *SCALARS[:num_scalars], weight=weights[rank]
             )
+    return answers
+
+
+def make_total(loss: MakeLoss, valid: Tensor, given: dict[str, Any], *each: Tensor) -> Tensor:
+    image, local, text, scale = each
+    return loss.of_vectors(image, local, text, valid, scale, **given).total
+
+
+def evaluate_make(rank: int, world_size: int) -> dict[str, list[Tensor]]:
+    """For every variant of MAKE's objective: its terms, the loss, and gradients of the rank's rows and of the scale."""
+    rows = rows_of(rank, world_size)
+    image, local, text, valid, scale = make_inputs(8, GLOBAL_BATCH, 6, WIDTH)
+    labels, others = some_labels(3, GLOBAL_BATCH, None).clamp(min=-1) % 4, some_labels(4, GLOBAL_BATCH, 6)
+    graded: dict[str, dict[str, Any]] = {
+        "hard": {},
+        "soft": {"labels": labels[rows], "similarity": some_similarity(4)},
+        "apart": {"kinds": Kinds(labels[rows], others[rows])},
+    }
+    answers = {}
+    for name, given in graded.items():
+        for negatives in ("all", "valid"):
+            loss = MakeLoss(negatives=negatives, tile_size=TILE_SIZE)
+
+            total = functools.partial(make_total, loss, valid[rows], given)
+            got = value_and_gradients(total, image[rows], local[rows], text[rows], scale)
+            assert loss.terms is not None
+            answers[f"{name} {negatives}"] = [torch.stack([loss.terms.mkcl, loss.terms.local]), *got]
     return answers
 
 
@@ -138,6 +167,7 @@ def ask(rank: int, world_size: int) -> dict[str, Any]:
     answers: dict[str, Any] = {
         "losses": evaluate_losses(rank, world_size),
         "weighted": evaluate_losses(rank, world_size, UNEQUAL),
+        "make": evaluate_make(rank, world_size),
     }
     if world_size == 2:
         answers |= {
@@ -175,6 +205,24 @@ def test_ranks_give_the_loss_and_the_gradient_of_the_global_batch(
         close(torch.cat([each[2] for each in ranks]), world_size * text)
         for number, expected in enumerate(scalars, start=3):
             close(torch.stack([each[number] for each in ranks]).mean(), expected)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_every_rank_has_the_terms_of_the_global_batch_and_its_share_of_their_gradient(
+    worlds: dict[int, list[dict[str, Any]]], world_size: int
+) -> None:
+    """Of MAKE's objective; the bits of the terms are the same everywhere."""
+    close = functools.partial(torch.testing.assert_close, atol=1e-10, rtol=1e-10)
+    for name, (terms, loss, *expected, scale) in evaluate_make(0, 1).items():
+        ranks = [rank["make"][name] for rank in worlds[world_size]]
+        for rank in ranks:
+            assert torch.equal(rank[0], ranks[0][0])
+            assert torch.equal(rank[1], ranks[0][1])
+        close(ranks[0][0], terms)
+        close(ranks[0][1], loss)
+        for number, one in enumerate(expected, start=2):
+            close(torch.cat([each[number] for each in ranks]), world_size * one)
+        close(torch.stack([each[5] for each in ranks]).mean(), scale)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

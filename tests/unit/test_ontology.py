@@ -6,6 +6,7 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,6 +71,22 @@ def test_a_node_under_two_parents(tree: Ontology) -> None:
     assert tree.ancestors("melanocytic") == ["benign", "malignant", "proliferations"]
     assert tree.descendants("melanocytic") == ["Melanocytic nevus", melanoma]
     assert tree.descendants("benign") == ["Seborrheic keratosis", "Seborrheic keratoses"]
+
+
+def test_similarity_counts_what_is_above_both_on_every_path(tree: Ontology) -> None:
+    names = ["Melanocytic nevus", "Malignant melanoma, melanoma", "Seborrheic keratosis", "psoriasis", "benign"]
+    # Whether a nevus is benign this tree leaves open; that it is melanocytic, two levels above, it does not.
+    expected = [
+        [1, 3 / 4, 1 / 3.5, 0, 2 / 6],
+        [3 / 4, 1, 1 / 3.5, 0, 2 / 6],
+        [2 / 7, 2 / 7, 1, 0, 4 / 5],
+        [0, 0, 0, 1, 0],
+        [2 / 6, 2 / 6, 4 / 5, 0, 1],
+    ]
+    np.testing.assert_allclose(tree.similarity(names), expected)
+    assert tree.similarity([]).shape == (0, 0)
+    with pytest.raises(OntologyError, match="no node 'wart'"):
+        tree.similarity(["wart"])
 
 
 def test_an_ancestor_that_lists_a_node_says_which_branch_is_meant() -> None:
@@ -333,6 +350,10 @@ def test_paths_agree_with_parents_and_levels(document: dict[str, list[str]]) -> 
         assert set(tree.descendants(name)) == {node for node in tree if name in tree.path(node) and node != name}
         assert all(position[above] < position[name] for above in tree.ancestors(name))
         assert tree.resolve(name) == name
+    similarity = tree.similarity(list(tree))
+    assert np.array_equal(similarity, similarity.T)
+    assert (np.diag(similarity) == 1).all()
+    assert ((similarity >= 0) & (similarity <= 1)).all()
 
 
 @settings(deadline=None)

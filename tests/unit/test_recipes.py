@@ -51,6 +51,17 @@ def test_the_published_figures() -> None:
     assert panderm_cfg["text_cfg"]["context_length"] == 256
 
 
+def test_the_published_figures_of_make() -> None:
+    config = parsed(ROOT / "jobs/configs/make_vit_b16.yaml")
+    assert (config.train.epochs, config.train.global_batch_size, config.optim.warmup_steps) == (15, 2048, 1500)
+    assert (config.optim.lr, config.optim.weight_decay, config.data.crop_scale) == (1e-4, 0.1, (0.4, 1.0))
+    assert config.data.color_jitter == (0.32, 0.32, 0.32, 0.08)
+    assert (config.data.color_jitter_prob, config.data.grayscale_prob) == (0.8, 0.2)
+    published = {"kind": "make", "lambda_m": 1.0, "lambda_s": 0.7, "sigma": 0.0, "weights": True, "sub_captions": 8}
+    assert published.items() <= config.objective.model_dump().items()
+    assert config.objective.model_dump()["mode"] == "intended"
+
+
 def test_a_recipe_opens_with_its_commands(recipe: Path) -> None:
     comment = recipe.read_text().partition("\nmodel:")[0]
     assert all(line.startswith("#") for line in comment.splitlines())

@@ -12,6 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
+import numpy.typing as npt
+
 from dermray.errors import OntologyError
 
 ROOT = "root"
@@ -190,6 +193,37 @@ class Graph:
                 if name == ROOT or name in self._path(node):
                     found.append(node)
         return found
+
+    def similarity(self, names: Sequence[str]) -> npt.NDArray[np.float64]:
+        """How near nodes stand to each other, Wu and Palmer's measure: float64 `[C, C]`, symmetric, in [0, 1].
+
+        `2 * depth(a) / (depth(x) + depth(y))`, where a is the deepest node that both lie below or are; 1 of a node with
+        itself, 0 of nodes of two top-level trees. The top level has depth 1. Of a node with several paths only what is
+        above it on every one counts, as everywhere here, and its depth is that of the shortest path.
+
+        Args:
+            names: of nodes; one may come several times.
+
+        Raises:
+            OntologyError: a name is no node.
+        """
+        depths: dict[str, int] = {}
+
+        def depth(node: str) -> int:
+            if node not in depths:
+                # Where branch marks choose the longer way, a node still is deeper than what is above it.
+                depths[node] = max(self._levels[node], 1 + max(map(depth, self._path(node)[:-1]), default=0))
+            return depths[node]
+
+        below: dict[str, list[int]] = {}
+        for place, name in enumerate(names):
+            for node in self.path(name):
+                below.setdefault(node, []).append(place)
+        common = np.zeros((len(names), len(names)))
+        for node in sorted(below, key=depth):
+            common[np.ix_(below[node], below[node])] = depth(node)
+        own = np.array([depth(name) for name in names], dtype=np.float64)
+        return 2 * common / (own[:, None] + own)
 
     def most_specific(self, names: Iterable[str]) -> list[str]:
         """The given nodes, each once, without those that are ancestors of another one."""

@@ -2,6 +2,7 @@
 
 from dermray.losses.cached import cached_backward
 from dermray.losses.clip import ClipLoss
+from dermray.losses.make import MakeLoss
 from dermray.losses.siglip import SigLipLoss
 
-__all__ = ["ClipLoss", "SigLipLoss", "cached_backward"]
+__all__ = ["ClipLoss", "MakeLoss", "SigLipLoss", "cached_backward"]

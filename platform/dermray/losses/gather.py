@@ -84,3 +84,22 @@ def pass_right(blocks: list[Tensor]) -> list[Tensor]:
     for work in dist.batch_isend_irecv(sends + receives):
         work.wait()
     return received
+
+
+class _MeanOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, local: Tensor) -> Tensor:
+        return gather_rows(local[None]).mean(dim=0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+def mean_over_ranks(local: Tensor) -> Tensor:
+    """Mean over ranks, the same bits on every rank, of a loss whose gradients the ranks average: `[…]` → `[…]`.
+
+    The gradient passes as if the rank's own value had been returned, for the ranks' average is taken of parameters.
+    """
+    return local if world()[1] == 1 else _MeanOverRanks.apply(local)

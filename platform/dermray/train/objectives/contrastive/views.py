@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
+
 from dermray import images
 from dermray.errors import ImageError
 from dermray.ingest import augment
@@ -53,16 +56,31 @@ class ImageAndCaption:
         pixels, texts = out[PIXELS], []
         for place, item in enumerate(items):
             (row,) = item.rows
-            try:
-                augment.crop_and_resize(
-                    images.decode(row["image"]),
-                    item.random,
-                    size=self.image_size,
-                    scale=self.settings.crop_scale,
-                    horizontal_flip=self.settings.horizontal_flip,
-                    out=pixels[place],
-                )
-            except ImageError as error:
-                raise row.damaged(error) from error
+            write_crop(item, self.settings, pixels[place])
             texts.append(augment.choose_caption(row["captions"], self.settings.captions, item.random))
         out[TOKENS][:] = self.encode_texts(texts)
+
+
+def write_crop(item: Item, settings: DataConfig, out: npt.NDArray[np.uint8]) -> None:
+    """A random crop of an item's one image.
+
+    Args:
+        item: what is drawn from and decoded.
+        settings: of crops.
+        out: contiguous uint8 `[S, S, 3]`.
+
+    Raises:
+        CorpusError: the image is damaged.
+    """
+    (row,) = item.rows
+    try:
+        augment.crop_and_resize(
+            images.decode(row["image"]),
+            item.random,
+            size=len(out),
+            scale=settings.crop_scale,
+            horizontal_flip=settings.horizontal_flip,
+            out=out,
+        )
+    except ImageError as error:
+        raise row.damaged(error) from error
