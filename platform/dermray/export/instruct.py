@@ -23,7 +23,7 @@ from dermray.corpus.ontology import Ontology
 from dermray.corpus.questions.closed import YES_OR_NO, Asker, Facts, Pool, Question
 from dermray.corpus.questions.open import Pair, Teller
 from dermray.corpus.questions.templates import Templates
-from dermray.export import open_clip_csv
+from dermray.export import image_files
 from dermray.export.manifest import PartRecord
 from dermray.export.parts import CAPTIONS, UNCAPTIONED, Part, Samples, published, titles
 from dermray.export.settings import ExportConfig
@@ -36,8 +36,10 @@ _LETTERS = "ABCD"
 
 def plan(split: str, num_samples: int, config: ExportConfig) -> list[Part]:
     """The folders of images of a split, as open_clip's tables have them, and its file of questions."""
-    images = [part for part in open_clip_csv.plan(split, num_samples, config) if part.kind == open_clip_csv.IMAGES]
-    return [*images, Part(QUESTIONS, split, 0, 0, num_samples, (f"{split}.jsonl",))]
+    return [
+        *image_files.plan(split, num_samples, config),
+        Part(QUESTIONS, split, 0, 0, num_samples, (f"{split}.jsonl",)),
+    ]
 
 
 def write(part: Part, samples: Samples, config: ExportConfig) -> PartRecord:
@@ -47,8 +49,8 @@ def write(part: Part, samples: Samples, config: ExportConfig) -> PartRecord:
         CorpusError: a shard or the disease tree is gone or damaged.
         StorageError, OSError: the output cannot be written.
     """
-    if part.kind == open_clip_csv.IMAGES:
-        return open_clip_csv.write(part, samples, config)
+    if part.kind == image_files.IMAGES:
+        return image_files.write(part, samples, config)
     (path,) = part.paths
     with storage.staged(storage.join(config.output, path)) as aside:
         with aside.open("w", encoding="utf-8", newline="\n") as sink:
@@ -62,7 +64,7 @@ def _write_pairs(sink: TextIO, part: Part, samples: Samples, config: ExportConfi
     pool = Pool.of(Facts.of(sample, ontology) for sample in _rows(part, samples))
     asker, teller, words = Asker(pool, ontology), Teller(pool, ontology), Templates.load()
     asked, not_asked, captioned = Counter[str](), Counter[tuple[str, str]](), 0
-    paths = open_clip_csv.image_paths(part.split, part.last, config)
+    paths = image_files.paths(part.split, part.last, config)
     for path, sample in zip(paths, _rows(part, samples), strict=True):
         caption = next(iter(titles(sample["captions"], config.aspects)), None)
         captioned += caption is not None
