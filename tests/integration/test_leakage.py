@@ -17,7 +17,7 @@ import pytest
 
 from dermray import images
 from dermray.audit import duplicates, leakage
-from dermray.audit.duplicates import near_groups, near_pairs
+from dermray.audit.duplicates import matches, near_groups
 from dermray.commands import leakage as job
 from dermray.corpus.manifest import Manifest, Shard
 from dermray.corpus.schema import SAMPLE
@@ -194,8 +194,10 @@ def test_tasks_find_what_the_driver_alone_finds(ray_cluster, monkeypatch) -> Non
     random = np.random.default_rng(0)
     phashes = random.integers(0, 2**64, 4000, dtype=np.uint64)
     phashes[3000:] = phashes[:1000] ^ np.uint64(5)
-    alone = near_pairs(phashes, max_distance=3), near_groups(phashes, max_distance=3)
+    first, others = phashes[:1000], phashes[3000:]
+    alone = matches(first, others, max_distance=3).nearest_pairs(1)[0], near_groups(phashes, max_distance=3)
     monkeypatch.setattr(duplicates, "COMPARISONS_WITHOUT_WORKERS", 0)
     assert len(alone[0]) == 1000
-    np.testing.assert_array_equal(near_pairs(phashes, max_distance=3), alone[0])
+    found = matches(first, others, max_distance=3).nearest_pairs(1)[0]
+    np.testing.assert_array_equal(found, alone[0])
     np.testing.assert_array_equal(near_groups(phashes, max_distance=3), alone[1])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -325,6 +327,43 @@ def test_scores_of_other_predictors_are_told_and_no_ground_for_promotion(
         assert gate.mismatches(*(gate.load_report(uri) for uri in pair)) == reasons
         found = run(CompareConfig(reports=pair, output="o", bootstrap=0)).document["comparisons"][""]
         assert found["differing"] == (["predictors"] if reasons else [])
+
+
+def test_scores_by_other_options_are_told_and_no_ground_for_promotion(reports: dict[str, str], tmp_path: Path) -> None:
+    """A report says by which; of an earlier build its keys do, and what it does not say is taken as the other's."""
+
+    def saved(name: str, change: Callable[[dict[str, Any]], object]) -> str:
+        shutil.copytree(reports["a"], tmp_path / name)
+        file = tmp_path / name / "report.json"
+        document = json.loads(file.read_text())
+        change(document)
+        file.write_text(json.dumps(document))
+        return str(tmp_path / name)
+
+    def earlier(document: dict[str, Any], **config: object) -> None:
+        for section in document["tasks"].values():
+            del section["options"]
+        document["config"] |= config
+
+    options = json.loads((Path(reports["a"]) / "report.json").read_text())["tasks"]["knn"]["options"]
+    assert options == {"neighbours": 20, "train_split": "train"}
+    three = saved("three", lambda document: document["tasks"]["knn"]["options"].update(neighbours=3))
+    same = saved("same", earlier)
+    split = saved("split", lambda document: earlier(document, train_split="train-b"))
+    silent = saved("silent", lambda document: (earlier(document), document["config"].pop("neighbours")))
+    reasons = {
+        three: ["neighbours of knn is 3, the champion's 20"],
+        same: [],
+        split: ["train_split of knn is train-b, the champion's train"],
+        silent: [],
+    }
+    for uri, expected in reasons.items():
+        both = gate.load_report(reports["a"]), gate.load_report(uri)
+        assert [one for one in gate.mismatches(*both) if "knn" in one] == expected
+        warned = ["the candidate's report does not say neighbours of knn: taken as the other's, 20"]
+        assert gate.not_compared(*both) == (warned if uri == silent else [])
+    found = run(CompareConfig(reports=(reports["a"], three), output="o", bootstrap=0)).document["comparisons"][""]
+    assert found["differing"] == ["neighbours of knn (20, 3)"]
 
 
 def test_library_compares_a_task_of_two_reports(reports: dict[str, str]) -> None:

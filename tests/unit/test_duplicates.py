@@ -13,11 +13,9 @@ from dermray.audit import duplicates
 from dermray.audit.duplicates import (
     NO_PAIRS,
     Search,
-    cross_pairs,
     distances,
     matches,
     near_groups,
-    near_pairs,
     resembling,
 )
 
@@ -54,6 +52,18 @@ def brute_force_groups(phashes: np.ndarray, max_distance: int) -> list[int]:
     return groups
 
 
+def searched(distinct: np.ndarray, max_distance: int) -> list[list[int]]:
+    """Every pair that the items of a search inside one list find, sorted; one that is found twice is there twice."""
+    search = Search(distinct, None, max_distance)
+    found = np.concatenate([NO_PAIRS, *(search.pairs(item, spanning=False) for item in search.items())])
+    return sorted(found.tolist())
+
+
+def paired(left: np.ndarray, right: np.ndarray, max_distance: int) -> np.ndarray:
+    """All pairs of positions of two lists, sorted."""
+    return matches(left, right, max_distance=max_distance).nearest_pairs(len(left))[0]
+
+
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small buckets, blocks, scans and items, so that few hashes already meet all their borders."""
@@ -70,25 +80,19 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(hashes(), st.integers(0, 20))
 @settings(max_examples=150, deadline=None)
-def test_near_pairs_are_those_of_brute_force(phashes: np.ndarray, max_distance: int) -> None:
-    expected = brute_force(phashes, phashes, max_distance)
-    found = near_pairs(phashes, max_distance=max_distance)
-    assert found.dtype == np.int64
-    assert found.tolist() == expected[expected[:, 0] < expected[:, 1]].tolist()
-
-
-@given(hashes(), st.integers(0, 20))
-@settings(max_examples=150, deadline=None)
 def test_near_groups_are_the_components_of_brute_force(phashes: np.ndarray, max_distance: int) -> None:
     found = near_groups(phashes, max_distance=max_distance)
     assert found.dtype == np.int64
     assert found.tolist() == brute_force_groups(phashes, max_distance)
+    distinct = np.unique(phashes)
+    expected = brute_force(distinct, distinct, max_distance)
+    assert searched(distinct, max_distance) == expected[expected[:, 0] < expected[:, 1]].tolist()
 
 
 @given(hashes(), hashes(), st.integers(0, 20))
 @settings(max_examples=150, deadline=None)
-def test_cross_pairs_are_those_of_brute_force(left: np.ndarray, right: np.ndarray, max_distance: int) -> None:
-    found = cross_pairs(left, right, max_distance=max_distance)
+def test_matches_are_those_of_brute_force(left: np.ndarray, right: np.ndarray, max_distance: int) -> None:
+    found = paired(left, right, max_distance)
     assert found.dtype == np.int64
     assert found.tolist() == brute_force(left, right, max_distance).tolist()
     assert (distances(left[found[:, 0]], right[found[:, 1]]) <= max_distance).all()
@@ -136,10 +140,8 @@ def test_one_hash_in_both_a_hundred_thousand_times_is_no_table_of_all_pairs() ->
 @given(hashes(), st.sampled_from([31, 48, 63]))
 @settings(max_examples=20, deadline=None)
 def test_large_distances_too(phashes: np.ndarray, max_distance: int) -> None:
-    expected = brute_force(phashes, phashes, max_distance)
-    assert near_pairs(phashes, max_distance=max_distance).tolist() == (
-        expected[expected[:, 0] < expected[:, 1]].tolist()
-    )
+    assert paired(phashes, phashes, max_distance).tolist() == brute_force(phashes, phashes, max_distance).tolist()
+    assert near_groups(phashes, max_distance=max_distance).tolist() == brute_force_groups(phashes, max_distance)
 
 
 def test_many_random_hashes_with_the_sizes_of_every_day(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,9 +154,8 @@ def test_many_random_hashes_with_the_sizes_of_every_day(monkeypatch: pytest.Monk
             flipped[number] ^= np.uint64(1 << int(bit))
     phashes = random.permutation(np.concatenate([base, flipped]))
     expected = brute_force(phashes, phashes, 6)
-    expected = expected[expected[:, 0] < expected[:, 1]]
-    assert len(expected) == 525
-    assert near_pairs(phashes, max_distance=6).tolist() == expected.tolist()
+    assert (expected[:, 0] < expected[:, 1]).sum() == 525
+    assert paired(phashes, phashes, 6).tolist() == expected.tolist()
     assert near_groups(phashes, max_distance=6).max() + 1 == len(phashes) - 525
 
 
@@ -165,8 +166,10 @@ def test_no_spread_of_the_differing_bits_is_missed(monkeypatch: pytest.MonkeyPat
     random = np.random.default_rng(max_distance)
     base = random.integers(0, 2**64, 300, dtype=np.uint64)
     flips = [sum(1 << int(bit) for bit in random.choice(64, max_distance, replace=False)) for _ in base]
-    found = near_pairs(np.concatenate([base, base ^ np.array(flips, dtype=np.uint64)]), max_distance=max_distance)
-    assert found.tolist() == [[number, number + 300] for number in range(300)]
+    flipped = base ^ np.array(flips, dtype=np.uint64)
+    assert paired(base, flipped, max_distance).tolist() == [[number, number] for number in range(300)]
+    groups = near_groups(np.concatenate([base, flipped]), max_distance=max_distance)
+    assert groups.tolist() == [*range(300)] * 2
 
 
 def test_a_full_bucket_is_shared_out_among_items() -> None:
@@ -206,15 +209,13 @@ def test_a_search_for_groups_returns_no_more_pairs_than_connect() -> None:
 def test_nothing_in_nothing_out() -> None:
     nothing = np.zeros(0, dtype=np.uint64)
     one = np.array([7], dtype=np.uint64)
-    assert near_pairs(nothing, max_distance=6).shape == NO_PAIRS.shape
     assert near_groups(nothing, max_distance=6).shape == (0,)
     assert near_groups(one, max_distance=6).tolist() == [0]
-    assert cross_pairs(nothing, one, max_distance=6).shape == NO_PAIRS.shape
-    assert cross_pairs(one, nothing, max_distance=6).shape == NO_PAIRS.shape
-    assert cross_pairs(one, one, max_distance=0).tolist() == [[0, 0]]
+    assert paired(nothing, one, 6).shape == paired(one, nothing, 6).shape == NO_PAIRS.shape
+    assert paired(one, one, 0).tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize("max_distance", [-1, 64])
 def test_a_distance_that_no_64_bits_have_is_refused(max_distance: int) -> None:
     with pytest.raises(ValueError, match="between 0 and 63"):
-        near_pairs(np.zeros(3, dtype=np.uint64), max_distance=max_distance)
+        near_groups(np.zeros(3, dtype=np.uint64), max_distance=max_distance)

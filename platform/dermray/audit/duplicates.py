@@ -19,7 +19,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dermray import pieces
-from dermray.audit.matches import Matches, Members, expand
+from dermray.audit.matches import Matches, Members
 from dermray.progress import Progress
 
 HASH_BITS = 64
@@ -38,29 +38,6 @@ HASHES_PER_SCAN = 1 << 20
 PAIRS_BEFORE_REDUCTION = 1 << 20
 
 NO_PAIRS = np.zeros((0, 2), dtype=np.int64)
-
-
-def near_pairs(phashes: np.ndarray, *, max_distance: int) -> np.ndarray:
-    """All pairs of hashes that differ in at most `max_distance` bits.
-
-    The answer grows with the square of how often one hash occurs; where connection is all that counts, `near_groups`
-    does not.
-
-    Args:
-        phashes: uint64 `[N]`.
-        max_distance: bits, 0 to 63.
-
-    Returns:
-        int64 `[P, 2]`: positions `i < j`, each pair once, sorted.
-
-    Raises:
-        ValueError: `max_distance` is out of range.
-    """
-    distinct, owners = np.unique(phashes, return_inverse=True)
-    members = Members.of(owners, len(distinct))
-    found = _run(Search(distinct, None, max_distance), spanning=False)
-    expanded = expand(found, members.counts(found[:, 0]), members, members)
-    return _sorted(np.concatenate([members.pairs_within(), np.sort(expanded, axis=1)]))
 
 
 def near_groups(phashes: np.ndarray, *, max_distance: int) -> np.ndarray:
@@ -86,25 +63,10 @@ def near_groups(phashes: np.ndarray, *, max_distance: int) -> np.ndarray:
     return rank[groups][owners]
 
 
-def cross_pairs(left: np.ndarray, right: np.ndarray, *, max_distance: int) -> np.ndarray:
+def matches(left: np.ndarray, right: np.ndarray, *, max_distance: int) -> Matches:
     """All pairs of a left and a right hash that differ in at most `max_distance` bits.
 
-    Args:
-        left: uint64 `[N]`.
-        right: uint64 `[M]`.
-        max_distance: bits, 0 to 63.
-
-    Returns:
-        int64 `[P, 2]`: left and right position, each pair once, sorted.
-
-    Raises:
-        ValueError: `max_distance` is out of range.
-    """
-    return matches(left, right, max_distance=max_distance).nearest_pairs(len(left))[0]
-
-
-def matches(left: np.ndarray, right: np.ndarray, *, max_distance: int) -> Matches:
-    """As `cross_pairs`, with equal hashes together: the answer is small however often one hash occurs.
+    Equal hashes are together: the answer is small however often one hash occurs.
 
     Args:
         left: uint64 `[N]`.
@@ -268,10 +230,6 @@ class Search:
             for band in earlier:
                 fresh &= (difference >> band.shift) & band.mask != 0
             yield np.stack([rows[row[fresh]], columns[column[fresh]]], axis=1)
-
-
-def _sorted(pairs: np.ndarray) -> np.ndarray:
-    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
 
 
 def _components(pairs: np.ndarray, num_nodes: int) -> tuple[int, np.ndarray]:

@@ -34,13 +34,6 @@ class Members:
         kept = (self.positions >= first) & (self.positions < end)
         return Members(self.positions[kept], np.concatenate([[0], np.cumsum(kept)])[self.starts])
 
-    def pairs_within(self) -> np.ndarray:
-        """Pairs of equal hashes, the earlier position first."""
-        places = np.arange(len(self.positions))
-        later = np.repeat(self.starts[1:], np.diff(self.starts)) - places - 1
-        first = np.repeat(self.positions, later)
-        return np.stack([first, self.positions[_ranges(places + 1, later)]], axis=1)
-
 
 @dataclass(frozen=True)
 class Matches:

@@ -131,6 +131,27 @@ def predicted_by(document: Mapping[str, Any], task: str) -> dict[str, Any]:
     return {f"predictor.{task}": name, **{f"predictor_keys.{task}.{key}": value for key, value in keys.items()}}
 
 
+def options_of(document: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """What decides the scores of a task of a report beside model, data and predictor.
+
+    Returns:
+        `KEY of TASK` → value. Of a report of an earlier build those of our own tasks' keys that its `config` tells;
+        before there was a `probe_cost` it was 1.
+    """
+    told = document["tasks"][task].get("options")
+    if told is None:
+        config = {"probe_cost": 1.0} | document.get("config", {})
+        told = {key: config[key] for key in _own_uses(task) if key in config and key != "templates"}
+    return {f"{key} of {task}": value for key, value in told.items()}
+
+
+def _own_uses(task: str) -> tuple[str, ...]:
+    try:
+        return kinds.find(kinds.short(task)).uses
+    except ValueError:
+        return ()
+
+
 def _own_predictor(task: str) -> str:
     # By the short name: nothing is imported because a report names it.
     try:

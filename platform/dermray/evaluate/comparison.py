@@ -24,7 +24,6 @@ CIRCUMSTANCES = {
     "prompts": ("tasks", "zero_shot", "templates"),
     "preprocessing": ("model", "preprocessing_digest"),
     "precision": ("model", "precision"),
-    "cost of the linear probe": ("config", "probe_cost"),
     "code": ("code", "digest"),
 }
 
@@ -151,6 +150,11 @@ def _differing(documents: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> 
     # Reports of earlier versions lack keys that are empty in later ones.
     found = {name: [_at(one, keys) or None for one in documents] for name, keys in CIRCUMSTANCES.items()}
     found["predictors"] = [[compare.predicted_by(one, task) for task in tasks] for one in documents]
+    options = [
+        {key: value for task in tasks for key, value in compare.options_of(one, task).items()} for one in documents
+    ]
+    told = {key: [one[key] for one in options] for key in options[0] if all(key in one for one in options)}
+    found |= {f"{key} ({', '.join(map(str, values))})": values for key, values in told.items()}
     return [name for name, values in found.items() if any(value != values[0] for value in values)]
 
 

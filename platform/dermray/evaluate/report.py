@@ -24,6 +24,7 @@ from dermray.evaluate.benchmarks import Benchmark, Suite
 from dermray.evaluate.cases import Skipped
 from dermray.evaluate.leakage import Leakage
 from dermray.evaluate.predictions import OwnPredictions, Predictions
+from dermray.evaluate.predictors import kinds as predictors
 from dermray.evaluate.samples import Samples
 from dermray.evaluate.settings import EvaluateConfig
 from dermray.evaluate.statistics.bootstrap import Metric
@@ -306,6 +307,7 @@ def _document(context: Context, results: Mapping[str, TaskResult], model_uri: st
                 **result.details,
             }
             | _predicted_by(context.config, name)
+            | {"options": _options(context.config, name, result.details)}
             for name, result in results.items()
         },
     }
@@ -315,6 +317,17 @@ def _predicted_by(config: EvaluateConfig, task: str) -> dict[str, str]:
     """Who predicted for a task, where it asks somebody."""
     name = config.predictor_of(task)
     return {"predictor": name} if name else {}
+
+
+def _options(config: EvaluateConfig, task: str, details: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of the run that decide a task's scores, and its own; prompts may stand in its details already."""
+    recorded, predictor = config.recorded(), config.predictor_of(task)
+    keys = [*kinds.find(task).uses, *(predictors.find(predictor).uses if predictor else ())]
+    own = recorded.get("task", {}).get(kinds.short(task), {})
+    return {
+        **{key: recorded[key] for key in keys if key != "templates" or key not in details},
+        **{f"task.{kinds.short(task)}.{key}": value for key, value in own.items()},
+    }
 
 
 @cache

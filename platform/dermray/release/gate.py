@@ -1,8 +1,10 @@
 """Whether a candidate model may take a champion's place: no score may be worse by more than a stated margin.
 
 Both reports must be of the same benchmark: same corpus digest, split and zero-shot templates, and of each task the same
-predictor with the same keys. For each score the
-difference candidate - champion gets a 95 % interval, and the worse end of it must not lie further down than the margin.
+predictor with the same keys and the same options (`neighbours`, `shots`, …: keys that the task says it uses). For each
+score the difference candidate - champion gets a 95 % interval, and the worse end of it must not lie further
+down than the margin.
+
 The interval is that of the paired bootstrap (`dermray.evaluate.compare`) where both reports have saved predictions.
 Other scores get one from the two reports' own intervals, as if the models had been scored on different images: it is
 wider, since on the same images scores rise and fall together, and refuses more.
@@ -131,7 +133,34 @@ def mismatches(champion: Mapping[str, Scored], candidate: Mapping[str, Scored]) 
             for key in {**ours, **theirs}
             if ours.get(key) != theirs.get(key)
         ]
+        options = [_options_of(document, tasks) for document in both]
+        found += [
+            f"{name + ': ' if name else ''}{key} is {options[0][key]}, the champion's {options[1][key]}"
+            for key in options[1]
+            if key in options[0] and options[0][key] != options[1][key]
+        ]
     return found
+
+
+def not_compared(champion: Mapping[str, Scored], candidate: Mapping[str, Scored]) -> list[str]:
+    """A line for each option that decides a score and that one of the reports, of an earlier version, does not tell."""
+    found = []
+    for name in champion.keys() & candidate.keys():
+        both = champion[name].document, candidate[name].document
+        tasks = [task for task in both[0]["tasks"] if task in both[1]["tasks"]]
+        before, after = (_options_of(document, tasks) for document in both)
+        for whose, mine, other in (("champion", before, after), ("candidate", after, before)):
+            found += [
+                f"{name + ': ' if name else ''}the {whose}'s report does not say {key}: taken as the other's, "
+                f"{other[key]}"
+                for key in other
+                if key not in mine
+            ]
+    return found
+
+
+def _options_of(document: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
+    return {key: value for task in tasks for key, value in compare_models.options_of(document, task).items()}
 
 
 def compare(
@@ -232,7 +261,6 @@ def _benchmark_of(document: Mapping[str, Any], tasks: Sequence[str]) -> dict[str
         "split": document["corpus"]["split"],
         "max_samples": document.get("config", {}).get("max_samples"),
         "list of templates": zero_shot.get("templates"),
-        "cost of the linear probe": document.get("config", {}).get("probe_cost", 1.0),
         **{key: value for task in tasks for key, value in compare_models.predicted_by(document, task).items()},
     }
 

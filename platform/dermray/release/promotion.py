@@ -58,7 +58,13 @@ class Move:
         """For a terminal."""
         held = f"version {self.before}" if self.before else "free"
         head = f"models:/{self.name}@{self.alias}: {held} → version {self.after}"
-        return [head, *(one.line() for one in self.differences), *(f"refused: {reason}" for reason in self.refusals)]
+        told = [f"warning: {line}" for line in self.facts.get("not_compared", ())]
+        return [
+            head,
+            *told,
+            *(one.line() for one in self.differences),
+            *(f"refused: {reason}" for reason in self.refusals),
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """The audit record."""
@@ -109,13 +115,14 @@ def plan(
         )
     other = "" if holder is None else of_other_kind(holder.tags or {}, version.tags or {})
     differences: list[Difference] = []
+    untold: list[str] = []
     if other:
         refusals.append(f"the champion {other}: whoever asks {alias} would get other answers")
     elif holder is not None and str(holder.version) == str(version.version):
         refusals.append(f"version {version.version} has the alias already")
     else:
         try:
-            differences = _differences(holder, version, margin, metrics)
+            differences, untold = _differences(holder, version, margin, metrics)
             refusals += [
                 f"{one.name} may be worse by {-one.low:.4f}, more than the margin of {one.margin:.4f}"
                 for one in differences
@@ -126,6 +133,7 @@ def plan(
     facts = {
         "margin": margin,
         "reports": {str(v.version): dict(v.tags or {}).get(REPORT_DIGEST_TAG) for v in (holder, version) if v},
+        "not_compared": untold,
         "commercial_use": use,
         "allow_non_commercial": allow_non_commercial,
     }
@@ -180,17 +188,19 @@ class _NotComparableError(Exception):
 
 def _differences(
     champion: ModelVersion | None, candidate: ModelVersion, margin: float, metrics: Sequence[str]
-) -> list[Difference]:
-    """Of the two versions' reports; none where nobody has the alias, but the candidate's report must be there."""
+) -> tuple[list[Difference], list[str]]:
+    """Of the two versions' reports, and what these do not tell; none where nobody has the alias, but the candidate's
+    report must be there.
+    """
     try:
         theirs = _report(candidate)
         if champion is None:
-            return []
+            return [], []
         ours = _report(champion)
         reasons = gate.mismatches(ours, theirs)
         if reasons:
             raise _NotComparableError(reasons)
-        return gate.compare(ours, theirs, margin=margin, metrics=metrics)
+        return gate.compare(ours, theirs, margin=margin, metrics=metrics), gate.not_compared(ours, theirs)
     except EvaluationError as error:
         raise _NotComparableError([str(error)]) from None
 

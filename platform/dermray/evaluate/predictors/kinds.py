@@ -38,12 +38,14 @@ class PredictorKind:
         vectors: it looks at the vectors that the run's model gives; else at the images themselves, and `model` is
             whatever it loads.
         settings: its keys.
+        uses: keys of the run that decide what it says, beside the task's (`TaskKind.uses`).
     """
 
     module: str
     gives: str
     vectors: bool = True
     settings: type[PredictorConfig] = PredictorConfig
+    uses: tuple[str, ...] = ()
 
 
 @cache

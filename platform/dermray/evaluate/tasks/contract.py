@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 # What every task's section of `report.json` has beside its details.
-OWN_KEYS = frozenset({"title", "num_samples", "headline", "excluded", "metrics", "predictions", "predictor"})
+OWN_KEYS = frozenset({"title", "num_samples", "headline", "excluded", "metrics", "predictions", "predictor", "options"})
 # What a score may be called: `TASK.NAME` and `TASK/NAME` are cut at the last point or stroke.
 _SCORE = re.compile(r"[A-Za-z0-9_@%+-]+")
 

@@ -46,7 +46,8 @@ class TaskKind:
         title: what the page calls it.
         module: name of the module with its `SCORER` (`dermray.evaluate.tasks.contract.Task`), imported where it scores.
         settings: its keys.
-        uses: keys of the run that not every task looks at; one that no task of a run looks at is told.
+        uses: keys of the run that not every task looks at; one that no task of a run looks at is told, and reports that
+            differ in one are not compared for promotion.
         learns: it needs a split to learn from.
         calibrated: its probabilities are calibrated on the validation split, where there is one.
         takes: what it scores, in the word by which predictors say what they give (`PredictorKind.gives`): "classes",

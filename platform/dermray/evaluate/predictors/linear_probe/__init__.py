@@ -2,4 +2,4 @@
 
 from dermray.evaluate.predictors.kinds import CLASSES, PredictorKind
 
-KIND = PredictorKind(f"{__name__}.module", CLASSES)
+KIND = PredictorKind(f"{__name__}.module", CLASSES, uses=("probe_cost",))
