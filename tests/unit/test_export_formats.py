@@ -373,7 +373,7 @@ def test_datasets_shows_images(corpus: Path, tmp_path: Path, whole: bool) -> Non
 
 
 def test_half_an_export_is_finished_to_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
-    for format in SOURCES:
+    for format in FORMATS:
         output = tmp_path / format
         export(corpus, output, format=format, samples_per_file=10)
         whole = content(output)

@@ -190,7 +190,7 @@ def run(
         duration_s=1.0,
         num_encoded=len(rows),
         num_actors=1,
-        _texts=np.stack([text_vector(text) for text in texts]).astype(np.float32),
+        _texts=np.stack([text_vector(text) for text in [*texts, ""]]).astype(np.float32),
         _text_rows={text: row for row, text in enumerate(texts)},
     )
     return SCORER.run(Context(config, samples, features))

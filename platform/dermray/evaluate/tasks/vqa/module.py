@@ -56,6 +56,8 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "absent_accuracy": (ABSENT,),
 }
 NUM_EXAMPLES = 6
+# Cosines that differ by no more are equal, as in retrieval.
+TIE = 1e-12
 
 # Of each sample: kind → the question, or why it is not asked.
 Asked = list[dict[str, Question | str]]
@@ -154,12 +156,12 @@ def _questions(asked: Asked) -> Iterator[tuple[int, str, Question]]:
 
 
 def _scores(asked: Asked, features: Features, kept: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Cosines of the answers, float32 `[N, 4]` by kind, NaN where there are fewer; and the right one, int64 `[N]`.
+    """Cosines of the answers, float64 `[N, 4]` by kind, NaN where there are fewer; and the right one, int64 `[N]`.
 
     Raises:
         EvaluationError: a cosine is not finite.
     """
-    scores = {kind: np.full((len(kept), NUM_ANSWERS), np.nan, dtype=np.float32) for kind in KINDS}
+    scores = {kind: np.full((len(kept), NUM_ANSWERS), np.nan) for kind in KINDS}
     truth = {kind: np.full(len(kept), NOT_ASKED, dtype=np.int64) for kind in KINDS}
     place_of = {row: place for place, row in enumerate(kept.tolist())}
     weights: dict[tuple[str, ...], np.ndarray] = {}
@@ -169,7 +171,7 @@ def _scores(asked: Asked, features: Features, kept: np.ndarray) -> tuple[dict[st
         for statements in question.statements:
             if statements not in weights:
                 vectors = torch.from_numpy(features.of_texts(statements))
-                weights[statements] = classifier_weights(vectors[None])[0].numpy()
+                weights[statements] = classifier_weights(vectors[None].double())[0].numpy()
         cosines = np.stack([weights[statements] for statements in question.statements]) @ features.images[row]
         if not np.isfinite(cosines).all():
             raise EvaluationError("cosines of images and answers are not finite; look for NaN in the model's weights")
@@ -186,7 +188,7 @@ def _rights(scores: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray]) -
     found = {}
     for kind, right in truth.items():
         rows = np.flatnonzero(right != NOT_ASKED)
-        best = scores[kind][rows] == np.nanmax(scores[kind][rows], axis=1, keepdims=True, initial=-np.inf)
+        best = scores[kind][rows] >= np.nanmax(scores[kind][rows], axis=1, keepdims=True, initial=-np.inf) - TIE
         values = np.full(len(right), np.nan)
         values[rows] = best[np.arange(len(rows)), right[rows]] / np.maximum(1, best.sum(axis=1))
         found[kind] = values
