@@ -7,6 +7,7 @@ each of its texts differs only in the logit that is taken from the row, so no ma
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -25,7 +26,7 @@ from dermray.losses.tiles import full_precision, promoted
 
 @dataclass(frozen=True)
 class Terms:
-    """The parts of the objective, scalars of the global batch; also by name, `terms["mkcl"]`.
+    """The parts of the objective, scalars of the global batch; also by name, `terms["mkcl"]`, and in a row.
 
     Attributes:
         total: `lambda_m * mkcl + lambda_s * local`.
@@ -45,9 +46,13 @@ class Terms:
         """The term of a name."""
         return getattr(self, name)
 
+    def __iter__(self) -> Iterator[Tensor]:
+        """Total, mkcl, i2t, t2i, local."""
+        return (self[field.name] for field in fields(self))
+
     def detached(self) -> Terms:
         """The same numbers without their graph."""
-        return Terms(*(self[field.name].detach() for field in fields(self)))
+        return Terms(*(term.detach() for term in self))
 
 
 def objective(
