@@ -75,12 +75,16 @@ def test_a_run_leaves_checkpoints_a_model_folder_and_a_summary(root: Path, num_w
 
 
 @pytest.mark.long
-def test_the_toy_of_the_panderm_recipe_trains_end_to_end(root: Path, tmp_path: Path) -> None:
-    """A PanDerm tower, a language model, blocks of both that are recomputed; and what whoever watches is told."""
+@pytest.mark.parametrize("recipe", ["dermlip_panderm_pubmed256", "make_vit_b16"])
+def test_the_toy_of_a_recipe_trains_end_to_end(root: Path, tmp_path: Path, recipe: str) -> None:
+    """A PanDerm tower, a language model, blocks of both that are recomputed; and what whoever watches is told.
+
+    And several texts of a sample, and patches.
+    """
     config = parse(
         PretrainConfig,
         [
-            "--config", str(ROOT / "jobs" / "configs" / "dermlip_panderm_pubmed256.yaml"),
+            "--config", str(ROOT / "jobs" / "configs" / f"{recipe}.yaml"),
             f"corpus={pretraining.corpus(root)}", f"output={tmp_path / 'out'}", "toy=true", "train.epochs=3",
             "train.grad_checkpointing=1", "train.grad_checkpointing_keeps=products", "tracking.enabled=false",
         ],
