@@ -12,6 +12,7 @@ from dermray.corpus.captions import (
     concept_caption,
     diagnosis_path,
     distinct,
+    joined,
     named_in,
     ontology_caption,
     parents,
@@ -211,3 +212,12 @@ def test_at_most_eight_sub_captions() -> None:
 def test_long_texts_without_a_gap_take_no_time() -> None:
     for text in ("." * 50_000, "a." * 25_000, "\u3002" * 50_000, "(" * 50_000, "x" * 50_000):
         assert "".join(sentences(text)) == text
+
+
+def test_sub_captions_of_one_image_stay_with_the_caption_that_they_are_parts_of() -> None:
+    first = [("raw", "A"), ("ontology", "o"), ("sub", "a"), ("raw", "B"), ("sub", "b")]
+    second = [("raw", "A"), ("sub", "a"), ("sub", "c"), ("raw", "C"), ("sub", "d")]
+    found = joined([first, second])
+    assert [text for _, text in found] == ["A", "o", "a", "c", "B", "b", "C", "d"]
+    assert parents([aspect for aspect, _ in found]) == [None, None, 0, 0, None, 4, None, 6]
+    assert joined([first]) == joined([first, first]) == first

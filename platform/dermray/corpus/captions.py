@@ -95,3 +95,25 @@ def diagnosis_path(labels: Iterable[str], ontology: Ontology) -> list[str]:
 def distinct(captions: Iterable[Caption]) -> list[Caption]:
     """Captions in order, each once; blank ones left out."""
     return list(dict.fromkeys((aspect, text) for aspect, text in captions if text.strip()))
+
+
+def joined(several: Iterable[Sequence[Caption]]) -> list[Caption]:
+    """The captions of several rows or samples of one image, each once, in order; blank ones left out.
+
+    A sub-caption that a later one brings of a raw caption that is there goes behind that caption's others, so that
+    `parents` finds it: [raw A, sub a, raw B] and [raw A, sub c] are [raw A, sub a, sub c, raw B].
+    """
+    found: list[Caption] = []
+    for captions in map(distinct, several):
+        known = set(found)
+        owners = parents([aspect for aspect, _ in captions])
+        for caption, owner in zip(captions, owners, strict=True):
+            if caption in known:
+                continue
+            if owner is None or captions[owner] not in known:
+                found.append(caption)
+                continue
+            of_found = parents([aspect for aspect, _ in found])
+            place = found.index(captions[owner])
+            found.insert(max([place, *(each for each, of in enumerate(of_found) if of == place)]) + 1, caption)
+    return found

@@ -12,7 +12,7 @@ from dermray.corpus.captions import (
     Caption,
     concept_caption,
     diagnosis_path,
-    distinct,
+    joined,
     ontology_caption,
     sub_captions,
     with_sub_captions,
@@ -49,9 +49,10 @@ def build_sample(
     Captions, labels and concepts are the union over the rows; single values are those of the first row that has them.
     `num_sub_captions` sentences of the raw captions become sub-captions, unless the source brings its own.
     """
-    captions: list[Caption] = []
-    for row, resolution in zip(rows, resolutions, strict=True):
-        captions.extend(_captions(row, resolution, ontology, num_sub_captions))
+    captions = [
+        _captions(row, resolution, ontology, num_sub_captions)
+        for row, resolution in zip(rows, resolutions, strict=True)
+    ]
     first = rows[0]
     return {
         "sample_id": sample_id(first["source"], image.jpeg),
@@ -156,9 +157,9 @@ def _any_denies(resolution: Resolution, above: Iterable[str]) -> bool:
     return any(branches.denies(text, names, mixed=mixed) for text in diseases)
 
 
-def _bounded(captions: Sequence[Caption]) -> list[Caption]:
-    """Distinct captions, at most `MAX_SUB_CAPTIONS` of them sub-captions."""
-    kept = distinct(captions)
+def _bounded(several: Iterable[Sequence[Caption]]) -> list[Caption]:
+    """The captions of several rows or samples together, at most `MAX_SUB_CAPTIONS` of them sub-captions."""
+    kept = joined(several)
     last = [place for place, (aspect, _) in enumerate(kept) if aspect == "sub"][MAX_SUB_CAPTIONS:]
     return [caption for place, caption in enumerate(kept) if place not in last] if last else kept
 
@@ -168,7 +169,7 @@ def merge_samples(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     first = dict(samples[0])
     if len(samples) == 1:
         return first
-    captions = [(caption["aspect"], caption["text"]) for sample in samples for caption in sample["captions"]]
+    captions = [[(caption["aspect"], caption["text"]) for caption in sample["captions"]] for sample in samples]
     first["captions"] = [{"aspect": aspect, "text": text} for aspect, text in _bounded(captions)]
     for name in ("labels", "concepts"):
         first[name] = list(dict.fromkeys(value for sample in samples for value in sample[name]))

@@ -3,11 +3,12 @@
 Expects filename, truncated_caption, ontology_caption, visual_concept_caption, subcaption_1 to subcaption_8,
 sub_caption_mask (a list of eight 0 and 1) and knowledge_masks (a list of three: caption, ontology, visual, the order
 of the published rows, whatever the repository's data guide says). A caption whose mask is 0, or which is empty or
-"nan", is none. All of them are taken as they are; nothing is made. Taken where they are there: standardized_disease
-and ontology_final (Derm1M: disease_label, hierarchical_disease_label), skin_concept_standarized (skin_concept),
-source, body_location, symptoms, age, gender. Paths of the authors' machine (`/VL_Data/…`, `data/pretrain/images/…`)
-are taken as relative to the input. `ontology.json` is taken if it lies there. With `MAKE_val.csv` or `MAKE_test.csv`
-beside it the tables prescribe the splits, and the rows of each are numbered after those of the one before.
+"nan", is none. All of them are taken as they are, and this reader makes none. Taken where they are there:
+standardized_disease and ontology_final (Derm1M: disease_label, hierarchical_disease_label), skin_concept_standarized
+(skin_concept), source, body_location, symptoms, age, gender. Paths of the authors' machine (`/VL_Data/…`,
+`data/pretrain/images/…`) are taken as relative to the input. `ontology.json` is taken if it lies there. With
+`MAKE_val.csv` or `MAKE_test.csv` beside it the tables prescribe the splits, and the rows of each are numbered after
+those of the one before.
 """
 
 from __future__ import annotations
