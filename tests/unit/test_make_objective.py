@@ -53,13 +53,12 @@ def test_texts_of_a_sample_in_order(given: dict[str, list[str]], wanted: list[st
 
 
 def test_sub_captions_are_those_of_the_raw_caption_that_was_drawn() -> None:
-    given = captions(
-        raw=["One  red. Two.", "Three. Four."], sub=["One red.", "Two.", "Three.", "Said by a model.", "Four."]
-    )
+    texts = ["sub: Said by a model.", "raw: One  red. Two.", "sub: One red.", "sub: Two.", "raw: Three.", "sub: Three."]
+    given = [dict(zip(("aspect", "text"), each.split(": "), strict=True)) for each in texts]
     seen = {tuple(chosen_texts(given, 3, np.random.default_rng(seed))) for seed in range(20)}
     assert seen == {
-        ("One  red. Two.", "", "", "One red.", "Two.", "Said by a model."),
-        ("Three. Four.", "", "", "Three.", "Said by a model.", "Four."),
+        ("One  red. Two.", "", "", "Said by a model.", "One red.", "Two."),
+        ("Three.", "", "", "Said by a model.", "Three.", ""),
     }
 
 

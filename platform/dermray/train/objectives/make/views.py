@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from dermray import images
+from dermray.corpus.captions import parents
 from dermray.errors import CorpusError
 from dermray.ingest.settings import DataConfig
 from dermray.ingest.tokens import TextEncoder
@@ -98,11 +99,13 @@ def chosen_texts(captions: Sequence[Mapping[str, str]], sub_captions: int, rando
         if caption["text"].strip():
             of.setdefault(caption["aspect"], []).append(caption["text"])
     whole = [_drawn(of.get(aspect, []), random) for aspect in ("raw", "ontology", "concept")]
-    others = [_plain(text) for text in of.get("raw", []) if text != whole[0]]
+    owners = parents([caption["aspect"] for caption in captions])
     subs = [
-        text
-        for text in of.get("sub", [])
-        if _plain(text) in _plain(whole[0]) or not any(_plain(text) in other for other in others)
+        caption["text"]
+        for caption, owner in zip(captions, owners, strict=True)
+        if caption["aspect"] == "sub"
+        and caption["text"].strip()
+        and (owner is None or captions[owner]["text"] == whole[0])
     ][:sub_captions]
     return whole + subs + [""] * (sub_captions - len(subs))
 
@@ -111,11 +114,6 @@ def _drawn(texts: Sequence[str], random: np.random.Generator) -> str:
     if len(texts) < 2:
         return texts[0] if texts else ""
     return texts[int(random.integers(len(texts)))]
-
-
-def _plain(text: str) -> str:
-    """Sentences are cut out of captions whose white space is collapsed."""
-    return " ".join(text.split())
 
 
 def _group(row: Row) -> int:
