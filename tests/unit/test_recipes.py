@@ -60,6 +60,10 @@ def test_the_published_figures_of_make() -> None:
     published = {"kind": "make", "lambda_m": 1.0, "lambda_s": 0.7, "sigma": 0.0, "weights": True, "sub_captions": 8}
     assert published.items() <= config.objective.model_dump().items()
     assert config.objective.model_dump()["mode"] == "intended"
+    graded = parsed(ROOT / "jobs/configs/o_make_vit_b16.yaml")
+    published |= {"soft_targets": True, "temperature": 0.07, "beta": 0.5, "divergence": "cross_entropy"}
+    assert published.items() <= graded.objective.model_dump().items()
+    assert graded.model_dump(exclude={"objective"}) == config.model_dump(exclude={"objective"})
 
 
 def test_a_recipe_opens_with_its_commands(recipe: Path) -> None:
