@@ -110,7 +110,7 @@ def write_prepared_corpus(
         ]
         for start in range(0, size, samples_per_shard):
             name = f"data/{split}-{start // samples_per_shard:05d}.parquet"
-            shards.append(_write_shard(folder, name, split, rows[start : start + samples_per_shard], row_group_size))
+            shards.append(write_shard(folder, name, split, rows[start : start + samples_per_shard], row_group_size))
     ontology = json.dumps(ONTOLOGY).encode()
     (folder / ONTOLOGY_NAME).write_bytes(ontology)
     manifest = Manifest(shards=tuple(shards), ontology_sha256=hashlib.sha256(ontology).hexdigest())
@@ -118,7 +118,8 @@ def write_prepared_corpus(
     return manifest
 
 
-def _write_shard(folder: Path, name: str, split: str, rows: list[dict[str, Any]], row_group_size: int) -> Shard:
+def write_shard(folder: Path, name: str, split: str, rows: list[dict[str, Any]], row_group_size: int) -> Shard:
+    """Write a shard of samples and say what a manifest says of it."""
     path = folder / name
     pq.write_table(pa.Table.from_pylist(rows, schema=SAMPLE), path, row_group_size=row_group_size)
     metadata = pq.ParquetFile(path).metadata

@@ -77,7 +77,7 @@ class World:
         (folder / "corpus" / "data").mkdir(parents=True)
         rows = [corpora.sample(number, "train", image=data) for number, data in enumerate(self.encoded)]
         self.ids = [row["sample_id"] for row in rows]
-        shard = corpora._write_shard(folder / "corpus", "data/train-00000.parquet", "train", rows, NUM)
+        shard = corpora.write_shard(folder / "corpus", "data/train-00000.parquet", "train", rows, NUM)
         Manifest(shards=(shard,)).save(self.corpus)
         model = corpora.write_model(folder / "model", provenance={"classes": ["a", "b"]})
         self.encoder, self.pyfunc = Encoder.load(model, device="cpu"), DermRayModel(str(model))

@@ -114,6 +114,43 @@ def test_a_batch_without_any_text_gives_nothing_to_learn():
         assert all(bool((each == 0).all()) for each in gradients(inputs))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [0.07, 0.01])
+@pytest.mark.parametrize("divergence", ["cross_entropy", "kl"])
+def test_a_sample_without_any_valid_text_leaves_soft_targets_finite(dtype, temperature, divergence):
+    for missing in ([1], range(4)):
+        made = make_inputs(0, 4, 6)
+        inputs = leaves(type(made)(*(each.to(dtype) if each.is_floating_point() else each for each in made)))
+        inputs.valid[list(missing)] = False
+        terms = objective(
+            *inputs, labels=torch.tensor([0, 1, 0, -1]), similarity=torch.eye(2), temperature=temperature,
+            divergence=divergence, negatives="valid",
+        )  # fmt: skip
+        terms.total.backward()
+        assert terms.total.isfinite()
+        assert all(bool(each.isfinite().all()) for each in gradients(inputs))
+    assert terms.total == 0
+
+
+def test_what_does_not_fit_is_named_and_a_label_that_there_is_not_is_no_number():
+    inputs = make_inputs(0, 4, 6)
+    labels = torch.tensor([0, 1, 2, -1])
+    patches = torch.ones(4, 3, 6)
+    for call, message in (
+        (lambda: MakeLoss()(inputs.image, patches[..., :5], *inputs[2:]), "needs patches"),
+        (lambda: local_vectors(patches, patches[:3, 0]), r"patches \[B, P, D\] and raw captions"),
+        (lambda: objective(*inputs, labels=labels[:3], similarity=torch.eye(3)), r"needs labels \[4\], got \[3\]"),
+        (lambda: objective(*inputs, lambda_s=-1.0), "needs lambda_s of 0 or more"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            call()
+    # As `Ontology.similarity` gives it.
+    assert objective(*inputs, labels=labels, similarity=torch.eye(3).numpy()).total.isfinite()
+    for wrong in (3, 4, 9):
+        labels[2] = wrong
+        assert objective(*inputs, labels=labels, similarity=torch.eye(3)).total.isnan()
+
+
 def test_local_vectors_have_the_gradient_of_their_formula():
     generator = torch.Generator().manual_seed(4)
     patches, text = (

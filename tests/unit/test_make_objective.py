@@ -21,11 +21,11 @@ from dermray.ingest.views import Item
 from dermray.losses.make import objective
 from dermray.train import pretrain
 from dermray.train.objectives import contract
-from dermray.train.objectives.make import module
+from dermray.train.objectives.make import OBJECTIVE, module
 from dermray.train.objectives.make.patches import give_patches, image_and_patches
 from dermray.train.objectives.make.views import ImageAndTexts, chosen_texts
 from dermray.train.settings import PretrainConfig
-from tests.corpora import MODEL_CFG, sample, write_model, write_prepared_corpus
+from tests.corpora import MODEL_CFG, sample, write_model, write_prepared_corpus, write_shard
 from tests.golden.test_make_loss import load
 
 CPU = torch.device("cpu")
@@ -227,9 +227,32 @@ def test_keys_that_do_not_fit_are_refused(places: tuple[str, str], keys: list[st
         pretrain.check(parse(PretrainConfig, [*places, "output=o", *KEYS, *keys]))
 
 
+def test_a_graded_key_without_soft_targets_is_refused() -> None:
+    with pytest.raises(ConfigError, match="beta means something with soft_targets=true alone"):
+        parse(PretrainConfig, ["corpus=c", "output=o", *KEYS, "objective.beta=0.3"])
+
+
+@pytest.mark.parametrize(("sub_captions", "drawn"), [(2, [1, 1, 0]), (0, [1, 0, 0])])
+def test_samples_without_a_text_that_is_read_are_not_drawn(sub_captions: int, drawn: list[int], tmp_path: Path) -> None:
+    texts = [captions(raw=["A. B."], sub=["A."]), captions(sub=["A."]), []]
+    rows = [sample(number, "train") | {"captions": each} for number, each in enumerate(texts)]
+    (tmp_path / "data").mkdir()
+    shard = write_shard(tmp_path, "data/train-00000.parquet", "train", rows, 2)
+    split = Manifest(shards=(shard,), provenance={"untexted": {"train": 1}}).select("train")
+    config = parse(PretrainConfig, [f"corpus={tmp_path}", "output=o", *KEYS, f"objective.sub_captions={sub_captions}"])
+    assert OBJECTIVE.counts is not None
+    counts = OBJECTIVE.counts(config, split)
+    assert counts is not None
+    assert counts(0).tolist() == drawn
+
+
 def test_what_the_corpus_or_model_lacks_is_refused_before_workers_start(
-    places: tuple[str, str], tmp_path: Path
+    places: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pretrain.check(parse(PretrainConfig, [*places, "output=o", *KEYS]))
+    assert "objective.sub_captions=2, and " in capsys.readouterr().out
+    with pytest.raises(ModelError, match="'RN50': its vision tower gives no features of patches"):
+        pretrain.check(parse(PretrainConfig, [places[0], "model=RN50", "output=o", *KEYS]))
     write_prepared_corpus(tmp_path / "corpus", {"train": 16})
     (tmp_path / "corpus" / "ontology.json").unlink()
     manifest = Manifest.load(str(tmp_path / "corpus")).model_copy(update={"ontology_sha256": None})

@@ -207,6 +207,8 @@ class Graph:
         Raises:
             OntologyError: a name is no node.
         """
+        if ROOT in names:
+            raise OntologyError(f"{ROOT!r} stands above the tree and is no node of it")
         depths: dict[str, int] = {}
 
         def depth(node: str) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from dermray.errors import ConfigError
 from dermray.losses.gather import all_gather, gather_rows, mean_over_ranks, world
 from dermray.losses.make.normalisers import Pairs, log_normalisers
 from dermray.losses.make.patches import local_vectors as vectors_of_patches
-from dermray.losses.make.settings import MakeSettings
+from dermray.losses.make.settings import Divergence, MakeSettings
 from dermray.losses.make.soft import SoftTargets
 from dermray.losses.make.weighting import Counted, counted
 from dermray.losses.tiles import full_precision, promoted
@@ -62,8 +63,14 @@ def objective(
     valid: Tensor,
     logit_scale: Tensor | float,
     *,
+    weights: bool = True,
     labels: Tensor | None = None,
-    similarity: Tensor | None = None,
+    similarity: Tensor | np.ndarray | None = None,
+    temperature: float = 0.07,
+    beta: float = 0.5,
+    divergence: Divergence = "cross_entropy",
+    lambda_m: float = 1.0,
+    lambda_s: float = 0.7,
     **choices: Any,
 ) -> Terms:
     """The objective, given what `local_vectors` made of the patches.
@@ -81,13 +88,14 @@ def objective(
         labels: int64 `[B]`, rows of `similarity`, -1 without a diagnosis; None: hard targets, and the text-to-image
             part is a plain mean over valid texts. With labels each text has its own weight in it.
         similarity: `[C, C]` between diagnoses, as of `Ontology.similarity`; with labels.
-        choices: fields of `MakeSettings`.
+        weights, temperature, beta, divergence, lambda_m, lambda_s, choices: fields of `MakeSettings`.
 
     Raises:
         ConfigError: shapes or choices that do not fit; names them.
         TypeError: a choice that there is not.
     """
-    loss = MakeLoss(**choices)
+    choices |= {"temperature": temperature, "beta": beta, "divergence": divergence}
+    loss = MakeLoss(lambda_m, lambda_s, weights=weights, **choices)
     return loss.of_vectors(
         image_features, local_vectors, text_features, valid, logit_scale, labels=labels, similarity=similarity
     )
@@ -163,7 +171,7 @@ class MakeLoss(nn.Module):
         logit_scale: Tensor | float,
         *,
         labels: Tensor | None = None,
-        similarity: Tensor | None = None,
+        similarity: Tensor | np.ndarray | None = None,
         kinds: Kinds | None = None,
     ) -> Terms:
         """As `objective`.
@@ -182,6 +190,8 @@ class MakeLoss(nn.Module):
             ConfigError: as `objective`; or soft targets where pairs are left out, which would be targets too.
         """
         self._check(image_features, local_vectors, text_features, valid)
+        if labels is not None and labels.shape != (len(image_features),):
+            raise ConfigError(f"MAKE's loss: needs labels [{len(image_features)}], got {list(labels.shape)}")
         if (labels is None) != (similarity is None):
             raise ConfigError("MAKE's loss: soft targets need both labels and similarity")
         with full_precision(image_features.device):
@@ -194,7 +204,7 @@ class MakeLoss(nn.Module):
                         "MAKE's loss: soft targets already share a target out among samples of one diagnosis; "
                         "use them, or leave duplicates out, not both"
                     )
-                graded = similarity.to(image)
+                graded = torch.as_tensor(similarity).to(image)
                 soft = SoftTargets(labels, graded, temperature=self.settings.temperature, beta=self.settings.beta)
             terms = _terms(batch, self.settings, kinds, soft, counted(text, batch.valid, self.settings, labels))
         self.terms = terms.detached()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dermray.errors import ConfigError
 from dermray.losses.tiles import full_precision, promoted
 
 # As `torch.nn.functional.normalize` has it: patches that are all below the threshold have no direction.
@@ -24,7 +25,16 @@ def local_vectors(patch_features: Tensor, raw_text_features: Tensor, *, sigma: f
         patch_features: L2-normalised, `[B, P, D]`.
         raw_text_features: L2-normalised, `[B, D]`; row i is of image i.
         sigma: least similarity that counts.
+
+    Raises:
+        ConfigError: shapes that do not fit.
     """
+    shape = patch_features.shape
+    if patch_features.ndim != 3 or raw_text_features.shape != (shape[0], shape[2]):
+        raise ConfigError(
+            "MAKE's loss: needs patches [B, P, D] and raw captions [B, D], "
+            f"got {list(shape)} and {list(raw_text_features.shape)}"
+        )
     with full_precision(patch_features.device):
         patches, text = promoted(patch_features, raw_text_features)
         return _LocalVectors.apply(patches, text, sigma)

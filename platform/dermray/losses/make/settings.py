@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -49,6 +50,9 @@ class MakeSettings:
                 raise ConfigError(
                     f"MAKE's loss: no {name} {getattr(self, name)!r}; there are {', '.join(get_args(choices))}"
                 )
+        for name in ("lambda_m", "lambda_s"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"MAKE's loss: needs {name} of 0 or more, got {getattr(self, name)}")
         if not self.temperature > 0 or not 0 <= self.beta <= 1:
             raise ConfigError(
                 f"MAKE's loss: needs temperature > 0 and beta in [0, 1], got {self.temperature} and {self.beta}"

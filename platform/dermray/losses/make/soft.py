@@ -38,7 +38,8 @@ class SoftTargets:
         """Take diagnoses.
 
         Args:
-            labels: int64 `[n]`, a row of `similarity`, or -1 for a sample without a diagnosis.
+            labels: int64 `[n]`, a row of `similarity`, or below 0 for a sample without a diagnosis. One of C or more
+                makes the loss NaN: to refuse it would wait for the device.
             similarity: `[C, C]`, 1 on the diagonal and at most 1 elsewhere; of the dtype and device of features.
             temperature: divides similarities.
             beta: share of the soft targets, above 0.
@@ -61,8 +62,10 @@ class SoftTargets:
     def _one_hot(self, labels: Tensor) -> Tensor:
         """`[n, C + 1]`. Products with it add in a fixed order, which scattering does not on a GPU."""
         classes = torch.arange(len(self._kernel), device=labels.device)
-        wrapped = torch.where(labels < 0, len(self._kernel) - 1, labels)
-        return (wrapped[:, None] == classes).to(self._kernel.dtype)
+        last = len(self._kernel) - 1
+        wrapped = torch.where(labels < 0, last, labels)
+        found = (wrapped[:, None] == classes).to(self._kernel.dtype)
+        return found.masked_fill((labels >= last)[:, None], torch.nan)
 
     def means(self, queries: Tensor, own_logits: Tensor, keys: Tensor, counts: Tensor) -> Means:
         """Over all columns that the keys stand for.
@@ -76,9 +79,10 @@ class SoftTargets:
         by_class = self._everyone.T @ all_gather(keys)
         num = self._everyone.T @ gather_rows(counts)
         sums = self._own @ (self._kernel @ by_class)
-        # The row's own column is in there as one of its diagnosis, which 1 is to stand for.
+        # The row's own column is in there as one of its diagnosis, which 1 is to stand for; of a sample that has none
+        # (all its texts are invalid, and nothing of it counts) it is not.
         own_exponent = self._own @ self._exponents.diagonal()
-        own_kernel = own_exponent.exp()
+        own_kernel = own_exponent.exp().masked_fill(counts == 0, 0)
         others = self._own @ (self._kernel @ num) - own_kernel
         total = others + 1
         logits = (queries * sums[:, None, :]).sum(dim=2) + (1 - own_kernel)[:, None] * own_logits

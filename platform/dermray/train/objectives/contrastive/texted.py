@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, get_args
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from dermray.corpus.manifest import Manifest
+from dermray.corpus.schema import CaptionAspect
 from dermray.corpus.shards import ShardIndex
 from dermray.ingest.plan import Counts
 
@@ -27,8 +30,28 @@ def texted(config: Any, split: Manifest) -> Counts | None:
     """
     if not any(split.untexted.get(name) for name in split.splits):
         return None
+    return with_aspects(config, split, get_args(CaptionAspect))
+
+
+def with_aspects(config: Any, split: Manifest, aspects: Sequence[CaptionAspect]) -> Counts:
+    """1 for each sample of a split that has a caption of one of these kinds, 0 for the others, the same each epoch.
+
+    Args:
+        config: of the run, `train.settings.PretrainConfig`.
+        split: the manifest of one split.
+        aspects: the kinds.
+
+    Raises:
+        CorpusError: a shard is gone or damaged.
+    """
     # Digests of whole shards are the loader's to check, where it reads the images.
     tables = ShardIndex.of(config.corpus, split, "pages").row_groups([_ASPECTS])
-    numbers = np.concatenate([pc.list_value_length(table["captions"]).to_numpy() for table in tables])
-    drawn = (numbers > 0).astype(np.int64)
+    found = []
+    for table in tables:
+        captions = table["captions"].combine_chunks()
+        # [[raw, sub], [], [sub]] with the kinds (raw) is [1, 0, 0].
+        wanted = pc.is_in(pc.struct_field(pc.list_flatten(captions), "aspect"), value_set=pa.array(aspects))
+        rows = pc.list_parent_indices(captions).to_numpy()[wanted.to_numpy(zero_copy_only=False)]
+        found.append(np.bincount(rows, minlength=len(captions)) > 0)
+    drawn = np.concatenate(found).astype(np.int64)
     return lambda epoch: drawn

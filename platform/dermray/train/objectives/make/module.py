@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dermray import models
+from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import Ontology
 from dermray.errors import ConfigError, ModelError
 from dermray.ingest.color import ColorAugmentation
@@ -21,12 +22,14 @@ from dermray.losses import MakeLoss, cached_backward
 from dermray.losses.gather import world
 from dermray.losses.make import local_vectors
 from dermray.losses.make.loss import Kinds
+from dermray.progress import print_line
 from dermray.train.objectives.contract import Autocast, Built, Figure, Outcome
 from dermray.train.objectives.contrastive.cost import FlopModel, flop_model
 from dermray.train.objectives.contrastive.module import TEXT_TOKENS, Contrastive, text_labels
 from dermray.train.objectives.contrastive.settings import LossConfig
 from dermray.train.objectives.contrastive.views import PIXELS, TOKENS
 from dermray.train.objectives.make.settings import MakeConfig
+from dermray.train.objectives.make.towers import may_give_patches, no_patches
 from dermray.train.objectives.make.views import DIAGNOSIS, IMAGE_GROUP, VALID, ImageAndTexts
 from dermray.train.settings import PretrainConfig
 
@@ -51,12 +54,21 @@ def check(config: PretrainConfig) -> None:
         )
     models.check(config.model, **config.initial_weights())
     model_cfg = models.architecture(config.model)
+    if not may_give_patches(model_cfg["vision_cfg"]):
+        raise no_patches(config.model, "its vision tower")
     if model_cfg.get("init_logit_bias") is not None:
         raise ModelError(
             f"the model {config.model!r} has a logit bias, which objective.kind=make does not train; take one without"
         )
     if settings.reads_diagnoses:
         tree_of(config)
+    for uri in config.corpus_uris if settings.sub_captions else ():
+        if "sub" not in Manifest.load(uri).provenance.get("captions", {}):
+            print_line(
+                f"pretrain: objective.sub_captions={settings.sub_captions}, and {uri} has none: an image is compared "
+                f"with three texts and the empty one; prepare it with sub_captions={settings.sub_captions}, or give "
+                "objective.sub_captions=0"
+            )
 
 
 def tree_of(config: PretrainConfig) -> Ontology:

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from dermray.errors import ModelError
 from dermray.models.panderm import PanDermVisionTransformer
 from dermray.models.texts import Rows
+from dermray.train.objectives.make.towers import no_patches
 
 
 def require_patches(visual: nn.Module, name: str) -> None:
@@ -29,11 +29,7 @@ def require_patches(visual: nn.Module, name: str) -> None:
     """
     is_vit = type(visual) is VisionTransformer and visual.attn_pool is None and visual.pool_type in ("tok", "avg")
     if not isinstance(visual, PanDermVisionTransformer) and not (is_vit and not visual.final_ln_after_pool):
-        raise ModelError(
-            f"the model {name!r}: its vision tower ({type(visual).__name__}) gives no features of patches that "
-            "objective.kind=make could compare with texts; vision transformers of open_clip that pool by class token "
-            "or mean do (ViT-B-16, ViT-L-14), and PanDerm"
-        )
+        raise no_patches(name, f"its vision tower ({type(visual).__name__})")
 
 
 def image_and_patches(visual: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:

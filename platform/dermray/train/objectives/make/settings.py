@@ -49,6 +49,10 @@ class MakeConfig(ObjectiveConfig):
             raise ValueError(
                 "soft_targets already share a target out among samples of one diagnosis: leave mask_duplicates empty"
             )
+        fields = type(self).model_fields
+        idle = [name for name in ("temperature", "beta", "divergence") if getattr(self, name) != fields[name].default]
+        if idle and not self.soft_targets:
+            raise ValueError(f"{', '.join(idle)} means something with soft_targets=true alone")
         return self
 
     @property
