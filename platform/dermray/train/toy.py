@@ -47,9 +47,11 @@ def shrunk(config: PretrainConfig) -> PretrainConfig:
             "optim": config.optim.model_copy(update={"warmup_steps": WARMUP_STEPS}),
             "validation": config.validation.model_copy(
                 update={
-                    "every_steps": CHECKPOINT_EVERY_STEPS if validates else None,
+                    "every_steps": CHECKPOINT_EVERY_STEPS,
                     "max_samples": min(config.validation.max_samples, VALIDATION_SAMPLES),
                 }
+                if validates
+                else {}
             ),
         }
     )

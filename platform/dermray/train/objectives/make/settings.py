@@ -23,7 +23,10 @@ class MakeConfig(ObjectiveConfig):
         True, description="a sub-caption counts by its similarity to the ontology caption"
     )
     sub_captions: DecidesWeights[int] = Field(
-        MAX_SUB_CAPTIONS, ge=0, description="how many sub-captions of a raw caption are read, the first ones"
+        MAX_SUB_CAPTIONS,
+        ge=0,
+        le=MAX_SUB_CAPTIONS,
+        description="how many sub-captions of a raw caption are read, the first ones",
     )
     negatives: DecidesWeights[Literal["all", "valid"]] = Field(
         "all", description="valid: texts that a sample lacks are no negatives; all: the empty text is, as published"
