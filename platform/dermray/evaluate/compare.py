@@ -23,6 +23,7 @@ from dermray.evaluate.predictions import (
     Predictions,
     RetrievalPredictions,
 )
+from dermray.evaluate.predictors import kinds as predictors
 from dermray.evaluate.statistics import metrics
 from dermray.evaluate.statistics.bootstrap import Distribution
 from dermray.evaluate.statistics.paired import Difference, differences
@@ -138,18 +139,20 @@ def options_of(document: Mapping[str, Any], task: str) -> dict[str, Any]:
         `KEY of TASK` → value. Of a report of an earlier build those of our own tasks' keys that its `config` tells;
         before there was a `probe_cost` it was 1.
     """
-    told = document["tasks"][task].get("options")
+    section = document["tasks"][task]
+    told = section.get("options")
     if told is None:
         config = {"probe_cost": 1.0} | document.get("config", {})
-        told = {key: config[key] for key in _own_uses(task) if key in config and key != "templates"}
+        keys = _own_deciding(task, predicted_by(document, task)[f"predictor.{task}"])
+        told = {key: config[key] for key in keys if key in config and (key != "templates" or key not in section)}
     return {f"{key} of {task}": value for key, value in told.items()}
 
 
-def _own_uses(task: str) -> tuple[str, ...]:
-    try:
-        return kinds.find(kinds.short(task)).uses
-    except ValueError:
+def _own_deciding(task: str, predictor: str) -> tuple[str, ...]:
+    # Of our own alone: nothing is imported because a report names it.
+    if task not in kinds.ours():
         return ()
+    return kinds.deciding(kinds.find(task), predictors.find(predictor) if predictor in predictors.ours() else None)
 
 
 def _own_predictor(task: str) -> str:

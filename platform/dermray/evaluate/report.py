@@ -322,7 +322,7 @@ def _predicted_by(config: EvaluateConfig, task: str) -> dict[str, str]:
 def _options(config: EvaluateConfig, task: str, details: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of the run that decide a task's scores, and its own; prompts may stand in its details already."""
     recorded, predictor = config.recorded(), config.predictor_of(task)
-    keys = [*kinds.find(task).uses, *(predictors.find(predictor).uses if predictor else ())]
+    keys = kinds.deciding(kinds.find(task), predictors.find(predictor) if predictor else None)
     own = recorded.get("task", {}).get(kinds.short(task), {})
     return {
         **{key: recorded[key] for key in keys if key != "templates" or key not in details},

@@ -54,6 +54,7 @@ class TaskKind:
             "risk". Empty: it asks no predictor and works on vectors.
         predictor: who predicts where the run names none by `predictor.TASK`; empty: the run must name one.
         vectors: it looks at the images' vectors itself, whoever predicts.
+        fixes: keys that who predicts uses and that it sets itself, whatever the run says.
     """
 
     title: str
@@ -65,6 +66,13 @@ class TaskKind:
     takes: str = ""
     predictor: str = ""
     vectors: bool = True
+    fixes: tuple[str, ...] = ()
+
+
+def deciding(task: TaskKind, predictor: predictors.PredictorKind | None) -> tuple[str, ...]:
+    """Keys of a run that decide a task's scores when somebody, or nobody, predicts for it."""
+    keys = (*task.uses, *(predictor.uses if predictor else ()))
+    return tuple(key for key in dict.fromkeys(keys) if key not in task.fixes)
 
 
 @cache

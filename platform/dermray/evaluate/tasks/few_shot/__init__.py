@@ -11,4 +11,5 @@ TASK = TaskKind(
     takes=CLASSES,
     predictor="linear_probe",
     vectors=False,
+    fixes=("probe_cost",),
 )
