@@ -81,6 +81,28 @@ def test_regions_of_a_site(site: str, expected: set[str]) -> None:
         ("melanoma", "Malignant lesions", True),
         ("nevus", "Malignant lesions", False),
         ("psoriasis of nobody knows what", "Malignant lesions", True),
+        # A name whose words all lie in the other's.
+        ("psoriasis", "pustular psoriasis", True),
+        ("Melanoma", "superficial spreading melanoma (SSM)", True),
+        ("BCC", "solid-cystic basal cell carcinoma", True),
+        ("eczema", "dyshidrosiform eczema", True),
+        ("contact dermatitis", "Allergic contact dermatitis", True),
+        ("ulcers", "stasis ulcer", True),
+        ("pustular psoriasis", "pustular eczema", False),
+        ("melanoma", "non-melanoma", False),
+        # Families that no word tells, and two members of one that has a name for all.
+        ("melanocytic nevi", "dysplastic nevus", True),
+        ("Bowen's disease", "squamous cell carcinoma", True),
+        ("akiec", "SCC", True),
+        ("solar keratosis", "Bowen's disease", True),
+        ("bkl", "seborrhoeic keratoses", True),
+        ("benign keratosis", "solar lentigo", True),
+        ("vasc", "cherry angioma", True),
+        ("vascular lesions", "pyogenic granuloma", True),
+        ("pyogenic granuloma", "cherry angioma", False),
+        ("lichen simplex", "contact dermatitis", False),
+        ("dyshidrosis", "eczema", True),
+        ("squamous cell carcinoma", "basal cell carcinoma", False),
     ],
 )
 def test_what_may_both_be_true(label: str, other: str, expected: bool) -> None:

@@ -1,8 +1,8 @@
 """Closed questions of a sample: which condition, which body site, what kind of picture, is a finding there.
 
-Wrong answers are drawn from what other samples say, and are never true of the sample too: no condition that is one of
-its labels by another name, above one or below one in the disease tree (`kinship`), no body site of the same region
-(`body_sites`), no finding whose name holds that of a mark, or is held by it. The draw is a function of the seed, the
+Wrong answers are drawn from what other samples say, without those that could be true of the sample too as far as our
+tables tell: conditions akin to one of its labels (`kinship`), body sites of the same region (`body_sites`), findings
+whose name holds that of a mark, or is held by it. The draw is a function of the seed, the
 sample's id and the set of answers: which samples are asked beside it, and in what order, changes nothing.
 """
 
