@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from dermray.corpus.ontology import Ontology
+from dermray.corpus.questions import findings
 from dermray.corpus.questions.body_sites import regions
-from dermray.corpus.questions.closed import KINDS, Asker, Facts, Pool, Question
+from dermray.corpus.questions.closed import ALL_NAMED, KINDS, NOTHING_WRONG, Asker, Facts, Pool, Question
 from dermray.corpus.questions.kinship import Sense
 from dermray.corpus.questions.templates import Templates
 from dermray.errors import EvaluationError
@@ -108,6 +110,95 @@ def test_regions_of_a_site(site: str, expected: set[str]) -> None:
 def test_what_may_both_be_true(label: str, other: str, expected: bool) -> None:
     one, two = Sense.of(label, ONTOLOGY), Sense.of(other, ONTOLOGY)
     assert one.may_hold_with(two) is two.may_hold_with(one) is expected
+
+
+@pytest.mark.parametrize(
+    ("mark", "finding", "expected"),
+    [
+        ("scale", "papule", False),
+        ("Brown(Hyperpigmentation)", "hyperpigmentation", True),
+        ("purpura/petechiae", "petechia", True),
+        ("erythema", "red plaques", True),
+        ("Scaly", "desquamation", True),
+        ("ulcer", "ulcerated surface", True),
+        ("crusts", "crusted", True),
+        ("papular", "papules", True),
+        ("pigmentation", "hyperpigmented", True),
+        ("pigment network", "atypical pigment network", True),
+        ("dome-shaped", "irregularly shaped", False),
+    ],
+)
+def test_which_findings_could_be_one(mark: str, finding: str, expected: bool) -> None:
+    assert findings.may_hold_with(mark, finding) is findings.may_hold_with(finding, mark) is expected
+    others = [Facts("other", None, (), (finding,), None, None)]
+    one = Facts("one", None, (), (mark,), None, None)
+    found = Asker(Pool.of([one, *others]), ONTOLOGY).ask(one)["absent"]
+    assert (found == NOTHING_WRONG) is expected
+
+
+@pytest.mark.parametrize(
+    ("captions", "expected"),
+    [
+        (["A plaque."], {"ulcer", "scale"}),
+        (["A plaque.", "It is not Ulcerated."], {"scale"}),
+        (["An ulcer that scales"], {ALL_NAMED}),
+    ],
+)
+def test_a_finding_that_a_caption_names_is_not_asked_as_absent(captions: list[str], expected: set[str]) -> None:
+    found = set()
+    for number in range(40):
+        one = Facts(f"{number}", None, (), ("papule",), None, None, tuple(captions))
+        others = [replace(one, sample_id=f"other {name}", concepts=(name,)) for name in ("ulcer", "scale")]
+        asked = Asker(Pool.of([one, *others]), ONTOLOGY).ask(one)["absent"]
+        found.add(
+            asked if isinstance(asked, str) else re.split(r"Does this picture show |Can | can|[?]", asked.text)[1]
+        )
+    assert {each.removesuffix(" be seen in this picture") for each in found} == expected
+
+
+def test_photographs_are_not_asked_against_each_other_and_a_label_outside_the_classes_is_told_as_that() -> None:
+    kinds = ("clinical", "total-body", "dermoscopic")
+    samples = [Facts(kind, None, ("melanoma",), (), None, kind) for kind in kinds]
+    asker = Asker(Pool.of(samples, {"nevus": "nevus"}), ONTOLOGY)
+    asked = {each.sample_id: asker.ask(each) for each in samples}
+    options = [set(one.options) for kind in kinds if isinstance(one := asked[kind]["modality"], Question)]
+    photographs = ["clinical photograph", "total-body photograph"]
+    assert options == [{name, "dermoscopic image"} for name in photographs] + [{*photographs, "dermoscopic image"}]
+    assert {found["condition"] for found in asked.values()} == {"label outside the class list"}
+    assert asker.ask(Facts("none", None, (), (), None, None))["condition"] == "without a label"
+
+
+# Of four regions; how often each occurs goes down with its place.
+SKEWED_SITES = (
+    *("back", "face", "forearm", "chest", "leg", "scalp", "hand", "foot", "abdomen", "nose", "thigh", "elbow", "ear"),
+    *("toe", "finger", "cheek", "breast", "knee", "wrist", "ankle", "chin", "flank", "heel", "palm"),
+)
+SKEWED_FINDINGS = tuple(f"finding{letter}" for letter in "abcdefghijklmnopqrstuvwx")
+
+
+def test_who_knows_only_what_is_frequent_scores_chance() -> None:
+    draw, names = np.random.default_rng(0), (SKEWED_SITES, SKEWED_FINDINGS)
+    shares = 1 / (np.arange(len(SKEWED_SITES)) + 2)
+    shares /= shares.sum()
+    samples = [
+        Facts(f"sample {number}", None, (), tuple(draw.choice(names[1], draw.integers(1, 4), False, shares)),
+              str(draw.choice(names[0], p=shares)), None)
+        for number in range(3000)
+    ]  # fmt: skip
+    times = Counter(each.body_site for each in samples) + Counter(one for each in samples for one in each.concepts)
+    asker, right = Asker(Pool.of(samples), ONTOLOGY), dict[str, list[bool]]()
+    mean = sum(times[name] for name in SKEWED_FINDINGS) / len(SKEWED_FINDINGS)
+    for each in samples:
+        for kind, question in asker.ask(each).items():
+            if isinstance(question, Question) and kind == "body_site":
+                most = max(range(len(question.options)), key=lambda place: times[question.options[place]])
+                right.setdefault(kind, []).append(most == question.answer)
+            elif isinstance(question, Question):
+                (named,) = (name for name in SKEWED_FINDINGS if name in question.text)
+                right.setdefault("presence", []).append((times[named] > mean) == (kind == "present"))
+    assert [len(each) for each in right.values()] == [3000, 6000]
+    assert np.mean(right["body_site"]) == pytest.approx(1 / 4, abs=0.05)
+    assert np.mean(right["presence"]) == pytest.approx(1 / 2, abs=0.05)
 
 
 facts = st.builds(
