@@ -407,6 +407,24 @@ def test_an_export_of_questions_and_answers(corpus: Path, tmp_path: Path) -> Non
     assert len(said) == sum(len(lines(out / f"{split}.jsonl")) for split in ("train", "val"))
 
 
+def test_a_record_holds_one_image_token(tmp_path: Path) -> None:
+    nothing = {"labels": [], "skin_type": None, "meta": None, "source": "s", "split": "train"}
+    captions = ["A <image> spot.", "A spot.", "<image>"]
+    concepts = [["papule"], ["<image> scale"], ["ulcer"]]
+    rows = [
+        {**nothing, "source_id": f"{number}.jpg", "concepts": marks, "captions": [("raw", caption)]}
+        for number, (marks, caption) in enumerate(zip(concepts, captions, strict=True))
+    ]
+    write_corpus(tmp_path / "corpus", rows)
+    export(tmp_path / "corpus", tmp_path / "out", format="instruct")
+    written = lines(tmp_path / "out" / "train.jsonl")
+    assert {"".join(turn["value"] for turn in line["conversations"]).count("<image>") for line in written} == {1}
+    counts = json.loads((tmp_path / "out" / "export.json").read_text())["splits"]["train"]
+    assert (counts["asked.description"], counts["not_asked.description.<image> in its words"]) == (1, 2)
+    assert (counts["asked.findings"], counts["not_asked.findings.<image> in its words"]) == (2, 1)
+    assert counts["not_asked.closed_present.<image> in its words"] == 1
+
+
 def test_every_sample_is_asked_or_told_by_kind_and_closed_questions_are_those_of_the_task(
     corpus: Path, tmp_path: Path
 ) -> None:
