@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from dermray.corpus.ontology import Ontology
+from dermray.corpus.questions import findings
 from dermray.corpus.questions.body_sites import regions
-from dermray.corpus.questions.closed import KINDS, Asker, Facts, Pool, Question
+from dermray.corpus.questions.closed import ALL_NAMED, KINDS, NOTHING_WRONG, Asker, Facts, Pool, Question
 from dermray.corpus.questions.kinship import Sense
 from dermray.corpus.questions.templates import Templates
 from dermray.errors import EvaluationError
@@ -81,11 +83,122 @@ def test_regions_of_a_site(site: str, expected: set[str]) -> None:
         ("melanoma", "Malignant lesions", True),
         ("nevus", "Malignant lesions", False),
         ("psoriasis of nobody knows what", "Malignant lesions", True),
+        # A name whose words all lie in the other's.
+        ("psoriasis", "pustular psoriasis", True),
+        ("Melanoma", "superficial spreading melanoma (SSM)", True),
+        ("BCC", "solid-cystic basal cell carcinoma", True),
+        ("eczema", "dyshidrosiform eczema", True),
+        ("contact dermatitis", "Allergic contact dermatitis", True),
+        ("ulcers", "stasis ulcer", True),
+        ("pustular psoriasis", "pustular eczema", False),
+        ("melanoma", "non-melanoma", False),
+        # Families that no word tells, and two members of one that has a name for all.
+        ("melanocytic nevi", "dysplastic nevus", True),
+        ("Bowen's disease", "squamous cell carcinoma", True),
+        ("akiec", "SCC", True),
+        ("solar keratosis", "Bowen's disease", True),
+        ("bkl", "seborrhoeic keratoses", True),
+        ("benign keratosis", "solar lentigo", True),
+        ("vasc", "cherry angioma", True),
+        ("vascular lesions", "pyogenic granuloma", True),
+        ("pyogenic granuloma", "cherry angioma", False),
+        ("lichen simplex", "contact dermatitis", False),
+        ("dyshidrosis", "eczema", True),
+        ("squamous cell carcinoma", "basal cell carcinoma", False),
     ],
 )
 def test_what_may_both_be_true(label: str, other: str, expected: bool) -> None:
     one, two = Sense.of(label, ONTOLOGY), Sense.of(other, ONTOLOGY)
     assert one.may_hold_with(two) is two.may_hold_with(one) is expected
+
+
+@pytest.mark.parametrize(
+    ("mark", "finding", "expected"),
+    [
+        ("scale", "papule", False),
+        ("Brown(Hyperpigmentation)", "hyperpigmentation", True),
+        ("purpura/petechiae", "petechia", True),
+        ("erythema", "red plaques", True),
+        ("Scaly", "desquamation", True),
+        ("ulcer", "ulcerated surface", True),
+        ("crusts", "crusted", True),
+        ("papular", "papules", True),
+        ("pigmentation", "hyperpigmented", True),
+        ("pigment network", "atypical pigment network", True),
+        ("dome-shaped", "irregularly shaped", False),
+    ],
+)
+def test_which_findings_could_be_one(mark: str, finding: str, expected: bool) -> None:
+    assert findings.may_hold_with(mark, finding) is findings.may_hold_with(finding, mark) is expected
+    others = [Facts("other", None, (), (finding,), None, None)]
+    one = Facts("one", None, (), (mark,), None, None)
+    found = Asker(Pool.of([one, *others]), ONTOLOGY).ask(one)["absent"]
+    assert (found == NOTHING_WRONG) is expected
+
+
+@pytest.mark.parametrize(
+    ("captions", "expected"),
+    [
+        (["A plaque."], {"ulcer", "scale"}),
+        (["A plaque.", "It is not Ulcerated."], {"scale"}),
+        (["An ulcer that scales"], {ALL_NAMED}),
+    ],
+)
+def test_a_finding_that_a_caption_names_is_not_asked_as_absent(captions: list[str], expected: set[str]) -> None:
+    found = set()
+    for number in range(40):
+        one = Facts(f"{number}", None, (), ("papule",), None, None, tuple(captions))
+        others = [replace(one, sample_id=f"other {name}", concepts=(name,)) for name in ("ulcer", "scale")]
+        asked = Asker(Pool.of([one, *others]), ONTOLOGY).ask(one)["absent"]
+        found.add(
+            asked if isinstance(asked, str) else re.split(r"Does this picture show |Can | can|[?]", asked.text)[1]
+        )
+    assert {each.removesuffix(" be seen in this picture") for each in found} == expected
+
+
+def test_photographs_are_not_asked_against_each_other_and_a_label_outside_the_classes_is_told_as_that() -> None:
+    kinds = ("clinical", "total-body", "dermoscopic")
+    samples = [Facts(kind, None, ("melanoma",), (), None, kind) for kind in kinds]
+    asker = Asker(Pool.of(samples, {"nevus": "nevus"}), ONTOLOGY)
+    asked = {each.sample_id: asker.ask(each) for each in samples}
+    options = [set(one.options) for kind in kinds if isinstance(one := asked[kind]["modality"], Question)]
+    photographs = ["clinical photograph", "total-body photograph"]
+    assert options == [{name, "dermoscopic image"} for name in photographs] + [{*photographs, "dermoscopic image"}]
+    assert {found["condition"] for found in asked.values()} == {"label outside the class list"}
+    assert asker.ask(Facts("none", None, (), (), None, None))["condition"] == "without a label"
+
+
+# Of four regions; how often each occurs goes down with its place.
+SKEWED_SITES = (
+    *("back", "face", "forearm", "chest", "leg", "scalp", "hand", "foot", "abdomen", "nose", "thigh", "elbow", "ear"),
+    *("toe", "finger", "cheek", "breast", "knee", "wrist", "ankle", "chin", "flank", "heel", "palm"),
+)
+SKEWED_FINDINGS = tuple(f"finding{letter}" for letter in "abcdefghijklmnopqrstuvwx")
+
+
+def test_who_knows_only_what_is_frequent_scores_chance() -> None:
+    draw, names = np.random.default_rng(0), (SKEWED_SITES, SKEWED_FINDINGS)
+    shares = 1 / (np.arange(len(SKEWED_SITES)) + 2)
+    shares /= shares.sum()
+    samples = [
+        Facts(f"sample {number}", None, (), tuple(draw.choice(names[1], draw.integers(1, 4), False, shares)),
+              str(draw.choice(names[0], p=shares)), None)
+        for number in range(3000)
+    ]  # fmt: skip
+    times = Counter(each.body_site for each in samples) + Counter(one for each in samples for one in each.concepts)
+    asker, right = Asker(Pool.of(samples), ONTOLOGY), dict[str, list[bool]]()
+    mean = sum(times[name] for name in SKEWED_FINDINGS) / len(SKEWED_FINDINGS)
+    for each in samples:
+        for kind, question in asker.ask(each).items():
+            if isinstance(question, Question) and kind == "body_site":
+                most = max(range(len(question.options)), key=lambda place: times[question.options[place]])
+                right.setdefault(kind, []).append(most == question.answer)
+            elif isinstance(question, Question):
+                (named,) = (name for name in SKEWED_FINDINGS if name in question.text)
+                right.setdefault("presence", []).append((times[named] > mean) == (kind == "present"))
+    assert [len(each) for each in right.values()] == [3000, 6000]
+    assert np.mean(right["body_site"]) == pytest.approx(1 / 4, abs=0.05)
+    assert np.mean(right["presence"]) == pytest.approx(1 / 2, abs=0.05)
 
 
 facts = st.builds(
@@ -292,6 +405,24 @@ def test_an_export_of_questions_and_answers(corpus: Path, tmp_path: Path) -> Non
     assert f"\n{answer}\n" in question
     assert answer[1:] == ". back"
     assert len(said) == sum(len(lines(out / f"{split}.jsonl")) for split in ("train", "val"))
+
+
+def test_a_record_holds_one_image_token(tmp_path: Path) -> None:
+    nothing = {"labels": [], "skin_type": None, "meta": None, "source": "s", "split": "train"}
+    captions = ["A <image> spot.", "A spot.", "<image>"]
+    concepts = [["papule"], ["<image> scale"], ["ulcer"]]
+    rows = [
+        {**nothing, "source_id": f"{number}.jpg", "concepts": marks, "captions": [("raw", caption)]}
+        for number, (marks, caption) in enumerate(zip(concepts, captions, strict=True))
+    ]
+    write_corpus(tmp_path / "corpus", rows)
+    export(tmp_path / "corpus", tmp_path / "out", format="instruct")
+    written = lines(tmp_path / "out" / "train.jsonl")
+    assert {"".join(turn["value"] for turn in line["conversations"]).count("<image>") for line in written} == {1}
+    counts = json.loads((tmp_path / "out" / "export.json").read_text())["splits"]["train"]
+    assert (counts["asked.description"], counts["not_asked.description.<image> in its words"]) == (1, 2)
+    assert (counts["asked.findings"], counts["not_asked.findings.<image> in its words"]) == (2, 1)
+    assert counts["not_asked.closed_present.<image> in its words"] == 1
 
 
 def test_every_sample_is_asked_or_told_by_kind_and_closed_questions_are_those_of_the_task(

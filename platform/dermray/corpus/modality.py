@@ -10,6 +10,8 @@ from typing import Literal, get_args
 
 Modality = Literal["clinical", "dermoscopic", "total-body", "pathology", "confocal"]
 MODALITIES: tuple[Modality, ...] = get_args(Modality)
+# Those taken with an ordinary camera, of which one is no wrong name for the other: a tile of a body is a photograph.
+PHOTOGRAPHS: frozenset[str] = frozenset({"clinical", "total-body"})
 
 # Words and signs as `_plain` leaves them. `TBP tile: close-up`, `RCM: mosaic` and their like are the ISIC archive's;
 # its `RCM: macroscopic` is a photograph by the confocal microscope's own camera, and neither one nor the other here.

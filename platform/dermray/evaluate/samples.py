@@ -47,6 +47,8 @@ class Samples:
     concept_names: tuple[str, ...] = ()
     # dimension → group of each sample, None where not known (`dermray.evaluate.statistics.groups`)
     groups: groups.Groups = field(default_factory=dict)
+    # the texts of all captions; empty where only the raw ones are known
+    texts: list[tuple[str, ...]] = field(default_factory=list)
     # rows of a raw table left out, by reason
     dropped: dict[str, int] = field(default_factory=dict)
     # what label cells hold that only stand for nothing ("nan", "unknown"), and how often
@@ -83,6 +85,7 @@ class Samples:
             captions=[_raw_caption(row["captions"]) for row in rows],
             labels=labels,
             concepts=[list(row["concepts"]) for row in rows],
+            texts=[tuple(caption["text"] for caption in row["captions"]) for row in rows],
             groups=groups.of_corpus(rows),
             rows=require_balance(uri, manifest.num_samples, len(rows), not_asked),
             ontology=branches.load(uri) if known else Ontology.flat({one for each in labels for one in each}),
@@ -101,8 +104,13 @@ class Samples:
             captions=self.captions + other.captions,
             labels=self.labels + other.labels,
             concepts=self.concepts + other.concepts,
+            texts=self.all_texts() + other.all_texts(),
             groups={},
         )
+
+    def all_texts(self) -> list[tuple[str, ...]]:
+        """What all captions of each sample say, as far as it is known."""
+        return self.texts or [(caption,) if caption else () for caption in self.captions]
 
     def read_images(self, indices: list[int]) -> dict[int, bytes]:
         """Encoded images of a few samples, by their index; files that are not there are left out."""

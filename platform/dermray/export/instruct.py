@@ -4,8 +4,9 @@
         {"from": "human", "value": "<image>\\nWhat is the diagnosis?"}, {"from": "gpt", "value": "…"}]}
 
 What is asked is `dermray.corpus.questions`: closed questions are those that the evaluation task `vqa` asks of the split
-at its default seed. A split has a file of its own, and answers to choose from are its own samples'; patients are apart
-where the corpus's splits keep them apart. Lesions, ages, sexes and symptoms are not asked for: no picture shows them.
+at its default seed, without those whose words hold `<image>`. A split has a file of its own, and answers to choose from
+are its own samples'; patients are apart where the corpus's splits keep them apart. Lesions, ages, sexes and symptoms
+are not asked for: no picture shows them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ from dermray.export.parts import CAPTIONS, UNCAPTIONED, Part, Samples, published
 from dermray.export.settings import ExportConfig
 
 QUESTIONS = "questions"
+# Where LLaVA puts the picture: a record whose texts hold one more than that of its picture cannot be read.
+IMAGE_TOKEN = "<image>"
+HOLDS_TOKEN = f"{IMAGE_TOKEN} in its words"
 # Names of a part's figures: `asked.KIND` pairs, and `not_asked.KIND.REASON` samples.
 ASKED, NOT_ASKED = "asked", "not_asked"
 _LETTERS = "ABCD"
@@ -73,11 +77,13 @@ def _write_pairs(sink: TextIO, part: Part, samples: Samples, config: ExportConfi
             **{f"closed_{kind}": each for kind, each in asker.ask(Facts.of(sample, ontology)).items()},
         }
         for kind, each in found.items():
-            if isinstance(each, str):
-                not_asked[kind, each] += 1
+            pair = closed_pair(each, words) if isinstance(each, Question) else each
+            if isinstance(pair, Pair) and IMAGE_TOKEN in pair.question + pair.answer:
+                pair = HOLDS_TOKEN
+            if isinstance(pair, str):
+                not_asked[kind, pair] += 1
                 continue
             asked[kind] += 1
-            pair = each if isinstance(each, Pair) else closed_pair(each, words)
             sink.write(json.dumps(_record(f"{sample['sample_id']}-{kind}", path, pair), ensure_ascii=False) + "\n")
     for kind in {*asked, *(kind for kind, _ in not_asked)}:
         told = {reason: count for (other, reason), count in not_asked.items() if other == kind}
@@ -104,7 +110,7 @@ def _record(name: str, path: str, pair: Pair) -> dict[str, Any]:
         "id": name,
         "image": path,
         "conversations": [
-            {"from": "human", "value": f"<image>\n{pair.question}"},
+            {"from": "human", "value": f"{IMAGE_TOKEN}\n{pair.question}"},
             {"from": "gpt", "value": pair.answer},
         ],
     }

@@ -1,15 +1,16 @@
 """Closed questions of a sample: which condition, which body site, what kind of picture, is a finding there.
 
-Wrong answers are drawn from what other samples say, and are never true of the sample too: no condition that is one of
-its labels by another name, above one or below one in the disease tree (`kinship`), no body site of the same region
-(`body_sites`), no finding whose name holds that of a mark, or is held by it. The draw is a function of the seed, the
-sample's id and the set of answers: which samples are asked beside it, and in what order, changes nothing.
+Wrong answers are drawn from what other samples say, without those that could be true of the sample too as far as our
+tables tell: conditions akin to one of its labels (`kinship`), body sites of the same region (`body_sites`), findings
+of the words of a mark (`findings`) or that a caption names. The draw is a function of the seed, the sample's id, the
+set of answers and how often each is given (`frequency`): in what order samples are asked changes nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -18,7 +19,9 @@ from typing import Any
 import numpy as np
 
 from dermray.corpus import spelling
+from dermray.corpus.modality import PHOTOGRAPHS
 from dermray.corpus.ontology import Ontology, display_names
+from dermray.corpus.questions import findings, frequency
 from dermray.corpus.questions.body_sites import regions
 from dermray.corpus.questions.kinship import Sense
 from dermray.corpus.questions.templates import Templates
@@ -32,6 +35,7 @@ WITHOUT_LABEL, WITHOUT_SITE, WITHOUT_MODALITY, WITHOUT_MARK = (
     "without a mark of any finding",
 )
 NO_REGION, NOTHING_WRONG = "body site of no known region", "no answer that is surely wrong"
+OUTSIDE_CLASSES, ALL_NAMED = "label outside the class list", "captions name every finding without a mark"
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Facts:
         concepts: findings marked as present, in lower case.
         body_site: in lower case, None where it is not known.
         modality: a word of `corpus.modality`.
+        captions: all that is said of the picture; a finding that one of them names is not asked for as absent.
     """
 
     sample_id: str
@@ -52,6 +57,7 @@ class Facts:
     concepts: tuple[str, ...]
     body_site: str | None
     modality: str | None
+    captions: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, sample: Mapping[str, Any], ontology: Ontology) -> Facts:
@@ -63,6 +69,7 @@ class Facts:
             plain_concepts(sample["concepts"]),
             plain_site((sample["meta"] or {}).get("body_site")),
             sample.get("modality"),
+            tuple(caption["text"] for caption in sample["captions"]),
         )
 
 
@@ -94,29 +101,37 @@ class Question:
 
 @dataclass(frozen=True)
 class Pool:
-    """The answers that samples of a split give: label → name to show, and sorted sites, kinds of picture, findings."""
+    """The answers that samples of a split give, sorted.
+
+    Attributes:
+        conditions: label → name to show.
+        body_sites, concepts: site of a known region, and finding → how much it is drawn as a wrong answer.
+        modalities: kinds of picture.
+    """
 
     conditions: Mapping[str, str]
-    body_sites: tuple[str, ...]
+    body_sites: Mapping[str, float]
     modalities: tuple[str, ...]
-    concepts: tuple[str, ...]
+    concepts: Mapping[str, float]
 
     @classmethod
     def of(cls, samples: Iterable[Facts], conditions: Mapping[str, str] | None = None) -> Pool:
         """What occurs in samples, in any order; `conditions` where they are given beforehand."""
-        labels, sites, modalities, concepts = set[str](), set[str](), set[str](), set[str]()
+        labels, modalities, num_marked = set[str](), set[str](), 0
+        sites, concepts = Counter[str](), Counter[str]()
         for facts in samples:
             labels.update(filter(None, [facts.condition]))
             sites.update(filter(None, [facts.body_site]))
             modalities.update(filter(None, [facts.modality]))
             concepts.update(facts.concepts)
+            num_marked += bool(facts.concepts)
         occurring = sorted(labels)
         named = dict(zip(occurring, display_names(occurring), strict=True)) if conditions is None else conditions
         return cls(
             {label: named[label] for label in sorted(named)},
-            tuple(sorted(sites)),
+            frequency.of_sites(sites),
             tuple(sorted(modalities)),
-            tuple(sorted(concepts)),
+            frequency.of_findings(concepts, num_marked),
         )
 
 
@@ -147,10 +162,12 @@ class Asker:
 
     def _condition(self, facts: Facts) -> Question | str:
         if facts.condition is None:
-            return WITHOUT_LABEL
+            return OUTSIDE_CLASSES if facts.labels else WITHOUT_LABEL
         barred = frozenset[str]().union(*map(self._may_hold_with, {facts.condition, *facts.labels}))
-        names = self._pool.conditions
-        return self._choice(CONDITION, facts, facts.condition, list(names), barred.__contains__, names)
+        names, draw = self._pool.conditions, draw_of(self._seed, CONDITION, facts.sample_id)
+        labels = list(names)
+        drawn = (labels[place] for place in draw.permutation(len(labels)))
+        return self._choice(CONDITION, draw, facts.condition, (one for one in drawn if one not in barred), names)
 
     def _body_site(self, facts: Facts) -> Question | str:
         if facts.body_site is None:
@@ -158,17 +175,18 @@ class Asker:
         own = regions(facts.body_site)
         if not own:
             return NO_REGION
-
-        def may_be_true(site: str) -> bool:
-            return not regions(site) or bool(regions(site) & own)
-
-        return self._choice(BODY_SITE, facts, facts.body_site, self._pool.body_sites, may_be_true, {})
+        draw = draw_of(self._seed, BODY_SITE, facts.sample_id)
+        drawn = _drawn(draw, *self._sites)
+        return self._choice(BODY_SITE, draw, facts.body_site, (one for one in drawn if not regions(one) & own), {})
 
     def _modality(self, facts: Facts) -> Question | str:
         if facts.modality is None:
             return WITHOUT_MODALITY
-        pool, named = self._pool.modalities, self._words.modalities
-        return self._choice(MODALITY, facts, facts.modality, pool, facts.modality.__eq__, named)
+        pool, draw = self._pool.modalities, draw_of(self._seed, MODALITY, facts.sample_id)
+        true = {facts.modality} | (PHOTOGRAPHS if facts.modality in PHOTOGRAPHS else set())
+        drawn = (pool[place] for place in draw.permutation(len(pool)))
+        wrong = (each for each in drawn if each not in true)
+        return self._choice(MODALITY, draw, facts.modality, wrong, self._words.modalities)
 
     def _present(self, facts: Facts) -> Question | str:
         if not facts.concepts:
@@ -180,26 +198,25 @@ class Asker:
         if not facts.concepts:
             return WITHOUT_MARK
         draw = draw_of(self._seed, ABSENT, facts.sample_id)
-        marked = [frozenset(concept.split()) for concept in facts.concepts]
-        for place in draw.permutation(len(self._pool.concepts)):
-            words = frozenset(self._pool.concepts[place].split())
-            if not any(words <= mark or mark <= words for mark in marked):
-                return self._is_there(ABSENT, draw, self._pool.concepts[place])
-        return NOTHING_WRONG
+        said, reason = findings.said(facts.captions), NOTHING_WRONG
+        for finding in _drawn(draw, *self._findings):
+            if any(findings.may_hold_with(finding, mark) for mark in facts.concepts):
+                continue
+            if not findings.is_named(finding, said):
+                return self._is_there(ABSENT, draw, finding)
+            reason = ALL_NAMED
+        return reason
 
     def _choice(
         self,
         kind: str,
-        facts: Facts,
+        draw: np.random.Generator,
         right: str,
-        pool: Sequence[str],
-        may_be_true: Callable[[str], bool],
+        could_not_be: Iterable[str],
         named: Mapping[str, str],
     ) -> Question | str:
-        """The right answer among up to three of the pool that cannot be true, in a drawn order."""
-        draw = draw_of(self._seed, kind, facts.sample_id)
-        drawn = (pool[place] for place in draw.permutation(len(pool)))
-        wrong = list(islice((each for each in drawn if not may_be_true(each)), NUM_ANSWERS - 1))
+        """The right answer among the first three of those that cannot be true, in a drawn order."""
+        wrong = list(islice(could_not_be, NUM_ANSWERS - 1))
         if not wrong:
             return NOTHING_WRONG
         given = [right, *wrong]
@@ -224,8 +241,21 @@ class Asker:
         return self._barred[label]
 
     @cached_property
+    def _sites(self) -> tuple[list[str], np.ndarray]:
+        return list(self._pool.body_sites), np.array(list(self._pool.body_sites.values()))
+
+    @cached_property
+    def _findings(self) -> tuple[list[str], np.ndarray]:
+        return list(self._pool.concepts), np.array(list(self._pool.concepts.values()))
+
+    @cached_property
     def _senses(self) -> dict[str, Sense]:
         return {label: Sense.of(label, self._ontology) for label in self._pool.conditions}
+
+
+def _drawn(draw: np.random.Generator, answers: Sequence[str], weights: np.ndarray) -> Iterator[str]:
+    """Answers in an order drawn by their weights."""
+    return (answers[place] for place in frequency.order(draw, weights))
 
 
 _TRUE = {PRESENT: YES, ABSENT: NO}

@@ -133,6 +133,7 @@ def _facts(samples: Samples) -> tuple[list[Facts], dict[str, str]]:
     """What the samples say, and class → its name; a sample counts with its most specific label, as in zero-shot."""
     classes = classes_of(samples) if any(samples.labels) else None
     nothing: list[str | None] = [None] * len(samples)
+    texts = samples.all_texts()
     sites, modalities = (samples.groups.get(name, nothing) for name in ("body_site", "modality"))
     facts = [
         Facts(
@@ -142,6 +143,7 @@ def _facts(samples: Samples) -> tuple[list[Facts], dict[str, str]]:
             concepts=plain_concepts(samples.concepts[row]),
             body_site=plain_site(sites[row]),
             modality=modalities[row],
+            captions=texts[row],
         )
         for row in range(len(samples))
     ]
