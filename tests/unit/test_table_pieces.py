@@ -21,7 +21,8 @@ from dermray.errors import CorpusError, StorageError
 from dermray.raw import cutting, cutting_parquet
 from dermray.raw import tables as raw_tables
 from dermray.raw.cutting import cut
-from dermray.raw.sources import READERS, SourceRequest, interpreting
+from dermray.raw.opened import open_once
+from dermray.raw.sources import READERS, SourceRequest, interpreting, tables
 from dermray.raw.sources.rows import Columns
 from tests.raw_sources import LAYOUTS
 from tests.table_tasks import backwards, in_small_pieces
@@ -207,6 +208,20 @@ def test_a_piece_that_unpacks_to_too_much_is_left_to_the_one_reader(
     for each in (SourceRequest("", "t.parquet"), SourceRequest("", "t.parquet", tasks=told)):
         assert outcome("csv", tmp_path, each) == one
     assert told.done[2:] == [None]
+
+
+def test_a_short_parquet_table_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repeated(tmp_path / "t.parquet", 10)
+    fetched: list[str] = []
+
+    def fetching(uri: str, *, max_bytes: int) -> Any:
+        fetched.append(uri)
+        return open_once(uri, max_bytes=max_bytes)
+
+    monkeypatch.setattr(tables, "open_once", fetching)
+    found = outcome("csv", tmp_path, SourceRequest("", "t.parquet", tasks=backwards))
+    assert len(found["table"]) == NUM_ROWS
+    assert fetched == [str(tmp_path / "t.parquet")]
 
 
 def test_what_arrow_cannot_put_together_is_left_to_the_one_reader(tmp_path: Path) -> None:
