@@ -1,15 +1,17 @@
 """Parquet files of others, refused where their footer says that they unpack to many times what they hold.
 
 A page of zeros, or one value for millions of rows, packs ten-thousandfold: 70 kB of shard took 3 GB. What a footer
-does not say, such as how often a long value of a dictionary is repeated, is not seen here.
+does not say is how often a long value of a dictionary is repeated: `unpacked_in_parts` goes by the values themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 # What may be unpacked from however little: of a row group, and of a file that is read whole.
@@ -18,8 +20,11 @@ FREE_CELLS = 20_000_000
 # Captions that repeat pack fiftyfold; a cell of a dictionary, or a missing one, takes a fraction of a byte.
 MOST_TIMES = 200
 MOST_CELLS_PER_BYTE = 64
+_TO_DO = "copy the file again, or have its writer write it again"
 # Of each column that is read bit by bit.
 STREAM_BYTES = 1 << 20
+# Pages of these are read as dictionaries; Arrow does not do so with others.
+DICTIONARY_ENCODINGS = frozenset({"PLAIN", "RLE", "BIT_PACKED", "PLAIN_DICTIONARY", "RLE_DICTIONARY"})
 
 
 def require_bounded(metadata: pq.FileMetaData, *, whole: bool = False) -> None:
@@ -65,15 +70,97 @@ def opened(source: Any) -> pq.ParquetFile:
 def streamed(source: Any) -> pq.ParquetFile:
     """A file of which batches are unpacked one after the other (`iter_batches`), a page or so of each column at a time.
 
+    Texts that the file holds as dictionaries come as such: `unpacked_in_parts`.
+
     Args:
         source: as `opened`.
 
     Raises:
-        ArrowInvalid: it is damaged, or should not be unpacked, all of its batches together.
+        ArrowInvalid: it is damaged, should not be unpacked, all of its batches together, or as `require_rows`.
     """
-    file = pq.ParquetFile(source, buffer_size=STREAM_BYTES, page_checksum_verification=True)
-    require_bounded(file.metadata, whole=True)
-    return file
+    metadata = pq.ParquetFile(source, page_checksum_verification=True).metadata
+    require_bounded(metadata, whole=True)
+    require_rows(metadata)
+    return pq.ParquetFile(
+        source,
+        metadata=metadata,
+        read_dictionary=repeating_texts(metadata),
+        buffer_size=STREAM_BYTES,
+        page_checksum_verification=True,
+    )
+
+
+def require_rows(metadata: pq.FileMetaData) -> None:
+    """Refuse a file whose footer does not agree with itself on how many rows there are.
+
+    Raises:
+        ArrowInvalid: the row groups' rows are not those of the file, or the values of a column those of its row group.
+    """
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    num_rows = sum(group.num_rows for group in groups)
+    if num_rows != metadata.num_rows:
+        raise pa.ArrowInvalid(
+            f"its footer says {metadata.num_rows:,} rows, and {num_rows:,} of its row groups together; {_TO_DO}"
+        )
+    plain = [place for place in range(metadata.num_columns) if not metadata.schema.column(place).max_repetition_level]
+    for number, group in enumerate(groups):
+        # Arrow leaves out the rows that are more than the footer says.
+        if any(group.column(place).num_values != group.num_rows for place in plain):
+            raise _wrong_rows(number, group.num_rows)
+
+
+def batches(file: pq.ParquetFile, groups: Sequence[int], most: int) -> Iterator[pa.RecordBatch]:
+    """The rows of row groups, at most `most` together, and no more or less of a group than its footer says.
+
+    Raises:
+        ArrowInvalid: there are, or they are damaged.
+    """
+    for group in groups:
+        said, found = file.metadata.row_group(group).num_rows, 0
+        # A group without rows need not lie anywhere.
+        for batch in file.iter_batches(most, row_groups=[group], use_threads=False) if said else ():
+            found += batch.num_rows
+            if found > said:
+                break
+            yield batch
+        if found != said:
+            raise _wrong_rows(group, said)
+
+
+def _wrong_rows(group: int, said: int) -> pa.ArrowInvalid:
+    return pa.ArrowInvalid(f"row group {group} does not hold the {said:,} rows that its footer says; {_TO_DO}")
+
+
+def repeating_texts(metadata: pq.FileMetaData) -> list[str]:
+    """The columns of texts or bytes that a file holds as dictionaries, so that they may take little and unpack to much.
+
+    Those that Arrow cannot read as dictionaries, because some pages are packed in yet another way, are left out.
+    """
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    found = []
+    for number in range(metadata.num_columns):
+        chunks = [group.column(number) for group in groups]
+        if metadata.schema.column(number).physical_type == "BYTE_ARRAY" and all(
+            DICTIONARY_ENCODINGS.issuperset(chunk.encodings) for chunk in chunks
+        ):
+            found.append(metadata.schema.column(number).path)
+    return found
+
+
+def unpacked_in_parts(batch: pa.RecordBatch, most_bytes: int) -> Iterator[pa.RecordBatch]:
+    """The rows of a batch in parts whose dictionaries of texts unpack to `most_bytes` at most, or of one row."""
+    sizes = np.zeros(batch.num_rows, np.int64)
+    for column in batch.columns:
+        if pa.types.is_dictionary(column.type) and column.type.value_type in (pa.string(), pa.binary()):
+            lengths = pc.binary_length(column.dictionary).take(column.indices)
+            sizes += pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False)
+    ends = np.cumsum(sizes)
+    begin = 0
+    while begin < batch.num_rows:
+        before = ends[begin - 1] if begin else 0
+        end = max(begin + 1, int(np.searchsorted(ends, before + most_bytes, side="right")))
+        yield batch.slice(begin, end - begin)
+        begin = end
 
 
 def read_table(source: Any, *, columns: Sequence[str] | None = None) -> pa.Table:

@@ -119,6 +119,14 @@ def test_distinct_keeps_order_and_aspects() -> None:
         # The gap was forgotten; and where none belongs.
         ("A plaque on the nose.The border is sharp.", ["A plaque on the nose.", "The border is sharp."]),
         ("See S.aureus at www.skin.Org, e.g.Here", ["See S.aureus at www.skin.Org, e.g.Here"]),
+        (
+            "It is 2 cm.The border is sharp. Wow!That itches.",
+            ["It is 2 cm.", "The border is sharp.", "Wow!", "That itches."],
+        ),
+        ("Photo by J. A. Smith shows a plaque.", ["Photo by J. A. Smith shows a plaque."]),
+        ("He took 5 mg. Improved since.", ["He took 5 mg.", "Improved since."]),
+        ("Skin type IV. Then it went.", ["Skin type IV.", "Then it went."]),
+        ("a) red skin\nb) scaly skin", ["a) red skin", "b) scaly skin"]),
         ("  ", []),
         ("", []),
     ],

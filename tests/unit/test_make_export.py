@@ -112,6 +112,8 @@ def test_sub_captions_are_in_the_row_of_their_raw_caption(tmp_path: Path) -> Non
 
 
 aspects = st.sampled_from(CAPTION_ASPECTS)
+# What ends a row, or a text, unless it is written with care.
+odd_texts = st.tuples(texts, st.sampled_from(["\r", "\0", "\n", "\r\n", '"\r,"', "\x0b\x1c"]), texts).map("".join)
 # Of a diagnosis or of concepts no sentence is made where the row has one.
 sentences = st.tuples(st.just("ontology"), texts), st.tuples(st.just("concept"), texts)
 samples = st.lists(
@@ -123,7 +125,7 @@ samples = st.lists(
             split=split,
             meta={**META, "age": age, "extra": EXTRA},
         ),
-        texts,
+        texts | odd_texts,
         *sentences,
         st.lists(st.tuples(aspects, texts), max_size=7),
         st.lists(st.sampled_from(["eczema, dermatitis", "银屑病", "Nevus", "hand eczema"]), max_size=1),

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import re
 import zipfile
+from ast import literal_eval
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dermray.errors import CorpusError
@@ -207,6 +211,59 @@ def test_agentaug_is_the_same_in_the_files_of_its_release(limit: int | None, tmp
     assert None not in there
     alone = read("derm1m_agentaug", tmp_path, table="data/train-00001.parquet").table
     assert alone["source_id"].to_pylist() == list(AGENTAUG_IMAGES[1:])
+
+
+def agentaug_file(folder: Path, change: Callable[[pa.Table], pa.Table]) -> Path:
+    """A file of the release, otherwise written."""
+    agentaug_parquet(folder, 3)
+    file = folder / "data" / "train-00000.parquet"
+    table = pq.read_table(file)
+    pq.write_table(change(table).replace_schema_metadata(table.schema.metadata), file)
+    return file
+
+
+def test_agentaug_takes_only_the_columns_it_knows_and_masks_as_lists(tmp_path: Path) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        for name in ("knowledge_masks", "sub_caption_mask"):
+            masks = pa.array([literal_eval(cell) for cell in table[name].to_pylist()], pa.list_(pa.int8()))
+            table = table.set_column(table.column_names.index(name), name, masks)
+        table = table.rename_columns([f" {name}" if name == "source" else name for name in table.column_names])
+        return table.append_column("more", pa.array([{"a": 1}] * 3))
+
+    (tmp_path / "other").mkdir()
+    agentaug_parquet(tmp_path / "other", 3)
+    plain = read("derm1m_agentaug", tmp_path / "other").table
+    folder = tmp_path / "this"
+    folder.mkdir()
+    agentaug_file(folder, change)
+    found = read("derm1m_agentaug", folder).table
+    assert found.drop_columns("image").equals(plain.drop_columns("image"))
+
+
+def test_agentaug_names_file_and_column_of_what_is_no_text(tmp_path: Path) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        place = table.column_names.index("subcaption_1")
+        return table.set_column(place, "subcaption_1", pa.array([{"a": 1}] * 3))
+
+    agentaug_file(tmp_path, change)
+    with pytest.raises(CorpusError, match=r"train-00000\.parquet: column 'subcaption_1' is of struct<a: int64>; write"):
+        read("derm1m_agentaug", tmp_path)
+
+
+def test_agentaug_counts_sentences_of_another_form(tmp_path: Path) -> None:
+    def change(table: pa.Table) -> pa.Table:
+        two = "This is a skin photo diagnosed as inflammatory, psoriasis; neoplasm, naevus."
+        other = pa.array(["The diagnosis is psoriasis.", None, two])
+        return table.set_column(table.column_names.index("ontology_caption"), "ontology_caption", other)
+
+    agentaug_file(tmp_path, change)
+    request = SourceRequest(str(tmp_path))
+    raw = READERS["derm1m_agentaug"](request)
+    assert raw.table["labels"].to_pylist()[:2] == [[], []]
+    told = "cells of ontology_caption in another form than the published sentence; they give no label"
+    assert request.findings.unused[told] == 1
+    several = "cells of ontology_caption that may name several paths, which are read as one"
+    assert request.findings.unused[several] == 1
 
 
 @pytest.mark.parametrize("mask", ["[1, 1]", "[1, 1, 2]", "1", "__import__('os')", "[1, 1, ["])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import tempfile
@@ -18,8 +19,10 @@ from hypothesis import strategies as st
 
 from dermray.errors import CorpusError, StorageError
 from dermray.raw import cutting, cutting_parquet
+from dermray.raw import tables as raw_tables
 from dermray.raw.cutting import cut
-from dermray.raw.sources import READERS, SourceRequest
+from dermray.raw.opened import open_once
+from dermray.raw.sources import READERS, SourceRequest, interpreting, tables
 from dermray.raw.sources.rows import Columns
 from tests.raw_sources import LAYOUTS
 from tests.table_tasks import backwards, in_small_pieces
@@ -142,13 +145,24 @@ def test_a_mark_that_is_never_closed_is_the_same_error(
 
 
 def as_parquet(table: Path, text: bytes) -> Path:
-    """A table of text as one of Parquet, some row groups large and some small, in place of it."""
+    """A table of text as one of Parquet, row groups large, small and without rows, in place of it."""
     rows = pa.Table.from_pylist(list(csv.DictReader(io.StringIO(text.decode(), newline=""))))
     rows = rows.select([name for name in rows.column_names if name])
     table.unlink()
     file = table.with_name("t.parquet")
     with pq.ParquetWriter(file, rows.schema, compression="none", write_page_checksum=True) as writer:
-        for begin, end in ((0, 7), (7, 9), (9, 30), (30, 31), (31, 150), (150, NUM_ROWS)):
+        for begin, end in (
+            (0, 0),
+            (0, 7),
+            (7, 9),
+            (9, 9),
+            (9, 9),
+            (9, 30),
+            (30, 31),
+            (31, 150),
+            (150, NUM_ROWS),
+            (9, 9),
+        ):
             writer.write_table(rows.slice(begin, end - begin))
     return file
 
@@ -172,6 +186,123 @@ def test_pieces_of_a_parquet_table_hold_its_rows(source: str, table: Path, monke
             outcome(source, table.parent, SourceRequest("", file.name, tasks=tasks))
         errors.append(str(error.value))
     assert errors[0] == errors[1]
+
+
+def repeated(file: Path, num_chars: int, group_rows: int = NUM_ROWS) -> None:
+    """A Parquet table of one long caption for all rows, which it holds once."""
+    names = [f"{number:04d}.png" for number in range(NUM_ROWS)]
+    table = pa.table({"image": names, "caption": ["x" * num_chars] * NUM_ROWS})
+    pq.write_table(table, file, row_group_size=group_rows, write_statistics=False)
+
+
+def test_a_piece_that_unpacks_to_too_much_is_left_to_the_one_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repeated(tmp_path / "t.parquet", 4000, NUM_ROWS // 2)
+    one = outcome("csv", tmp_path, SourceRequest("", "t.parquet"))
+    in_small_pieces(monkeypatch, 1 << 20, NUM_ROWS // 2)
+    told = Told()
+    assert outcome("csv", tmp_path, SourceRequest("", "t.parquet", tasks=told)) == one
+    assert [found.num_rows for found in told.done] == [NUM_ROWS // 2] * 2
+    monkeypatch.setattr(interpreting, "MAX_PIECE_BYTES", 100_000)
+    for each in (SourceRequest("", "t.parquet"), SourceRequest("", "t.parquet", tasks=told)):
+        assert outcome("csv", tmp_path, each) == one
+    assert told.done[2:] == [None]
+
+
+def test_a_short_parquet_table_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repeated(tmp_path / "t.parquet", 10)
+    fetched: list[str] = []
+
+    def fetching(uri: str, *, max_bytes: int) -> Any:
+        fetched.append(uri)
+        return open_once(uri, max_bytes=max_bytes)
+
+    monkeypatch.setattr(tables, "open_once", fetching)
+    found = outcome("csv", tmp_path, SourceRequest("", "t.parquet", tasks=backwards))
+    assert len(found["table"]) == NUM_ROWS
+    assert fetched == [str(tmp_path / "t.parquet")]
+
+
+def test_what_arrow_cannot_put_together_is_left_to_the_one_reader(tmp_path: Path) -> None:
+    repeated(tmp_path / "t.parquet", 10)
+    blocks = list(raw_tables.parse_parquet("t.parquet", (tmp_path / "t.parquet").open("rb")))
+
+    def overflowing(block: Any, findings: Any) -> Any:
+        raise pa.ArrowInvalid("offset overflow while concatenating arrays")
+
+    class Piece:
+        def blocks(self) -> Iterator[Any]:
+            return iter(blocks)
+
+    assert interpreting._Reader(overflowing)(Piece()) is None
+
+
+def test_a_block_is_bounded_by_what_it_unpacks_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repeated(tmp_path / "t.parquet", 4000, 7)
+    monkeypatch.setattr(raw_tables, "BLOCK_BYTES", 100_000)
+    with (tmp_path / "t.parquet").open("rb") as file:
+        blocks = list(raw_tables.parse_parquet("t.parquet", file))
+    assert max(block.table.nbytes for block in blocks) <= 100_000
+    assert min(block.table.num_rows for block in blocks[:-1]) > 14, "small row groups are not put together"
+    assert [row for block in blocks for row in block.rows.to_pylist()] == list(range(1, NUM_ROWS + 1))
+    assert {text for block in blocks for text in block["caption"].to_pylist()} == {"x" * 4000}
+
+
+def with_rows(data: bytes, group: int | None, said: int) -> bytes:
+    """A Parquet file whose footer says another number of rows of a row group, or of all."""
+
+    def rows(metadata: pq.FileMetaData) -> list[int]:
+        return [metadata.num_rows, *(metadata.row_group(each).num_rows for each in range(metadata.num_row_groups))]
+
+    wanted = rows(pq.read_metadata(io.BytesIO(data)))
+    place = 0 if group is None else group + 1
+    # Thrift writes a small number twice as large, seven bits a byte.
+    old = bytes([wanted[place] * 2 & 127 | 128, wanted[place] >> 6])
+    wanted[place] = said
+    at = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    while (at := data.find(old, at + 1)) >= 0:
+        other = data[:at] + bytes([said * 2 & 127 | 128, said >> 6]) + data[at + 2 :]
+        with contextlib.suppress(pa.ArrowException, OSError):
+            metadata = pq.read_metadata(io.BytesIO(other))
+            values = {metadata.row_group(1).column(each).num_values for each in range(metadata.num_columns)}
+            if rows(metadata) == wanted and values == {101}:
+                return other
+    raise AssertionError("the number is not in the footer")
+
+
+@pytest.mark.parametrize("rows_of_piece", [10, 90, 500], ids=["unpacked here", "as it lies", "together"])
+@pytest.mark.parametrize(
+    ("group", "said", "message"),
+    [
+        (None, 301, "its footer says 301 rows, and 299 of its row groups together"),
+        (1, 99, "its footer says 299 rows, and 297 of its row groups together"),
+        ((1, -2), 99, "row group 1 does not hold the 99 rows that its footer says"),
+        ((1, 7), 108, "row group 1 does not hold the 108 rows that its footer says"),
+        ((1, -101), 0, "row group 1 does not hold the 0 rows that its footer says"),
+    ],
+)
+def test_a_footer_that_counts_other_rows_is_the_same_error(
+    group: Any, said: int, message: str, rows_of_piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row group of other rows than the footer says, alone or with the number of all rows to fit it."""
+    file = tmp_path / "t.parquet"
+    schema = pa.schema([("image", pa.string()), ("caption", pa.string())])
+    with pq.ParquetWriter(file, schema, compression="none") as writer:
+        for num_rows in (98, 101, 100):
+            names = [f"{num_rows}-{number}.png" for number in range(num_rows)]
+            writer.write_table(pa.table({"image": names, "caption": names}, schema=schema))
+    data, more = file.read_bytes(), 0
+    if isinstance(group, tuple):
+        group, more = group
+        data = with_rows(data, None, 299 + more)
+    file.write_bytes(with_rows(data, group, said))
+    in_small_pieces(monkeypatch, 1 << 20, rows_of_piece)
+    for tasks in (None, backwards):
+        with pytest.raises(CorpusError) as error:
+            outcome("csv", tmp_path, SourceRequest("", "t.parquet", tasks=tasks))
+        told = f"{file} is not a Parquet table of plain columns: {message}"
+        assert str(error.value) == f"{told}; copy the file again, or have its writer write it again"
 
 
 @pytest.mark.parametrize("kind", ["text", "parquet"])

@@ -9,13 +9,13 @@ import re
 from collections.abc import Iterator
 
 # To be raised when these rules part some text elsewhere than before.
-RULES = 2
+RULES = 3
 
 # A mark that may end a sentence, what closes after it, and the gap; Chinese marks need no gap.
 _END = re.compile(
     r"(?<![.!?\u2026])(?P<mark>[.!?\u2026]+)(?P<close>[\"'\u201d\u2019)\]]*)\s+"
     # Where the gap was forgotten: "on the nose.The border".
-    r"|(?<=[a-z]{3})(?P<gapless>\.)(?=[A-Z][a-z]*(?:[\s:,]|$))"
+    r"|(?P<gapless>(?:(?<=[a-z]{3})|(?<=\d [cm]m))\.|(?<=[a-z])[!?]+)(?=[A-Z][a-z]*(?:[\s:,]|$))"
     r"|[\u3002\uff01\uff1f]+[\u201d\u2019\uff09]*\s*"
 )
 _NEXT_WORD = re.compile(r"(?:[\u2022\u25aa\u25cf\u25e6\u2023*\u2013\u2014-]+ )?[\"'\u201c\u2018(\[]*(?P<word>[^\W_]+)")
@@ -25,7 +25,7 @@ _BULLET = re.compile(r"(?<=[^\s:]) (?=[\u2022\u25aa\u25cf\u25e6\u2023] ?\S)")
 _NUMBER = re.compile(r"(?:^|(?P<gap> ))(?P<open>\(?)(?P<number>[0-9]{1,2})(?P<close>[.)]) (?=\S)")
 # What a list begins after, if not with the text.
 _BEFORE_LIST = (".", "!", "?", ":", ";")
-_ITEM = re.compile(r"[\u2022\u25aa\u25cf\u25e6\u2023*\u2013\u2014-] ?\S|\(?[0-9]{1,2}[.)] ")
+_ITEM = re.compile(r"[\u2022\u25aa\u25cf\u25e6\u2023*\u2013\u2014-] ?\S|\(?(?:[0-9]{1,2}[.)]|[a-z]\)) ")
 _LEADING_BULLET = re.compile(r"[\u2022\u25aa\u25cf\u25e6\u2023] ?|[*\u2013\u2014-] ")
 _QUOTES = frozenset("\"'\u201d\u2019")
 
@@ -46,7 +46,7 @@ _ABBREVIATE = _words(
     "inc max ant post lat med inf sup dist prox ext int bilat dx hx tx rx a.m am p.m pm u.s u.k m.d md ph.d phd"
 )
 # Of these, what ends a sentence wherever the next word is written large.
-_MEASURES = _words("cm mm km kg ml dl min sec hr hrs wk wks mo mos yr yrs a.m am p.m pm etc")
+_MEASURES = _words("cm mm km kg mg mcg ml dl min sec hr hrs wk wks mo mos yr yrs a.m am p.m pm etc")
 # Words that begin a sentence even after an abbreviation.
 _STARTERS = _words(
     "a an the this that these those there it its he she his her they their we our in on at after before when "
@@ -70,13 +70,18 @@ def sentences(text: str) -> list[str]:
     numbers of a list that begins with 1, blank lines, and lines that begin anew. Abbreviations ("Dr.", "e.g.", "2 cm.",
     "i.v.", "Fig. 3", "S. aureus"), numbers, numbering ("1. "), "\u2026" and '"Why?" he asked' end no sentence.
     """
-    found: list[str] = []
+    found: list[list[str]] = []
+    is_worded = False
     for part in (part for line in _lines(text) for item in _items(line) for part in _sentences(item)):
         # What has no word (a number, a bracket) belongs to its neighbour, the one before it if there is one.
-        if found and not (_WORDY.search(part) and _WORDY.search(found[-1])):
-            part = f"{found.pop()} {part}"
-        found.append(part)
-    return found
+        has_word = _WORDY.search(part) is not None
+        if found and not (has_word and is_worded):
+            found[-1].append(part)
+            is_worded |= has_word
+        else:
+            found.append([part])
+            is_worded = has_word
+    return [" ".join(parts) for parts in found]
 
 
 def without_bullet(sentence: str) -> str:
@@ -162,7 +167,12 @@ def _ends_sentence(before: str, mark: str | None, close: str | None, text: str, 
     if is_lower:
         is_known = abbreviation in _ABBREVIATE or not abbreviation.isalpha() or len(abbreviation) < 3
         return not is_known and word in _STARTERS_OF_TALK
+    if last.isupper() and above.rpartition(" ")[2].casefold() in _LETTERED:
+        return True
     if len(abbreviation) == 1 and abbreviation.isalpha():
+        # Two initials: "J. A. Smith".
+        if len(word) == 1 and text.startswith(".", following.end()):
+            return False
         return word.casefold() in _STARTERS or above.rpartition(" ")[2].casefold() in _LETTERED
     is_end = abbreviation not in _ABBREVIATE or abbreviation in _MEASURES
     return is_end or word.casefold() in _STARTERS

@@ -73,7 +73,8 @@ def _write_table(
     sink: TextIO, part: Part, samples: Samples, config: ExportConfig, tree: Ontology | None
 ) -> dict[str, int]:
     assert part.split is not None
-    writer = csv.DictWriter(sink, RELEASED, lineterminator="\n")
+    # A lone carriage return in a cell without marks would end the row.
+    writer = csv.DictWriter(sink, RELEASED, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writeheader()
     paths = image_files.paths(part.split, part.last, config)
     counts = Counter({CAPTIONS: 0, UNCAPTIONED: 0})
@@ -148,7 +149,8 @@ def _rows(sample: Sample, path: str, tree: Ontology) -> list[Cells]:
             "sub_caption_mask": str([1] * len(captions.subs) + [0] * blank),
             "knowledge_masks": str([int(bool(text)) for text in texts]),
         }
-        rows.append({name: row[name] or NOTHING.get(name, "") for name in RELEASED})
+        # No table of text with a NUL can be read; what stands in its place is counted as not carried.
+        rows.append({name: (row[name] or NOTHING.get(name, "")).replace("\0", "\ufffd") for name in RELEASED})
     return rows
 
 

@@ -29,6 +29,9 @@ MOST_TIMES = 4
 # Arrow looks so far, and less, behind the columns of files of early writers (PARQUET-816).
 BEHIND_BYTES = 128
 
+# Numbers of row groups that follow each other, but for those without rows.
+Groups = tuple[int, ...]
+
 
 class PieceSize(NamedTuple):
     """What a piece comes to, less a row group: bytes as its footer counts them, not compressed, and rows."""
@@ -52,7 +55,7 @@ class GroupsPiece:
 
     uri: str
     metadata: pq.FileMetaData
-    groups: range
+    groups: Groups
     begin: int
     size: int
     data: bytes
@@ -61,8 +64,13 @@ class GroupsPiece:
         """As `Piece.blocks`."""
         with of_plain_columns(self.uri):
             file = _Part(self.data, self.begin, self.size)
-            parquet = pq.ParquetFile(file, metadata=self.metadata, page_checksum_verification=True)
-        yield from _some(self.uri, parquet_blocks(self.uri, parquet, self.groups))
+            parquet = pq.ParquetFile(
+                file,
+                metadata=self.metadata,
+                read_dictionary=parquet_bounds.repeating_texts(self.metadata),
+                page_checksum_verification=True,
+            )
+        yield from parquet_blocks(self.uri, parquet, self.groups)
 
 
 @dataclass(frozen=True)
@@ -78,15 +86,6 @@ class RowsPiece:
         numbers = pa.array(range(1, table.num_rows + 1), pa.int64())
         for begin in range(0, table.num_rows, MAX_ROWS):
             yield StringTable(self.uri, table.slice(begin, MAX_ROWS), numbers.slice(begin, MAX_ROWS), ())
-
-
-def _some(uri: str, blocks: Iterator[StringTable]) -> Iterator[StringTable]:
-    """Blocks of a piece, which has rows by the footer."""
-    first = next(blocks, None)
-    if first is None:
-        raise CorpusError(f"{uri}: a row group has fewer rows than its footer says")
-    yield first
-    yield from blocks
 
 
 class _Part(io.RawIOBase):
@@ -123,7 +122,7 @@ class _Groups:
     """Row groups where they lie; pickled, a `GroupsPiece`."""
 
     table: CutParquet
-    groups: range
+    groups: Groups
     begin: int
     end: int
 
@@ -137,7 +136,7 @@ class _Rows:
     """Some of the rows of row groups; pickled, a `RowsPiece`."""
 
     table: CutParquet
-    groups: range
+    groups: Groups
     begin: int
     end: int
 
@@ -157,15 +156,16 @@ class _Unpacked:
 
     def __init__(self, uri: str, parquet: pq.ParquetFile) -> None:
         self._uri, self._parquet = uri, parquet
-        self._groups, self._place = range(0), 0
+        self._groups: Groups = ()
+        self._place = 0
         self._blocks: Iterator[StringTable] = iter(())
         self._held = pa.table({})
 
-    def rows(self, groups: range, begin: int, end: int) -> pa.Table:
+    def rows(self, groups: Groups, begin: int, end: int) -> pa.Table:
         """Rows `begin` to `end` of those of some row groups, strings.
 
         Raises:
-            CorpusError: they are damaged.
+            CorpusError: they are damaged, or are not so many as the footer says.
             OSError: they cannot be read.
         """
         if self._groups != groups or self._place > begin:
@@ -176,6 +176,9 @@ class _Unpacked:
         parts = []
         while self._place < end:
             parts.append(self._next(end - self._place))
+        if end == _size(self._parquet.metadata, groups)[1]:
+            # The reader sees only behind the last rows that the footer says whether there are more.
+            next(self._blocks, None)
         return pa.concat_tables(parts)
 
     def _next(self, most: int) -> pa.Table:
@@ -207,10 +210,10 @@ class CutParquet(CutTable):
         """As `CutTable.pieces`."""
         metadata = self.parquet.metadata
         if metadata.serialized_size > MAX_FOOTER_BYTES:
-            return list(self._of_rows(range(metadata.num_row_groups)))
+            return list(self._of_rows(_with_rows(metadata)))
         return [piece for groups in _runs(metadata, self.size) for piece in self._of_groups(groups)]
 
-    def _of_groups(self, groups: range) -> Iterator[_Groups | _Rows]:
+    def _of_groups(self, groups: Groups) -> Iterator[_Groups | _Rows]:
         """One piece, or several where it is too large for one reader, or its bytes are elsewhere."""
         most = self.size.num_bytes * MOST_TIMES
         num_bytes, num_rows = _size(self.parquet.metadata, groups)
@@ -221,7 +224,7 @@ class CutParquet(CutTable):
         else:
             yield _Groups(self, groups, begin, end)
 
-    def _of_rows(self, groups: range) -> Iterator[_Rows]:
+    def _of_rows(self, groups: Groups) -> Iterator[_Rows]:
         num_bytes, num_rows = _size(self.parquet.metadata, groups)
         step = max(1, min(self.size.num_rows, int(self.size.num_bytes * num_rows / max(1, num_bytes))))
         for begin in range(0, num_rows, step):
@@ -250,26 +253,32 @@ def cut_parquet(uri: str, file: BinaryIO, size: PieceSize) -> CutParquet | None:
     return CutParquet(uri, names, digested, since_ns, parquet, size, _Unpacked(uri, parquet))
 
 
-def _runs(metadata: pq.FileMetaData, size: PieceSize) -> Iterator[range]:
+def _with_rows(metadata: pq.FileMetaData) -> Groups:
+    """The row groups that have any; the others may lie nowhere."""
+    return tuple(number for number in range(metadata.num_row_groups) if metadata.row_group(number).num_rows)
+
+
+def _runs(metadata: pq.FileMetaData, size: PieceSize) -> Iterator[Groups]:
     """Row groups that have rows, as many together as come to a piece; a larger one is alone."""
-    first = num_bytes = num_rows = 0
-    for number in range(metadata.num_row_groups):
-        more_bytes, more_rows = _size(metadata, range(number, number + 1))
-        if num_rows and (num_bytes + more_bytes > size.num_bytes or num_rows + more_rows > size.num_rows):
-            yield range(first, number)
-            first, num_bytes, num_rows = number, 0, 0
-        num_bytes, num_rows = num_bytes + more_bytes, num_rows + more_rows
-    if num_rows:
-        yield range(first, metadata.num_row_groups)
+    held: Groups = ()
+    num_bytes = num_rows = 0
+    for number in _with_rows(metadata):
+        more_bytes, more_rows = _size(metadata, (number,))
+        if held and (num_bytes + more_bytes > size.num_bytes or num_rows + more_rows > size.num_rows):
+            yield held
+            held, num_bytes, num_rows = (), 0, 0
+        held, num_bytes, num_rows = (*held, number), num_bytes + more_bytes, num_rows + more_rows
+    if held:
+        yield held
 
 
-def _size(metadata: pq.FileMetaData, groups: range) -> tuple[int, int]:
+def _size(metadata: pq.FileMetaData, groups: Groups) -> tuple[int, int]:
     """Bytes and rows of row groups, as the footer says."""
     each = [metadata.row_group(number) for number in groups]
     return sum(group.total_byte_size for group in each), sum(group.num_rows for group in each)
 
 
-def _between(metadata: pq.FileMetaData, groups: range) -> tuple[int, int]:
+def _between(metadata: pq.FileMetaData, groups: Groups) -> tuple[int, int]:
     """Where in the file the columns of row groups begin and end, as the footer says."""
     begins, ends = [], []
     for group in map(metadata.row_group, groups):

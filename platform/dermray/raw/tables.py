@@ -178,20 +178,40 @@ def of_plain_columns(uri: str) -> Iterator[None]:
 def parquet_blocks(uri: str, parquet: pq.ParquetFile, groups: Sequence[int]) -> Iterator[StringTable]:
     """The rows of row groups, numbered from 1, in blocks that are not empty; all columns with their stripped names.
 
+    However much a file packs, a block comes to some `BLOCK_BYTES`, or to a row.
+
     Raises:
-        CorpusError: it is damaged, repeats a column, or a column is of lists or the like, perhaps after some blocks.
+        CorpusError: it is damaged, repeats a column, a column is of lists or the like, or a row group does not hold
+            the rows that the footer says, perhaps after some blocks.
         OSError: it cannot be read.
     """
     num_rows = 0
     with of_plain_columns(uri):
         names = _stripped(uri, parquet.schema_arrow.names)
         most = _block_rows(parquet.metadata, groups)
-        for batch in parquet.iter_batches(most, row_groups=list(groups), use_threads=False):
-            if batch.num_rows:
-                cells = [pc.fill_null(column.cast(pa.string()), "") for column in batch.columns]
-                numbers = pa.array(np.arange(num_rows + 1, num_rows + 1 + batch.num_rows))
-                num_rows += batch.num_rows
-                yield StringTable(uri, pa.table(cells, names=names), numbers, ())
+        cells = (
+            pa.table([pc.fill_null(column.cast(pa.string()), "") for column in part.columns], names=names)
+            for batch in parquet_bounds.batches(parquet, groups, most)
+            for part in parquet_bounds.unpacked_in_parts(batch, BLOCK_BYTES)
+        )
+        for block in _gathered(cells, most):
+            numbers = pa.array(np.arange(num_rows + 1, num_rows + 1 + block.num_rows))
+            num_rows += block.num_rows
+            yield StringTable(uri, block, numbers, ())
+
+
+def _gathered(tables: Iterable[pa.Table], most: int) -> Iterator[pa.Table]:
+    """Small tables that follow each other as one, of at most so many rows or `BLOCK_BYTES`."""
+    held: list[pa.Table] = []
+    num_rows = num_bytes = 0
+    for table in tables:
+        if held and (num_rows + table.num_rows > most or num_bytes + table.nbytes > BLOCK_BYTES):
+            yield pa.concat_tables(held)
+            held, num_rows, num_bytes = [], 0, 0
+        held.append(table)
+        num_rows, num_bytes = num_rows + table.num_rows, num_bytes + table.nbytes
+    if held:
+        yield pa.concat_tables(held)
 
 
 def _block_rows(metadata: pq.FileMetaData, groups: Sequence[int]) -> int:

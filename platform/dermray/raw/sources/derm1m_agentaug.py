@@ -15,6 +15,7 @@ never by their names alone, of which some are those of several images.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -54,12 +55,20 @@ TABLE_NAMES = {
 }
 REQUIRED = (*make_table.REQUIRED, "ontology_label")
 KEPT = ("source", "source_type", "ontology_label", "agent_generated")
+USED = frozenset({*REQUIRED, *KEPT})
 # What the request counts captions under that say nothing.
 SILENT = "cells of truncated_caption that only stand for nothing, such as nan"
+# And sentences over a diagnosis or concepts that name none in the published form.
+UNNAMED = {
+    "ontology": "cells of ontology_caption in another form than the published sentence; they give no label",
+    "concept": "cells of visual_concept_caption in another form than the published sentence; they give no concept",
+}
 CAPTIONS_FROM: dict[CaptionAspect, str] = {
     **make_table.CAPTIONS_FROM,
     "raw": "column truncated_caption, written by MAGEN where agent_generated is True",
 }
+# What stands between two paths of one cell, and in no name of a disease.
+_SEVERAL = re.compile(r";|\||\bdiagnosed as\b", re.IGNORECASE)
 
 
 def read(request: SourceRequest) -> RawRows:
@@ -110,12 +119,40 @@ def _read_files(request: SourceRequest, files: list[str], rows_of: partial[RawRo
         table = table.slice(0, limit)
         num_rows += table.num_rows
         request.rows_met[file] = table.num_rows
-        cells = pa.table({name: pc.fill_null(table[name].cast(pa.string()), "") for name in table.column_names})
-        block = StringTable(file, cells, pa.array(np.arange(1, len(cells) + 1)), ())
+        block = StringTable(
+            file, _cells(file, table, request.columns.image), pa.array(np.arange(1, len(table) + 1)), ()
+        )
         split = splits[file] if is_split else None
         yield iter([rows_of(block, request.findings, split=split, image=request.columns.image)])
     if not num_rows:
         raise CorpusError(f"{request.input}: its Parquet files hold no rows with a column of images")
+
+
+def _cells(file: str, table: pa.Table, image: str) -> pa.Table:
+    """The columns that are read as texts, a list as Python writes it; what else a file holds is let be.
+
+    Raises:
+        CorpusError: one of them is of something else, or stands there twice.
+    """
+    found: dict[str, pa.Array] = {}
+    for written, column in zip(table.column_names, table.columns, strict=True):
+        name = written if written == image else written.strip()
+        if name not in USED and name != image:
+            continue
+        if name in found:
+            raise CorpusError(f"{file} repeats the column {name!r}; rename one of them")
+        kind = column.type
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+            shown = ("" if value is None else str(value) for value in column.to_pylist())
+            found[name] = pa.array(list(shown), pa.string())
+            continue
+        try:
+            found[name] = pc.fill_null(column.cast(pa.string()), "").combine_chunks()
+        except pa.ArrowException:
+            raise CorpusError(
+                f"{file}: column {name!r} is of {kind}; write it as texts, numbers or lists of them"
+            ) from None
+    return pa.table(found)
 
 
 def interpret(
@@ -129,14 +166,18 @@ def interpret(
     cells.require(*REQUIRED)
     written = cells["truncated_caption"]
     silent = pc.and_(pc.is_null(text(written)), pc.not_equal(pc.utf8_trim_whitespace(written), ""))
-    findings.unused["cells of truncated_caption that only stand for nothing, such as nan"] += (
-        pc.sum(silent).as_py() or 0
-    )
+    findings.unused[SILENT] += pc.sum(silent).as_py() or 0
     names = make_table.relative_paths(cells)
     captions = make_table.masked_captions(cells)
     said = [{caption["aspect"]: caption["text"] for caption in row} for row in captions.to_pylist()]
     paths = pa.array([named_in(ONTOLOGY_TEMPLATE, row.get("ontology", "")) for row in said], pa.string())
     concepts = pa.array([named_in(CONCEPT_TEMPLATE, row.get("concept", "").lower()) for row in said], pa.string())
+    for aspect, named in (("ontology", paths), ("concept", concepts)):
+        unnamed = sum(aspect in row and name is None for row, name in zip(said, named.to_pylist(), strict=True))
+        if unnamed:
+            findings.unused[UNNAMED[aspect]] += unnamed
+    if several := sum(bool(_SEVERAL.search(name or "")) for name in paths.to_pylist()):
+        findings.unused["cells of ontology_caption that may name several paths, which are read as one"] += several
     labels = paths if has_tree else map_values(paths, lambda named: named.rpartition(",")[2].strip(), pa.string())
     kept = {name: text(cells[name]) for name in KEPT if name in cells}
     table = assemble(

@@ -18,6 +18,9 @@ from dermray.raw.spill import Spill
 
 # What makes raw rows of a block; picklable. What it meets besides goes into the findings.
 Interpret = Callable[[StringTable, Findings], RawRows]
+# What a piece's rows may come to: a piece is small in its file, but a text that repeats is there only once. What is
+# more is left to the one reader, which lays rows down as it goes.
+MAX_PIECE_BYTES = 256 << 20
 COUNTED = ("passed_over", "not_read", "placeholders", "unused", "doubled_keys", "unread_modalities")
 
 
@@ -68,22 +71,27 @@ class _Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads and interprets a piece; None where it cannot be read by itself."""
+    """Reads and interprets a piece; None where it cannot be read by itself, or comes to too much."""
 
     interpret: Interpret
 
     def __call__(self, piece: Piece) -> _Piece | None:
         findings = Findings()
-        num_rows, parts = 0, []
+        num_rows = num_bytes = 0
+        parts = []
         try:
             for block in piece.blocks():
                 num_rows += block.num_rows
                 parts.append(self.interpret(block, findings))
-        except CorpusError:
+                num_bytes += parts[-1].table.nbytes
+                if num_bytes > MAX_PIECE_BYTES:
+                    return None
+            table = pa.concat_tables(part.table for part in parts).combine_chunks()
+        # The one reader says the same of the whole table, or can read it.
+        except (CorpusError, pa.ArrowException):
             return None
         dropped = tuple(row for part in parts for row in part.dropped)
         not_understood = merged_counts(part.not_understood for part in parts)
-        table = pa.concat_tables(part.table for part in parts).combine_chunks()
         rows = replace(parts[0], table=table, dropped=dropped, not_understood=not_understood)
         return _Piece(rows, findings, num_rows)
 

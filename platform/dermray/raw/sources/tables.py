@@ -6,7 +6,6 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,7 +22,6 @@ from dermray.raw.tables import (
     PARQUET,
     StringTable,
     joined,
-    of_plain_columns,
     parse_parquet,
     parse_text,
 )
@@ -93,8 +91,9 @@ def _pieces(request: SourceRequest, uri: str) -> CutTable | None:
         return None
     try:
         if uri.endswith(PARQUET):
-            file = open_once(uri, max_bytes=MAX_TABLE_BYTES)
-            return cut_parquet(uri, file, PieceSize(PIECE_BYTES, PIECE_ROWS)) if _is_long_parquet(uri, file) else None
+            if not _is_long_parquet(uri):
+                return None
+            return cut_parquet(uri, open_once(uri, max_bytes=MAX_TABLE_BYTES), PieceSize(PIECE_BYTES, PIECE_ROWS))
         if storage.size_bytes(uri) < TASKS_FROM_BYTES:
             return None
         return cut(uri, open_once(uri, max_bytes=MAX_TABLE_BYTES), PIECE_BYTES)
@@ -104,10 +103,16 @@ def _pieces(request: SourceRequest, uri: str) -> CutTable | None:
         raise StorageError(f"{uri}: {' '.join(str(error).split())}") from None
 
 
-def _is_long_parquet(uri: str, file: BinaryIO) -> bool:
-    with of_plain_columns(uri):
-        metadata = pq.read_metadata(file)
-    file.seek(0)
+def _is_long_parquet(uri: str) -> bool:
+    """Whether it is, by its footer, of which an object gives no more; one that cannot be read is not."""
+    try:
+        with storage.open_file(uri) as file:
+            metadata = pq.read_metadata(file)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise
+    except (pa.ArrowException, OSError, ValueError):
+        # The one reader tries again, or says what is wrong.
+        return False
     num_bytes = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
     return num_bytes >= TASKS_FROM_BYTES or metadata.num_rows >= TASKS_FROM_ROWS
 
