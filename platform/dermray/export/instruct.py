@@ -72,7 +72,7 @@ def _write_pairs(sink: TextIO, part: Part, samples: Samples, config: ExportConfi
     for path, sample in zip(paths, _rows(part, samples), strict=True):
         caption = next(iter(titles(sample["captions"], config.aspects)), None)
         captioned += caption is not None
-        found = {
+        found: dict[str, Pair | Question | str] = {
             **teller.tell(sample, caption),
             **{f"closed_{kind}": each for kind, each in asker.ask(Facts.of(sample, ontology)).items()},
         }

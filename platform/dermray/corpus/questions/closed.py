@@ -30,10 +30,8 @@ CONDITION, BODY_SITE, MODALITY, PRESENT, ABSENT = KINDS = ("condition", "body_si
 # Answers to choose from, where there are so many that are surely wrong.
 NUM_ANSWERS = 4
 YES, NO = YES_OR_NO = ("Yes", "No")
-WITHOUT_LABEL, WITHOUT_SITE, WITHOUT_MODALITY, WITHOUT_MARK = (
-    *("without a label", "without a body site", "without a kind of picture"),
-    "without a mark of any finding",
-)
+WITHOUT_LABEL, WITHOUT_SITE, WITHOUT_MODALITY = "without a label", "without a body site", "without a kind of picture"
+WITHOUT_MARK = "without a mark of any finding"
 NO_REGION, NOTHING_WRONG = "body site of no known region", "no answer that is surely wrong"
 OUTSIDE_CLASSES, ALL_NAMED = "label outside the class list", "captions name every finding without a mark"
 

@@ -50,7 +50,7 @@ class Teller:
         modality, skin_type = sample.get("modality"), sample["skin_type"]
         site = plain_site((sample["meta"] or {}).get("body_site"))
         above = self._ontology.path(label)[:-1] if label is not None and label in self._ontology else []
-        known = {
+        known: dict[str, tuple[str | None, str]] = {
             "diagnosis": (self._diagnosis(sample["labels"]), WITHOUT_LABEL),
             "tree": (self._way([*above, label or ""]) if above else None, NOTHING_ABOVE if label else WITHOUT_LABEL),
             "findings": (", ".join(plain_concepts(sample["concepts"])), WITHOUT_MARK),
