@@ -26,7 +26,7 @@ def test_defaults_and_overrides() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("source=derm2m", "there are: csv, derm1m, derm7pt"),
+        ("source=derm2m", "there are: csv, derm1m, derm1m_agentaug, derm7pt"),
         ("split=Test", "'Test' is not a split name"),
         ("split=0.1", "'0.1' is not a split name"),
         ("split.val=1.5", "must lie between 0 and 1"),
