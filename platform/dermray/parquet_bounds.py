@@ -24,7 +24,9 @@ _TO_DO = "copy the file again, or have its writer write it again"
 # Of each column that is read bit by bit.
 STREAM_BYTES = 1 << 20
 # Pages of these are read as dictionaries; Arrow does not do so with others.
-DICTIONARY_ENCODINGS = frozenset({"PLAIN", "RLE", "BIT_PACKED", "PLAIN_DICTIONARY", "RLE_DICTIONARY"})
+_DICTIONARIES = frozenset({"PLAIN_DICTIONARY", "RLE_DICTIONARY"})
+DICTIONARY_ENCODINGS = _DICTIONARIES | {"PLAIN", "RLE", "BIT_PACKED"}
+MOST_OF_A_DICTIONARY = 1 << 26
 
 
 def require_bounded(metadata: pq.FileMetaData, *, whole: bool = False) -> None:
@@ -134,14 +136,18 @@ def _wrong_rows(group: int, said: int) -> pa.ArrowInvalid:
 def repeating_texts(metadata: pq.FileMetaData) -> list[str]:
     """The columns of texts or bytes that a file holds as dictionaries, so that they may take little and unpack to much.
 
-    Those that Arrow cannot read as dictionaries, because some pages are packed in yet another way, are left out.
+    Those that Arrow cannot read as dictionaries, because some pages are packed in yet another way, are left out; and
+    so are those of which a row group holds much: Arrow keeps all values of a column that it reads as a dictionary.
     """
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     found = []
     for number in range(metadata.num_columns):
         chunks = [group.column(number) for group in groups]
-        if metadata.schema.column(number).physical_type == "BYTE_ARRAY" and all(
-            DICTIONARY_ENCODINGS.issuperset(chunk.encodings) for chunk in chunks
+        if (
+            metadata.schema.column(number).physical_type == "BYTE_ARRAY"
+            and any(not _DICTIONARIES.isdisjoint(chunk.encodings) for chunk in chunks)
+            and all(DICTIONARY_ENCODINGS.issuperset(chunk.encodings) for chunk in chunks)
+            and all(chunk.total_uncompressed_size <= MOST_OF_A_DICTIONARY for chunk in chunks)
         ):
             found.append(metadata.schema.column(number).path)
     return found

@@ -271,9 +271,10 @@ def test_what_reads_a_table_in_blocks_may_stop_and_has_rows_with_their_numbers(
     assert next(parse_text("table.csv", lambda: io.BytesIO(data))).rows[0].as_py() == 1
 
 
-def test_a_large_row_group_is_never_in_memory_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_a_large_row_group_is_never_in_memory_whole(dictionary: bool, tmp_path: Path) -> None:
     texts = pa.array([f"{number:08d}" + "x" * 600 for number in range(200_000)])
-    pq.write_table(pa.table({"a": texts}), tmp_path / "t.parquet", compression="none", use_dictionary=False)
+    pq.write_table(pa.table({"a": texts}), tmp_path / "t.parquet", compression="none", use_dictionary=dictionary)
     before, held, read = pa.total_allocated_bytes(), 0, 0
     with (tmp_path / "t.parquet").open("rb", buffering=0) as file:
         for block in tables.parse_parquet("t.parquet", file):
