@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from dermray import storage
 from dermray.corpus import branches
 from dermray.corpus.accounts import require_balance
 from dermray.corpus.manifest import Manifest
@@ -26,7 +25,7 @@ from dermray.corpus.questions.open import Pair, Teller
 from dermray.corpus.questions.templates import Templates
 from dermray.export import image_files
 from dermray.export.manifest import PartRecord
-from dermray.export.parts import CAPTIONS, UNCAPTIONED, Part, Samples, published, titles
+from dermray.export.parts import CAPTIONS, UNCAPTIONED, Part, Samples, publish_text, titles
 from dermray.export.settings import ExportConfig
 
 QUESTIONS = "questions"
@@ -56,10 +55,7 @@ def write(part: Part, samples: Samples, config: ExportConfig) -> PartRecord:
     if part.kind == image_files.IMAGES:
         return image_files.write(part, samples, config)
     (path,) = part.paths
-    with storage.staged(storage.join(config.output, path)) as aside:
-        with aside.open("w", encoding="utf-8", newline="\n") as sink:
-            counts = _write_pairs(sink, part, samples, config)
-        return PartRecord(files=(published(path, aside),), counts=counts)
+    return publish_text(config.output, path, lambda sink: _write_pairs(sink, part, samples, config))
 
 
 def _write_pairs(sink: TextIO, part: Part, samples: Samples, config: ExportConfig) -> dict[str, int]:

@@ -24,7 +24,7 @@ from dermray.corpus.ontology import ONTOLOGY_NAME, Ontology, display_names
 from dermray.corpus.schema import META, CaptionAspect
 from dermray.export import image_files
 from dermray.export.manifest import PartRecord
-from dermray.export.parts import CAPTIONS, NOT_CARRIED, UNCAPTIONED, Part, Samples, published
+from dermray.export.parts import CAPTIONS, NOT_CARRIED, UNCAPTIONED, Part, Samples, publish_text
 from dermray.export.settings import ExportConfig
 from dermray.raw.sources.make_table import KNOWLEDGE, RELEASED, SUB_CAPTIONS, interpret
 from dermray.raw.sources.rows import Findings
@@ -63,10 +63,7 @@ def write(part: Part, samples: Samples, config: ExportConfig) -> PartRecord:
     (path,) = part.paths
     has_tree = storage.exists(storage.join(config.corpus, ONTOLOGY_NAME))
     tree = Ontology.load(config.corpus) if has_tree else None
-    with storage.staged(storage.join(config.output, path)) as aside:
-        with aside.open("w", encoding="utf-8", newline="") as sink:
-            counts = _write_table(sink, part, samples, config, tree)
-        return PartRecord(files=(published(path, aside),), counts=counts)
+    return publish_text(config.output, path, lambda sink: _write_table(sink, part, samples, config, tree))
 
 
 def _write_table(

@@ -10,11 +10,10 @@ import csv
 import json
 from typing import TextIO
 
-from dermray import storage
 from dermray.corpus.exchange import to_document
 from dermray.export import image_files
 from dermray.export.manifest import PartRecord
-from dermray.export.parts import CAPTIONS, UNCAPTIONED, Part, Samples, published, titles
+from dermray.export.parts import CAPTIONS, UNCAPTIONED, Part, Samples, publish_text, titles
 from dermray.export.settings import ExportConfig
 
 PAIRS, WHOLE = "pairs", "samples"
@@ -44,10 +43,8 @@ def write(part: Part, samples: Samples, config: ExportConfig) -> PartRecord:
     if part.kind == image_files.IMAGES:
         return image_files.write(part, samples, config)
     (path,) = part.paths
-    with storage.staged(storage.join(config.output, path)) as aside:
-        with aside.open("w", encoding="utf-8", newline="") as sink:
-            counts = (_write_pairs if part.kind == PAIRS else _write_whole)(sink, part, samples, config)
-        return PartRecord(files=(published(path, aside),), counts=counts)
+    fill = _write_pairs if part.kind == PAIRS else _write_whole
+    return publish_text(config.output, path, lambda sink: fill(sink, part, samples, config))
 
 
 def _write_pairs(sink: TextIO, part: Part, samples: Samples, config: ExportConfig) -> dict[str, int]:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 
@@ -122,6 +122,20 @@ def published(path: str, aside: Path) -> ExportedFile:
     with aside.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256")
     return ExportedFile(path=path, num_bytes=aside.stat().st_size, sha256=digest.hexdigest())
+
+
+def publish_text(output: str, path: str, fill: Callable[[TextIO], dict[str, int]]) -> PartRecord:
+    """Write a file of text, line ends as `fill` gives them; the record of the part that it is.
+
+    Args:
+        output: of the export.
+        path: relative to it.
+        fill: writes the text and returns the part's figures.
+    """
+    with storage.staged(storage.join(output, path)) as aside:
+        with aside.open("w", encoding="utf-8", newline="") as sink:
+            counts = fill(sink)
+        return PartRecord(files=(published(path, aside),), counts=counts)
 
 
 def publish_bytes(output: str, path: str, data: bytes) -> ExportedFile:

@@ -51,7 +51,7 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
         DermRayError: the validation split cannot be read.
     """
     # The driver, which only checks, does without open_clip.
-    from dermray.train.objectives.contrastive.validation import Validator
+    from dermray.train.objectives.contrastive.validation import validator_of
 
     model, image_transform, tokenizer = models.create(config.model, **config.initial_weights())
     model_cfg = models.architecture(config.model)
@@ -61,10 +61,6 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
         model, image_size=preprocess.size, context_length=model_cfg["text_cfg"].get("context_length", 77)
     )
     tokens = portable(functools.partial(models.tokenizer, config.model, config.pretrained_text))
-    validator = None
-    if config.validation.every_steps:
-        corpus, *others = config.corpus_uris
-        validator = Validator(corpus, config.validation, image_transform, tokenizer, others=others)
     return Built(
         model=model.to(device).train(),
         objective=Contrastive(
@@ -78,7 +74,7 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
         ),
         views=ImageAndCaption(config.data, preprocess.size, tokens),
         export=functools.partial(_export, trained_architecture(model_cfg, config.loss)),
-        validate=validator,
+        validate=validator_of(config, image_transform, tokenizer),
     )
 
 

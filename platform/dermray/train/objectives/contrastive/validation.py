@@ -24,8 +24,24 @@ from dermray.losses.gather import gather_rows, world
 from dermray.models.factory import ImageTransform, Tokenizer
 from dermray.predict import zero_shot
 from dermray.train.objectives.contrastive import RETRIEVAL_KS
-from dermray.train.settings import ValidationConfig
+from dermray.train.settings import PretrainConfig, ValidationConfig
 from dermray.vectors.encoder import Encoder
+
+
+def validator_of(config: PretrainConfig, image_transform: ImageTransform, tokenizer: Tokenizer) -> Validator | None:
+    """What scores a run while it trains; None where it does not.
+
+    Args:
+        config: of the run.
+        image_transform, tokenizer: of the model.
+
+    Raises:
+        DermRayError: the validation split cannot be read.
+    """
+    if not config.validation.every_steps:
+        return None
+    corpus, *others = config.corpus_uris
+    return Validator(corpus, config.validation, image_transform, tokenizer, others=others)
 
 
 class Validator:

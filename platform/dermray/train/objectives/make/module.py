@@ -54,7 +54,7 @@ def check(config: PretrainConfig) -> None:
         )
     models.check(config.model, **config.initial_weights())
     model_cfg = models.architecture(config.model)
-    if not may_give_patches(model_cfg["vision_cfg"]):
+    if not may_give_patches(model_cfg):
         raise no_patches(config.model, "its vision tower")
     if model_cfg.get("init_logit_bias") is not None:
         raise ModelError(
@@ -88,7 +88,7 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
         DermRayError: the validation split or the disease tree cannot be read.
     """
     # The driver, which only checks, does without open_clip.
-    from dermray.train.objectives.contrastive.validation import Validator
+    from dermray.train.objectives.contrastive.validation import validator_of
     from dermray.train.objectives.make.patches import give_patches
 
     settings = _settings(config)
@@ -99,14 +99,11 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
     flops = flop_model(model, image_size=preprocess.size, context_length=context_length)
     give_patches(model, config.model)
     tokens = portable(functools.partial(models.tokenizer, config.model, config.pretrained_text))
-    names = list(tree_of(config)) if settings.reads_diagnoses else []
+    tree = tree_of(config) if settings.reads_diagnoses else None
+    names = [] if tree is None else list(tree)
     similarity = None
-    if settings.soft_targets:
-        similarity = torch.from_numpy(tree_of(config).similarity(names)).float().to(device)
-    validator = None
-    if config.validation.every_steps:
-        corpus, *others = config.corpus_uris
-        validator = Validator(corpus, config.validation, image_transform, tokenizer, others=others)
+    if tree is not None and settings.soft_targets:
+        similarity = torch.from_numpy(tree.similarity(names)).float().to(device)
     return Built(
         model=model.to(device).train(),
         objective=Make(
@@ -127,7 +124,7 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
             {name: number for number, name in enumerate(names)},
         ),
         export=functools.partial(_export, model_cfg),
-        validate=validator,
+        validate=validator_of(config, image_transform, tokenizer),
     )
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from dermray.errors import ModelError
+from dermray.models.architectures import is_panderm
 
 
-def may_give_patches(vision_cfg: Mapping[str, Any]) -> bool:
-    """Whether a tower of this `vision_cfg` (open_clip's, or `"tower": "panderm"`) has patches in the space of texts."""
-    if vision_cfg.get("tower") == "panderm":
+def may_give_patches(model_cfg: dict[str, Any]) -> bool:
+    """Whether the vision tower of this `model_cfg` (`models.architectures`) has patches in the space of texts."""
+    if is_panderm(model_cfg):
         return True
+    vision_cfg = model_cfg["vision_cfg"]
     is_vit = isinstance(vision_cfg.get("layers", 12), int) and not vision_cfg.get("timm_model_name")
     pools = not vision_cfg.get("attentional_pool") and vision_cfg.get("pool_type", "tok") in ("tok", "avg")
     return is_vit and pools and not vision_cfg.get("final_ln_after_pool")
