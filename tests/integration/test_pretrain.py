@@ -79,14 +79,17 @@ def test_a_run_leaves_checkpoints_a_model_folder_and_a_summary(root: Path, num_w
 def test_the_toy_of_a_recipe_trains_end_to_end(root: Path, tmp_path: Path, recipe: str) -> None:
     """A PanDerm tower, a language model, blocks of both that are recomputed; and what whoever watches is told.
 
-    And several texts of a sample, and patches.
+    And several texts of a sample, patches, a tower that is locked but for its projection, and a cooldown.
     """
+    locked = ("train.lock=image", "train.lock_image_unlocked_groups=1", "optim.factors={image: 0.5}")
+    cooled = ("optim.schedule=constant_cooldown", "optim.cooldown_epochs=1")
     config = parse(
         PretrainConfig,
         [
             "--config", str(ROOT / "jobs" / "configs" / f"{recipe}.yaml"),
             f"corpus={pretraining.corpus(root)}", f"output={tmp_path / 'out'}", "toy=true", "train.epochs=3",
             "train.grad_checkpointing=1", "train.grad_checkpointing_keeps=products", "tracking.enabled=false",
+            *((*locked, *cooled) if recipe == "make_vit_b16" else ()),
         ],
     )  # fmt: skip
     notices: list[str] = []
@@ -94,6 +97,8 @@ def test_the_toy_of_a_recipe_trains_end_to_end(root: Path, tmp_path: Path, recip
     result = pretrain(config, on_record=records.append, on_notice=notices.append)
     assert result.num_steps == records[-1].step == 6
     assert records[-1].metrics["model_tflops_per_s"] > 0
+    if recipe == "make_vit_b16":
+        assert records[-1].metrics["lr"] == pytest.approx(config.optim.lr / 2), "the second step of two"
     # Others of the session may hold the cluster's CPUs for a while.
     told = [line for line in notices if not line.startswith("waiting for ")]
     assert told == ["starting the workers", "ready on CPU: training from step 1 of 6"]

@@ -154,6 +154,23 @@ class PanDermVisionTransformer(nn.Module):
         """Recompute each block's activations in the backward pass instead of keeping them."""
         self.grad_checkpointing = enable
 
+    def lock(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
+        """Keep all weights but those of the last groups, by open_clip's interface; there is no batch norm.
+
+        Groups are the patch embedding with the class token, each block, the head; the last block has the last norm.
+        """
+        *blocks, last = ([*block.parameters()] for block in self.blocks)
+        groups = [
+            [*self.patch_embed.parameters(), self.cls_token],
+            *blocks,
+            [*last, *self.norm.parameters()],
+            [*self.head.parameters()],
+        ]
+        self.requires_grad_(False)
+        for group in groups[max(0, len(groups) - unlocked_groups) :]:
+            for parameter in group:
+                parameter.requires_grad_(True)
+
     def forward_tokens(self, images: Tensor) -> Tensor:
         """`[B, 3, S, S]` → normalised tokens `[B, 1 + N, D]`, the class token first."""
         patches = self.patch_embed(images)

@@ -24,6 +24,7 @@ from dermray.losses.make import local_vectors
 from dermray.losses.make.loss import Kinds
 from dermray.progress import print_line
 from dermray.train.objectives.contract import Autocast, Built, Figure, Outcome
+from dermray.train.objectives.contrastive import parts
 from dermray.train.objectives.contrastive.cost import FlopModel, flop_model
 from dermray.train.objectives.contrastive.module import TEXT_TOKENS, Contrastive, text_labels
 from dermray.train.objectives.contrastive.settings import LossConfig
@@ -60,6 +61,7 @@ def check(config: PretrainConfig) -> None:
         raise ModelError(
             f"the model {config.model!r} has a logit bias, which objective.kind=make does not train; take one without"
         )
+    parts.require_lockable(model_cfg, config.train)
     if settings.reads_diagnoses:
         tree_of(config)
     for uri in config.corpus_uris if settings.sub_captions else ():
@@ -94,6 +96,7 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
     settings = _settings(config)
     model, image_transform, tokenizer = models.create(config.model, **config.initial_weights())
     model_cfg = models.architecture(config.model)
+    parts.lock(model, config.train)
     preprocess = models.preprocessing(model)
     context_length = model_cfg["text_cfg"].get("context_length", 77)
     flops = flop_model(model, image_size=preprocess.size, context_length=context_length)
@@ -125,6 +128,7 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
         ),
         export=functools.partial(_export, model_cfg),
         validate=validator_of(config, image_transform, tokenizer),
+        groups=parts.groups(model, config.optim.factors),
     )
 
 
