@@ -106,6 +106,33 @@ def test_the_toy_of_a_recipe_trains_end_to_end(root: Path, tmp_path: Path, recip
     assert trained.encode_text(tokenizer(["psoriasis"])).isfinite().all()  # type: ignore[operator]
 
 
+@pytest.mark.long
+def test_the_toy_of_knowledge_teaches_the_toy_of_dermfm(root: Path, tmp_path: Path) -> None:
+    """Texts alone, then images of several sizes; two workers, of which each sees the same sizes."""
+    records: list[StepRecord] = []
+
+    def run(recipe: str, *keys: str) -> str:
+        config = parse(
+            PretrainConfig,
+            [
+                "--config", str(ROOT / "jobs" / "configs" / f"{recipe}.yaml"), "tracking.enabled=false",
+                f"corpus={pretraining.corpus(root)}", f"output={tmp_path / recipe}", "toy=true", "num_workers=2", *keys,
+            ],
+        )  # fmt: skip
+        records.clear()
+        return pretrain(config, on_record=records.append).model_uri
+
+    encoder = run("knowledge_pubmed256", "train.epochs=6", "optim.lr=1e-3")
+    losses = [record.metrics["loss"] for record in records]
+    assert losses[-1] < losses[0]
+    model = run("dermfm_open_panderm_l", "train.epochs=2", f"objective.knowledge={encoder}", "objective.scale_jitter=1")
+    assert records[-1].metrics["knowledge"] > 0
+    assert records[-1].metrics["image_area"] > 1
+    trained, _, tokenizer = models.create(model)
+    assert trained.encode_text(tokenizer(["psoriasis"])).isfinite().all()  # type: ignore[operator]
+    assert not [name for name in trained.state_dict() if not name.startswith(("visual.", "text.", "logit_scale"))]
+
+
 def test_the_world_size_changes_rounding_and_nothing_else(root: Path) -> None:
     """The same global batches, pixels and captions: losses agree to what the order of additions allows."""
     _, one, records_of_one = pretraining.undisturbed(root, 1)

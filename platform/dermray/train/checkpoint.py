@@ -41,6 +41,9 @@ BEFORE_THERE_WERE = {
     "optim.cooldown_power": 1.0,
     "optim.cooldown_lr": 0.0,
     "optim.factors": {},
+    "objective.lambda_k": 0.4,
+    "objective.scale_jitter": 0.0,
+    "objective.scale_jitter_max": 2.0,
 }
 # What a run draws of its corpora, as a digest (`dermray.train.epochs`); of earlier checkpoints it is not known.
 DRAWS = "draws of the objective"

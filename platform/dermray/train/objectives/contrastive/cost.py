@@ -36,10 +36,13 @@ class FlopModel:
     image_passes: float = PASSES_PER_STEP
     text_passes: float = PASSES_PER_STEP
 
-    def of_step(self, num_samples: float, num_tokens: float) -> float:
-        """FLOPs of a training step on `num_samples` pairs with `num_tokens` text positions encoded for each."""
+    def of_step(self, num_samples: float, num_tokens: float, image_area: float = 1.0) -> float:
+        """FLOPs of a training step on `num_samples` pairs with `num_tokens` text positions encoded for each.
+
+        Images of another size cost by their area over the model's own, though attention costs more.
+        """
         of_text = self.text_passes * self.text * num_tokens / self.context_length
-        return num_samples * (self.image_passes * self.image + of_text)
+        return num_samples * (self.image_passes * self.image * image_area + of_text)
 
 
 def flop_model(model: nn.Module, *, image_size: int, context_length: int) -> FlopModel:
