@@ -79,14 +79,17 @@ def test_a_run_leaves_checkpoints_a_model_folder_and_a_summary(root: Path, num_w
 def test_the_toy_of_a_recipe_trains_end_to_end(root: Path, tmp_path: Path, recipe: str) -> None:
     """A PanDerm tower, a language model, blocks of both that are recomputed; and what whoever watches is told.
 
-    And several texts of a sample, and patches.
+    And several texts of a sample, patches, a tower that is locked but for its projection, and a cooldown.
     """
+    locked = ("train.lock=image", "train.lock_image_unlocked_groups=1", "optim.factors={image: 0.5}")
+    cooled = ("optim.schedule=constant_cooldown", "optim.cooldown_epochs=1")
     config = parse(
         PretrainConfig,
         [
             "--config", str(ROOT / "jobs" / "configs" / f"{recipe}.yaml"),
             f"corpus={pretraining.corpus(root)}", f"output={tmp_path / 'out'}", "toy=true", "train.epochs=3",
             "train.grad_checkpointing=1", "train.grad_checkpointing_keeps=products", "tracking.enabled=false",
+            *((*locked, *cooled) if recipe == "make_vit_b16" else ()),
         ],
     )  # fmt: skip
     notices: list[str] = []
@@ -94,11 +97,40 @@ def test_the_toy_of_a_recipe_trains_end_to_end(root: Path, tmp_path: Path, recip
     result = pretrain(config, on_record=records.append, on_notice=notices.append)
     assert result.num_steps == records[-1].step == 6
     assert records[-1].metrics["model_tflops_per_s"] > 0
+    if recipe == "make_vit_b16":
+        assert records[-1].metrics["lr"] == pytest.approx(config.optim.lr / 2), "the second step of two"
     # Others of the session may hold the cluster's CPUs for a while.
     told = [line for line in notices if not line.startswith("waiting for ")]
     assert told == ["starting the workers", "ready on CPU: training from step 1 of 6"]
     trained, _, tokenizer = models.create(result.model_uri)
     assert trained.encode_text(tokenizer(["psoriasis"])).isfinite().all()  # type: ignore[operator]
+
+
+@pytest.mark.long
+def test_the_toy_of_knowledge_teaches_the_toy_of_dermfm(root: Path, tmp_path: Path) -> None:
+    """Texts alone, then images of several sizes; two workers, of which each sees the same sizes."""
+    records: list[StepRecord] = []
+
+    def run(recipe: str, *keys: str) -> str:
+        config = parse(
+            PretrainConfig,
+            [
+                "--config", str(ROOT / "jobs" / "configs" / f"{recipe}.yaml"), "tracking.enabled=false",
+                f"corpus={pretraining.corpus(root)}", f"output={tmp_path / recipe}", "toy=true", "num_workers=2", *keys,
+            ],
+        )  # fmt: skip
+        records.clear()
+        return pretrain(config, on_record=records.append).model_uri
+
+    encoder = run("knowledge_pubmed256", "train.epochs=6", "optim.lr=1e-3")
+    losses = [record.metrics["loss"] for record in records]
+    assert losses[-1] < losses[0]
+    model = run("dermfm_open_panderm_l", "train.epochs=2", f"objective.knowledge={encoder}", "objective.scale_jitter=1")
+    assert records[-1].metrics["knowledge"] > 0
+    assert records[-1].metrics["image_area"] > 1
+    trained, _, tokenizer = models.create(model)
+    assert trained.encode_text(tokenizer(["psoriasis"])).isfinite().all()  # type: ignore[operator]
+    assert not [name for name in trained.state_dict() if not name.startswith(("visual.", "text.", "logit_scale"))]
 
 
 def test_the_world_size_changes_rounding_and_nothing_else(root: Path) -> None:

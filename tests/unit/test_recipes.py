@@ -20,6 +20,8 @@ from dermray.train.settings import PretrainConfig
 from tests.conftest import ROOT
 
 RECIPES = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
+# Those that compare images with texts.
+OF_PAIRS = [path for path in RECIPES if path.stem != "knowledge_pubmed256"]
 CPU = torch.device("cpu")
 
 
@@ -66,6 +68,24 @@ def test_the_published_figures_of_make() -> None:
     assert graded.model_dump(exclude={"objective"}) == config.model_dump(exclude={"objective"})
 
 
+def test_the_published_figures_of_dermfm_open() -> None:
+    config = parsed(ROOT / "jobs/configs/dermfm_open_panderm_l.yaml")
+    assert (config.train.epochs, config.train.global_batch_size, config.train.grad_clip_norm) == (15, 2048, 5.0)
+    assert (config.optim.lr, config.optim.weight_decay, config.optim.warmup_steps) == (1e-4, 0.1, 200)
+    assert (config.optim.beta1, config.optim.beta2, config.optim.schedule) == (0.9, 0.98, "cosine")
+    make = parsed(ROOT / "jobs/configs/make_vit_b16.yaml")
+    assert config.data == make.data
+    published = {"lambda_m": 1.0, "lambda_s": 0.5, "lambda_k": 0.4, "weights": False, "sub_captions": 2}
+    assert published.items() <= config.objective.model_dump().items()
+    model_cfg = models.architecture(config.model)
+    vision_cfg, text_cfg = model_cfg["vision_cfg"], model_cfg["text_cfg"]
+    assert (vision_cfg["layers"], vision_cfg["width"], vision_cfg["patch_size"]) == (24, 1024, 16)
+    assert model_cfg["embed_dim"] == text_cfg["hf_config"]["hidden_size"] == 768, "there is no projection of texts"
+    assert (text_cfg["context_length"], text_cfg["hf_proj_type"]) == (256, None)
+    knowledge = models.architecture(parsed(ROOT / "jobs/configs/knowledge_pubmed256.yaml").model)
+    assert (knowledge["embed_dim"], knowledge["text_cfg"]) == (768, text_cfg)
+
+
 def test_a_recipe_opens_with_its_commands(recipe: Path) -> None:
     comment = recipe.read_text().partition("\nmodel:")[0]
     assert all(line.startswith("#") for line in comment.splitlines())
@@ -103,6 +123,7 @@ def test_the_toy_has_the_same_kind_of_towers() -> None:
     assert toy.tiny_model("roberta-ViT-B-32") == "panderm_tiny_bert"
 
 
+@pytest.mark.parametrize("recipe", OF_PAIRS, ids=lambda path: path.stem)
 def test_the_toys_model_takes_a_step(recipe: Path) -> None:
     config = toy.shrunk(parsed(recipe, "toy=true"))
     torch.manual_seed(0)

@@ -31,6 +31,10 @@ def test_nothing_is_told_of_a_run_whose_settings_all_count() -> None:
         (["validation.every_steps=41"], "validation.every_steps=41 is beyond the run of 40 steps: there is one"),
         (["train.checkpoint_every_steps=100"], "is beyond the run of 40 steps: there is a checkpoint every 5 minutes"),
         (["train.log_every_steps=50"], "train.log_every_steps=50 is beyond the run of 40 steps: only the last"),
+        (
+            ["optim.schedule=constant_cooldown", "optim.cooldown_epochs=0.95"],
+            "optim.cooldown_epochs=0.95 are 38 steps, and after its warm-up the run has 36: the learning rate never",
+        ),
         (["train.max_steps=60"], "train.max_steps=60 is beyond the run of 40 steps, which train.epochs=30 makes"),
         (["train.micro_batch_size=32"], "train.micro_batch_size=32 has no effect: a worker has 32 samples at once"),
         (["train.grad_checkpointing_keeps=products"], "has no effect without train.grad_checkpointing"),

@@ -137,9 +137,12 @@ def assert_equal(left: Any, right: Any) -> None:
         assert left == right
 
 
-@pytest.mark.parametrize("stop_after", [4, 8, 12])
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, stop_after: int) -> None:
-    config = configured(train={"log_every_steps": 1, "grad_clip_norm": 1.0})
+COOLED = {"schedule": "cosine_cooldown", "cooldown_epochs": 0.5, "cooldown_power": 2.0, "cooldown_lr": 1e-4}
+
+
+@pytest.mark.parametrize(("stop_after", "optim"), [(4, {}), (8, {}), (12, {}), (8, COOLED)])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, stop_after: int, optim: dict[str, Any]) -> None:
+    config = configured(train={"log_every_steps": 1, "grad_clip_norm": 1.0}, optim=optim)
     whole = make_trainer(config)
     whole_listener = Listener(tmp_path / "whole")
     whole_listener.run(whole)

@@ -1,4 +1,4 @@
-"""The optimiser's groups and the schedule are open_clip's."""
+"""The optimiser's groups and the schedules are open_clip's."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from open_clip_train.scheduler import cosine_lr
+from open_clip_train.scheduler import const_lr, const_lr_cooldown, cosine_lr
 from torch import nn
 
-from dermray.train.optimiser import build_optimiser, learning_rate
-from dermray.train.settings import OptimConfig
+from dermray.config import parse
+from dermray.errors import ConfigError
+from dermray.train.optimiser import build_optimiser, learning_rate, scheduled
+from dermray.train.settings import OptimConfig, PretrainConfig
 from tests.corpora import MODEL_CFG
 
 
@@ -77,3 +79,51 @@ def test_schedule_at_its_corners() -> None:
     # A run that ends inside its warm-up has no cosine.
     assert rate(5, num_steps=6) == pytest.approx(1.2)
     assert rate(10, num_steps=10) == 2.0
+
+
+@given(st.integers(0, 50), st.integers(1, 100), st.integers(0, 200), st.floats(0.2, 3.0), st.floats(0, 0.9))
+def test_constant_schedules_are_open_clips(warmup: int, cooldown: int, others: int, power: float, end: float) -> None:
+    num_steps = warmup + cooldown + others
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    flat = OptimConfig(lr=1.0, warmup_steps=warmup, schedule="constant")
+    keys = {"schedule": "constant_cooldown", "cooldown_epochs": 1, "cooldown_power": power, "cooldown_lr": end}
+    for settings, published in (
+        (flat, const_lr(optimiser, 1.0, warmup, num_steps)),
+        (
+            OptimConfig.model_validate({"lr": 1.0, "warmup_steps": warmup, **keys}),
+            const_lr_cooldown(optimiser, 1.0, warmup, num_steps, cooldown, power, end),
+        ),
+    ):
+        rate = scheduled(settings, steps_per_epoch=cooldown)
+        for step in range(0, num_steps, 7):
+            assert rate(step, num_steps) == pytest.approx(published(step), rel=1e-9)
+
+
+def test_a_cosine_with_cooldown_leaves_the_cosine_where_the_cooldown_begins() -> None:
+    settings = OptimConfig(
+        lr=2.0, warmup_steps=10, schedule="cosine_cooldown", cooldown_epochs=2, cooldown_power=2, cooldown_lr=0.1
+    )
+    rate, cosine = scheduled(settings, 10), scheduled(OptimConfig(lr=2.0, warmup_steps=10), 10)
+    assert [rate(step, 110) for step in range(91)] == [cosine(step, 110) for step in range(91)]
+    left = 1 + math.cos(math.pi * 0.8)
+    assert rate(90, 110) == pytest.approx(left)
+    assert rate(100, 110) == pytest.approx(0.1 + (left - 0.1) / 4)
+    assert rate(109, 110) == pytest.approx(0.1 + (left - 0.1) / 400)
+    # A cooldown that is longer than the run begins in its warm-up, as in open_clip.
+    assert rate(11, 20) == pytest.approx(0.1 + 1.9 * (9 / 20) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (["optim.cooldown_epochs=2"], "cooldown_epochs: no effect with schedule=cosine"),
+        (["optim.schedule=constant_cooldown"], "schedule=constant_cooldown needs cooldown_epochs"),
+        (
+            ["optim.schedule=cosine_cooldown", "optim.cooldown_epochs=1", "optim.cooldown_lr=1"],
+            "cooldown_lr=1 must be below lr=0.0001",
+        ),
+    ],
+)
+def test_a_schedule_that_does_not_fit_is_refused(keys: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(PretrainConfig, ["corpus=c", "output=o", *keys])

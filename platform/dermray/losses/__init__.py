@@ -1,8 +1,9 @@
 """Losses over features: pure in their tensors, aware of the process group, ignorant of Ray and MLflow."""
 
+from dermray.losses.adasp import AdaSpLoss
 from dermray.losses.cached import cached_backward
 from dermray.losses.clip import ClipLoss
 from dermray.losses.make import MakeLoss
 from dermray.losses.siglip import SigLipLoss
 
-__all__ = ["ClipLoss", "MakeLoss", "SigLipLoss", "cached_backward"]
+__all__ = ["AdaSpLoss", "ClipLoss", "MakeLoss", "SigLipLoss", "cached_backward"]

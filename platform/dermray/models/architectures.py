@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from dermray import storage
 from dermray.errors import ModelError
@@ -29,6 +29,8 @@ ARCHITECTURES_FOLDER = Path(__file__).parent / "configs"
 # Tokenisers that the package brings along are named `dermray:NAME`.
 PACKAGED_PREFIX = "dermray:"
 PANDERM = "panderm"
+# A model's two towers, as `train.lock` names them.
+Tower = Literal["image", "text"]
 PANDERM_KEYS = ("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "ls_init_value")
 
 

@@ -34,6 +34,8 @@ PACKAGED_FOLDER = Path(__file__).parent / "tokenizers"
 # Parts of published text checkpoints that an encoder with its own pooling has no place for.
 HEAD_PREFIXES = ("pooler.", "cls.", "lm_head.")
 POSITION_IDS = "embeddings.position_ids"
+# How keys of a text tower begin in a checkpoint of both towers.
+JOINT_PREFIX = "text.transformer."
 
 
 class Tokenizer:
@@ -176,6 +178,8 @@ def _filled_from(folder: Path | None) -> AbstractContextManager[None]:
 def load_text(tower: nn.Module, source: str) -> None:
     """Fill the transformer of a text tower from a published language model; the projection keeps its weights.
 
+    A model folder, or another checkpoint of a model of two towers, fills the projection too.
+
     Args:
         tower: what `text_tower` made.
         source: as `weights.read` takes it; heads for other tasks are left out.
@@ -186,6 +190,11 @@ def load_text(tower: nn.Module, source: str) -> None:
     if not isinstance(tower, HFTextEncoder):
         raise ModelError("pretrained_text fills Hugging Face text towers; this architecture has none")
     state = weights.read(source)
+    if any(key.startswith(JOINT_PREFIX) for key in state):
+        own = {key.removeprefix("text."): value for key, value in state.items() if key.startswith("text.")}
+        own.pop(f"transformer.{POSITION_IDS}", None)
+        weights.load(tower, own, source=source)
+        return
     prefix = f"{tower.config.model_type}."
     if any(key.startswith(prefix) for key in state):
         state = {key.removeprefix(prefix): value for key, value in state.items()}

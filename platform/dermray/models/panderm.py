@@ -5,6 +5,8 @@ Parameter names and shapes are those of the public checkpoints. Shapes: B images
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -154,10 +156,37 @@ class PanDermVisionTransformer(nn.Module):
         """Recompute each block's activations in the backward pass instead of keeping them."""
         self.grad_checkpointing = enable
 
+    def lock(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
+        """Keep all weights but those of the last groups, by open_clip's interface; there is no batch norm.
+
+        Groups are the patch embedding with the class token, each block, the head; the last block has the last norm.
+        """
+        *blocks, last = ([*block.parameters()] for block in self.blocks)
+        groups = [
+            [*self.patch_embed.parameters(), self.cls_token],
+            *blocks,
+            [*last, *self.norm.parameters()],
+            [*self.head.parameters()],
+        ]
+        self.requires_grad_(False)
+        for group in groups[max(0, len(groups) - unlocked_groups) :]:
+            for parameter in group:
+                parameter.requires_grad_(True)
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """The table for a grid of patches, `[1, 1 + rows * columns, D]`: of another grid than its own, bilinear."""
+        side = math.isqrt(self.pos_embed.shape[1] - 1)
+        if (rows, columns) == (side, side):
+            return self.pos_embed
+        patches = self.pos_embed[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        resized = F.interpolate(patches, (rows, columns), mode="bilinear", align_corners=False)
+        return torch.cat([self.pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
+
     def forward_tokens(self, images: Tensor) -> Tensor:
-        """`[B, 3, S, S]` → normalised tokens `[B, 1 + N, D]`, the class token first."""
+        """`[B, 3, H, W]` → normalised tokens `[B, 1 + N, D]`, the class token first; sides are multiples of a patch."""
         patches = self.patch_embed(images)
-        x = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.pos_embed
+        rows, columns = (side // self.patch_embed.proj.stride[0] for side in images.shape[2:])
+        x = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.positions(rows, columns)
         for block in self.blocks:
             recompute = self.grad_checkpointing and self.training
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)

@@ -30,7 +30,21 @@ FOLDER = "checkpoints"
 STATE_NAME = "state.pt"
 MANIFEST_NAME = "manifest.json"
 # Keys that earlier versions did not have, with what their runs did.
-BEFORE_THERE_WERE = {"objective.kind": "contrastive", "data.fraction": 1.0}
+BEFORE_THERE_WERE = {
+    "objective.kind": "contrastive",
+    "data.fraction": 1.0,
+    "train.lock": [],
+    "train.lock_image_unlocked_groups": 0,
+    "train.lock_text_unlocked_layers": 0,
+    "optim.schedule": "cosine",
+    "optim.cooldown_epochs": None,
+    "optim.cooldown_power": 1.0,
+    "optim.cooldown_lr": 0.0,
+    "optim.factors": {},
+    "objective.lambda_k": 0.4,
+    "objective.scale_jitter": 0.0,
+    "objective.scale_jitter_max": 2.0,
+}
 # What a run draws of its corpora, as a digest (`dermray.train.epochs`); of earlier checkpoints it is not known.
 DRAWS = "draws of the objective"
 _STEP_FOLDER = re.compile(r"step-([0-9]{8,18})")

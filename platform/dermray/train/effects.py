@@ -6,19 +6,35 @@ from collections.abc import Iterator
 
 from dermray.model_uri import HUB_PREFIX, folder_uri
 from dermray.train.objectives import kinds
-from dermray.train.optimiser import learning_rate
+from dermray.train.optimiser import scheduled
 from dermray.train.settings import PretrainConfig
 
 
-def without_effect(config: PretrainConfig, num_steps: int) -> list[str]:
-    """A line for each setting that comes to nothing, or to less, in a run of so many steps."""
-    return [*_of_the_length(config, num_steps), *_of_other_keys(config)]
+def without_effect(config: PretrainConfig, num_steps: int, steps_per_epoch: int | None = None) -> list[str]:
+    """A line for each setting that comes to nothing, or to less.
+
+    Args:
+        config: of the run.
+        num_steps: that it has.
+        steps_per_epoch: of them; empty: the run is one epoch.
+    """
+    cooldown = _of_the_cooldown(config, num_steps, config.optim.cooldown_steps(steps_per_epoch or num_steps))
+    return [*_of_the_length(config, num_steps), *cooldown, *_of_other_keys(config)]
+
+
+def _of_the_cooldown(config: PretrainConfig, num_steps: int, cooldown_steps: int) -> Iterator[str]:
+    after_warmup = num_steps - config.optim.warmup_steps
+    if cooldown_steps > max(0, after_warmup):
+        yield (
+            f"optim.cooldown_epochs={config.optim.cooldown_epochs:g} are {cooldown_steps} steps, and after its warm-up "
+            f"the run has {max(0, after_warmup)}: the learning rate never stays at its peak"
+        )
 
 
 def _of_the_length(config: PretrainConfig, num_steps: int) -> Iterator[str]:
     train, optim, run = config.train, config.optim, f"the run of {num_steps} steps"
     if optim.warmup_steps >= num_steps:
-        rate = learning_rate(num_steps - 1, peak=optim.lr, warmup_steps=optim.warmup_steps, num_steps=num_steps)
+        rate = scheduled(optim, num_steps)(num_steps - 1, num_steps)
         yield (
             f"optim.warmup_steps={optim.warmup_steps} is longer than {run}: the learning rate comes to "
             f"{rate / optim.lr:.1%} of optim.lr and never to its peak; lower it"

@@ -20,7 +20,7 @@ from dermray.train import numerics, speed
 from dermray.train.agreement import Agreement, Position
 from dermray.train.ema import Ema
 from dermray.train.objectives.contract import Figure, Objective
-from dermray.train.optimiser import LR_FACTOR, learning_rate
+from dermray.train.optimiser import LR_FACTOR, scheduled
 from dermray.train.progress import StepRecord
 from dermray.train.settings import PretrainConfig
 
@@ -36,7 +36,7 @@ class Trainer:
         metrics: figures of the last logged step; in checkpoints too, so that a run killed at its end has them.
         ema: the average of the parameters, if `train.ema_decay` asks for one.
         num_hosts: machines that the ranks are on.
-        schedule: `(step, num_steps)` → learning rate; None: warm-up and cosine as `optim` says.
+        schedule: `(step, num_steps)` → learning rate; None: as `optim` says, in a run of one epoch.
         figures: of the objective since the last logged step.
         left_out: float32 `[2]` on the device: steps left out in a row up to now, and in all.
     """
@@ -88,10 +88,8 @@ class Trainer:
         return {"loss": Figure(outcome.loss), "lr": Figure(rate, "max"), "grad_norm": Figure(norm, "max")}
 
     def _learning_rate(self) -> float:
-        if self.schedule is not None:
-            return self.schedule(self.step, self.num_steps)
-        optim = self.config.optim
-        return learning_rate(self.step, peak=optim.lr, warmup_steps=optim.warmup_steps, num_steps=self.num_steps)
+        schedule = self.schedule or scheduled(self.config.optim, self.num_steps)
+        return schedule(self.step, self.num_steps)
 
     def _clip(self) -> Tensor:
         """The norm of the gradient before it is clipped, if it is."""

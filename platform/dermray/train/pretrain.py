@@ -228,6 +228,7 @@ def located(config: PretrainConfig) -> PretrainConfig:
 
 def _check_before_start(config: PretrainConfig, corpora: Corpora, fresh: bool) -> None:
     corpora.require_columns(kinds.columns_of(config))
+    kinds.require_parts(config)
     _world_sizes(config, corpora)
     scores = kinds.find(config.objective.kind).scores
     if config.train.keep_best is not None and config.train.keep_best not in scores:
@@ -292,7 +293,8 @@ def without_effect(config: PretrainConfig) -> list[str]:
         DermRayError: no corpus, or one that does not fill a global batch.
     """
     corpora = Corpora.load(config.corpus_uris)
-    told = effects.without_effect(config, config.num_steps(len(epochs.first(config, corpora))))
+    steps_per_epoch = len(epochs.first(config, corpora))
+    told = effects.without_effect(config, config.num_steps(steps_per_epoch), steps_per_epoch)
     return told if corpora.one_tree else [*told, _of_trees(corpora)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
@@ -11,6 +11,7 @@ from dermray.config import ClusterConfig, Config, DecidesWeights, LeavesWeights,
 from dermray.corpus.shares import CorpusShare, CorpusShares, shares_of, uris_of
 from dermray.ingest.settings import DataConfig
 from dermray.ledger import WaitForOutput
+from dermray.models.architectures import Tower
 from dermray.train.objectives import kinds
 from dermray.train.objectives.contrastive.settings import LossConfig
 from dermray.train.objectives.kinds import ObjectiveConfig
@@ -21,6 +22,8 @@ CHECKPOINT_EVERY_STEPS = 200
 CHECKPOINTS_A_RUN = 4
 
 Precision = Literal["auto", "fp32", "bf16"]
+Schedule = Literal["cosine", "constant", "cosine_cooldown", "constant_cooldown"]
+COOLDOWN = "_cooldown"
 
 
 class TrainConfig(Config):
@@ -55,6 +58,15 @@ class TrainConfig(Config):
     ema_decay: DecidesWeights[float | None] = Field(
         None, gt=0, lt=1, description="average the weights with this decay a step, validate and export the average"
     )
+    lock: DecidesWeights[tuple[Tower, ...]] = Field(
+        (), description="towers that keep their weights: image, text, or [image, text]"
+    )
+    lock_image_unlocked_groups: DecidesWeights[int] = Field(
+        0, ge=0, description="of a locked image tower so many last groups are trained, counted as open_clip does"
+    )
+    lock_text_unlocked_layers: DecidesWeights[int] = Field(
+        0, ge=0, description="of a locked text tower so many last layers are trained, counted as open_clip does"
+    )
     max_skipped_steps: LeavesWeights[int] = Field(
         3, ge=0, description="so many steps in a row may be left out for gradients that are not finite"
     )
@@ -87,13 +99,32 @@ class TrainConfig(Config):
         600, ge=10, description="a collective that takes longer fails the attempt"
     )
 
+    @field_validator("lock", mode="before")
+    @classmethod
+    def _one_or_both(cls, value: Any) -> Any:
+        named = [value] if isinstance(value, str) else value
+        # Their order says nothing, and a resumed run compares.
+        return tuple(sorted(set(named))) if isinstance(named, list | tuple) else named
+
+    @model_validator(mode="after")
+    def _unlocks_what_is_locked(self) -> TrainConfig:
+        for tower, key in (("image", "lock_image_unlocked_groups"), ("text", "lock_text_unlocked_layers")):
+            if getattr(self, key) and tower not in self.lock:
+                raise ValueError(f"{key} means something with lock={tower} alone")
+        return self
+
+    @property
+    def unlocked(self) -> dict[Tower, int]:
+        """How many last groups of each tower stay trained if it is locked."""
+        return {"image": self.lock_image_unlocked_groups, "text": self.lock_text_unlocked_layers}
+
     def checkpoint_cadence(self, num_steps: int) -> int:
         """Steps from one checkpoint to the next in a run of so many."""
         return self.checkpoint_every_steps or min(CHECKPOINT_EVERY_STEPS, max(1, num_steps // CHECKPOINTS_A_RUN))
 
 
 class OptimConfig(Config):
-    """AdamW with open_clip's parameter groups; linear warm-up, then cosine to zero."""
+    """AdamW with open_clip's parameter groups; linear warm-up, then a schedule."""
 
     lr: DecidesWeights[float] = Field(1e-4, gt=0, description="peak learning rate")
     weight_decay: DecidesWeights[float] = Field(
@@ -103,6 +134,44 @@ class OptimConfig(Config):
     beta2: DecidesWeights[float] = Field(0.98, ge=0, lt=1, description="AdamW beta2")
     eps: DecidesWeights[float] = Field(1e-6, gt=0, description="AdamW epsilon")
     warmup_steps: DecidesWeights[int] = Field(1000, ge=0, description="steps of linear warm-up")
+    schedule: DecidesWeights[Schedule] = Field(
+        "cosine", description="of the rate after the warm-up; with _cooldown it falls at the end of the run"
+    )
+    cooldown_epochs: DecidesWeights[float | None] = Field(
+        None, gt=0, description="of a schedule with a cooldown: how long before the end it begins"
+    )
+    cooldown_power: DecidesWeights[float] = Field(
+        1.0, gt=0, description="of the polynomial by which the rate falls; 1: a line"
+    )
+    cooldown_lr: DecidesWeights[float] = Field(0.0, ge=0, description="rate that the cooldown ends at")
+    factors: DecidesWeights[dict[str, Annotated[float, Field(gt=0)]]] = Field(
+        {}, description="by part of the model what the rate is multiplied with: {image: 0.1, text: 1.0, scale: 1.0}"
+    )
+
+    @model_validator(mode="after")
+    def _cooldown_fits(self) -> OptimConfig:
+        fields = type(self).model_fields
+        keys = ("cooldown_epochs", "cooldown_power", "cooldown_lr")
+        given = [key for key in keys if getattr(self, key) != fields[key].default]
+        if not self.cools_down and given:
+            raise ValueError(
+                f"{', '.join(given)}: no effect with schedule={self.schedule}; there are "
+                "cosine_cooldown and constant_cooldown"
+            )
+        if self.cools_down and self.cooldown_epochs is None:
+            raise ValueError(f"schedule={self.schedule} needs cooldown_epochs")
+        if self.cooldown_lr >= self.lr:
+            raise ValueError(f"cooldown_lr={self.cooldown_lr:g} must be below lr={self.lr:g}")
+        return self
+
+    @property
+    def cools_down(self) -> bool:
+        """Whether the rate falls at the end of the run."""
+        return self.schedule.endswith(COOLDOWN)
+
+    def cooldown_steps(self, steps_per_epoch: int) -> int:
+        """Steps of the cooldown, 0 without one."""
+        return max(1, math.floor((self.cooldown_epochs or 0) * steps_per_epoch)) if self.cools_down else 0
 
 
 class ValidationConfig(Config):

@@ -28,7 +28,7 @@ from dermray.train import checkpoint, epochs, failures, loop, numerics
 from dermray.train.checkpoint_writer import CheckpointWriter
 from dermray.train.objectives import contract as objectives
 from dermray.train.objectives.contract import Scores
-from dermray.train.optimiser import build_optimiser
+from dermray.train.optimiser import build_optimiser, scheduled
 from dermray.train.progress import StepRecord, wait_until_heard
 from dermray.train.settings import PretrainConfig
 from dermray.train.stopping import StopPoll
@@ -153,7 +153,7 @@ def _build(
         device=device,
         num_steps=loader.num_steps,
         num_hosts=_num_hosts(world_size),
-        schedule=built.schedule,
+        schedule=built.schedule or scheduled(config.optim, loader.steps_per_epoch),
     )
     return trainer, loader, built
 

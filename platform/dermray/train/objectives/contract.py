@@ -115,7 +115,7 @@ class Built:
     Attributes:
         model: on the device, in training mode. What is frozen and not exported stays outside; checkpoints hold it all.
         views: what is made of samples.
-        schedule: `(step, num_steps)` → rate of groups whose factor is 1; None: warm-up and cosine of `optim`.
+        schedule: `(step, num_steps)` → rate of groups whose factor is 1; None: warm-up and schedule of `optim`.
         groups: None: those of open_clip, in which norms and biases do not decay.
         unused_parameters: whether some trained parameters may get no gradient in a step.
         validate: scores of a model on held-out samples, by the keys `validation_…`; called on every rank at the same

@@ -17,6 +17,7 @@ from pydantic import Field
 from dermray import extensions
 from dermray.config import Config, DecidesWeights
 from dermray.corpus.manifest import Manifest
+from dermray.errors import ConfigError
 from dermray.ingest.plan import Counts
 from dermray.keys import Reader
 from dermray.scales import Best
@@ -67,6 +68,8 @@ class ObjectiveKind:
             `counts` says how often each is drawn at its first sample. None: every sample is an item.
         columns: `PretrainConfig` → columns that its views read, so that the driver refuses a corpus which lacks a side
             table of them (`sides.TABLE.COLUMN`) before workers start. None: it reads no side table.
+        parts: names of the parts of its model that `optim.factors` and `train.lock` may name, if it obeys both. A run
+            that names others is refused.
     """
 
     settings: type[ObjectiveConfig]
@@ -75,6 +78,7 @@ class ObjectiveKind:
     counts: Callable[[Any, Manifest], Counts | None] | None = None
     items: Callable[[Any, Manifest], np.ndarray] | None = None
     columns: Callable[[Any], Sequence[str]] | None = None
+    parts: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         unsaid = undeclared(self.settings)
@@ -100,6 +104,23 @@ def columns_of(config: Any) -> Sequence[str]:
     """What the objective of a run says that its views read; may leave out what no side table has."""
     said = find(config.objective.kind).columns
     return () if said is None else said(config)
+
+
+def require_parts(config: Any) -> None:
+    """Refuse keys of a run (`PretrainConfig`) for parts that its objective's model does not have.
+
+    Raises:
+        ConfigError: names the key, the part and those there are.
+    """
+    kind = config.objective.kind
+    parts = find(kind).parts
+    for key, named in (("train.lock", config.train.lock), ("optim.factors", config.optim.factors)):
+        unknown = [part for part in named if part not in parts]
+        if unknown:
+            raise ConfigError(
+                f"{key}: the model of objective.kind={kind} has no part {', '.join(unknown)} that it could be said of; "
+                f"there {'are ' + ', '.join(parts) if parts else 'is none'}"
+            )
 
 
 def settings_of(value: Any) -> ObjectiveConfig:

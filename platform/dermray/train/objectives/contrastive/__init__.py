@@ -5,6 +5,8 @@ from dermray.train.objectives.contrastive.texted import texted
 from dermray.train.objectives.kinds import ObjectiveConfig, ObjectiveKind
 
 RETRIEVAL_KS = (1, 5, 10)
+# Of a model of two towers; `scale` is its temperature and, where it has one, its bias.
+PARTS = ("image", "text", "scale")
 # Its keys are `loss.*`, `model` and `pretrained*` of the run, where they were before there were kinds.
 OBJECTIVE = ObjectiveKind(
     ObjectiveConfig,
@@ -16,4 +18,5 @@ OBJECTIVE = ObjectiveKind(
         )
     ),
     counts=texted,
+    parts=PARTS,
 )

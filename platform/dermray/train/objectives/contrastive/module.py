@@ -19,6 +19,7 @@ from dermray.ingest.loader import Batch
 from dermray.ingest.tokens import portable
 from dermray.losses import ClipLoss, SigLipLoss, cached_backward
 from dermray.train.objectives.contract import Autocast, Built, Figure, Objective, Outcome
+from dermray.train.objectives.contrastive import parts
 from dermray.train.objectives.contrastive.cost import FlopModel, flop_model
 from dermray.train.objectives.contrastive.settings import LossConfig
 from dermray.train.objectives.contrastive.views import PIXELS, TOKENS, ImageAndCaption
@@ -34,13 +35,15 @@ _MASK64 = (1 << 64) - 1
 
 
 def check(config: PretrainConfig) -> None:
-    """Refuse a model that is not there, or that the loss does not fit.
+    """Refuse a model that is not there, that the loss does not fit, or whose towers cannot be locked so.
 
     Raises:
         ModelError: names it.
     """
     models.check(config.model, **config.initial_weights())
-    trained_architecture(models.architecture(config.model), config.loss)
+    model_cfg = models.architecture(config.model)
+    trained_architecture(model_cfg, config.loss)
+    parts.require_lockable(model_cfg, config.train)
 
 
 def build(config: PretrainConfig, device: torch.device) -> Built:
@@ -56,6 +59,7 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
     model, image_transform, tokenizer = models.create(config.model, **config.initial_weights())
     model_cfg = models.architecture(config.model)
     fit_to_loss(model, model_cfg, config.loss)
+    parts.lock(model, config.train)
     preprocess = models.preprocessing(model)
     flops = flop_model(
         model, image_size=preprocess.size, context_length=model_cfg["text_cfg"].get("context_length", 77)
@@ -75,6 +79,7 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
         views=ImageAndCaption(config.data, preprocess.size, tokens),
         export=functools.partial(_export, trained_architecture(model_cfg, config.loss)),
         validate=validator_of(config, image_transform, tokenizer),
+        groups=parts.groups(model, config.optim.factors),
     )
 
 

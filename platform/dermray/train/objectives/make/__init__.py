@@ -18,4 +18,10 @@ def _read(config: Any, split: Manifest) -> Counts | None:
 
 
 # Validated as one image and one text are.
-OBJECTIVE = ObjectiveKind(MakeConfig, "dermray.train.objectives.make.module", scores=CONTRASTIVE.scores, counts=_read)
+OBJECTIVE = ObjectiveKind(
+    MakeConfig,
+    "dermray.train.objectives.make.module",
+    scores=CONTRASTIVE.scores,
+    counts=_read,
+    parts=CONTRASTIVE.parts,
+)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,14 +26,20 @@ from dermray.losses.make import local_vectors
 from dermray.losses.make.loss import Kinds
 from dermray.progress import print_line
 from dermray.train.objectives.contract import Autocast, Built, Figure, Outcome
+from dermray.train.objectives.contrastive import parts
 from dermray.train.objectives.contrastive.cost import FlopModel, flop_model
 from dermray.train.objectives.contrastive.module import TEXT_TOKENS, Contrastive, text_labels
 from dermray.train.objectives.contrastive.settings import LossConfig
 from dermray.train.objectives.contrastive.views import PIXELS, TOKENS
+from dermray.train.objectives.make.knowledge import Distillation, KnowledgeEncoder, require_same_texts
 from dermray.train.objectives.make.settings import MakeConfig
+from dermray.train.objectives.make.sizes import sizes_of
 from dermray.train.objectives.make.towers import may_give_patches, no_patches
 from dermray.train.objectives.make.views import DIAGNOSIS, IMAGE_GROUP, VALID, ImageAndTexts
 from dermray.train.settings import PretrainConfig
+
+# Pixels of a step's images, over those of the model's own size.
+IMAGE_AREA = "image_area"
 
 
 def check(config: PretrainConfig) -> None:
@@ -60,6 +68,10 @@ def check(config: PretrainConfig) -> None:
         raise ModelError(
             f"the model {config.model!r} has a logit bias, which objective.kind=make does not train; take one without"
         )
+    parts.require_lockable(model_cfg, config.train)
+    sizes_of(settings, model_cfg, config.model, config.seed)
+    if settings.knowledge is not None:
+        require_same_texts(settings.knowledge, config.model, config.pretrained_text)
     if settings.reads_diagnoses:
         tree_of(config)
     for uri in config.corpus_uris if settings.sub_captions else ():
@@ -94,6 +106,7 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
     settings = _settings(config)
     model, image_transform, tokenizer = models.create(config.model, **config.initial_weights())
     model_cfg = models.architecture(config.model)
+    parts.lock(model, config.train)
     preprocess = models.preprocessing(model)
     context_length = model_cfg["text_cfg"].get("context_length", 77)
     flops = flop_model(model, image_size=preprocess.size, context_length=context_length)
@@ -104,6 +117,9 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
     similarity = None
     if tree is not None and settings.soft_targets:
         similarity = torch.from_numpy(tree.similarity(names)).float().to(device)
+    knowledge = None
+    if settings.knowledge is not None:
+        knowledge = KnowledgeEncoder(settings.knowledge, device, config.train.micro_batch_size)
     return Built(
         model=model.to(device).train(),
         objective=Make(
@@ -112,7 +128,7 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
             device,
             ColorAugmentation(config.data, config.seed),
             settings,
-            similarity,
+            Fixed(similarity, knowledge, preprocess.size),
             config.train.micro_batch_size,
             flops,
         ),
@@ -122,10 +138,27 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
             tokens,
             settings.sub_captions,
             {name: number for number, name in enumerate(names)},
+            sizes_of(settings, model_cfg, config.model, config.seed),
         ),
         export=functools.partial(_export, model_cfg),
         validate=validator_of(config, image_transform, tokenizer),
+        groups=parts.groups(model, config.optim.factors),
     )
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What the objective is given and does not train.
+
+    Attributes:
+        similarity: of diagnoses, `[C, C]` on the device, for soft targets.
+        knowledge: a text encoder to be like.
+        image_size: side of an image that the model is made for, in pixels.
+    """
+
+    similarity: Tensor | None = None
+    knowledge: KnowledgeEncoder | None = None
+    image_size: int | None = None
 
 
 class Make(Contrastive):
@@ -138,13 +171,13 @@ class Make(Contrastive):
         device: torch.device,
         color: ColorAugmentation,
         settings: MakeConfig,
-        similarity: Tensor | None = None,
+        fixed: Fixed | None = None,
         micro_batch_size: int | None = None,
         flops: FlopModel | None = None,
     ) -> None:
         super().__init__(mean, std, device, color, micro_batch_size=micro_batch_size, flops=flops)
         self._settings = settings
-        self._similarity = similarity
+        self._fixed = fixed or Fixed()
         self._make = MakeLoss(
             settings.lambda_m,
             settings.lambda_s,
@@ -166,6 +199,7 @@ class Make(Contrastive):
         # What weighs the patches of each image: its raw caption; the released code takes the first rows of all texts.
         drivers = tokens.flatten(0, 1)[:num] if self._settings.mode == "released" else tokens[:, 0]
         plain = model.module if isinstance(model, DistributedDataParallel) else model
+        distil = self._distillation(batch, tokens, device, autocast)
         num_tokens = 0
 
         def encode(pixels: Tensor, tokens: Tensor, draws: Tensor) -> tuple[Tensor, ...]:
@@ -180,7 +214,8 @@ class Make(Contrastive):
         def loss(image: Tensor, local: Tensor, text: Tensor, scale: Tensor) -> Tensor:
             given = self._graded(batch, tokens, device)
             valid = batch[VALID].to(device, non_blocking=True)
-            return self._make.of_vectors(image, local, text, valid, scale, **given).total
+            total = self._make.of_vectors(image, local, text, valid, scale, **given).total
+            return total if distil is None else total + self._settings.lambda_k * distil(text, scale)
 
         value = cached_backward(
             encode,
@@ -198,12 +233,36 @@ class Make(Contrastive):
         terms = self._make.terms
         assert terms is not None
         figures = {name: Figure(terms[name]) for name in ("mkcl", "local")}
+        if distil is not None:
+            figures["knowledge"] = Figure(distil.value)
+        if self._settings.scale_jitter:
+            figures[IMAGE_AREA] = Figure((batch[PIXELS].shape[1] / (self._fixed.image_size or 1)) ** 2)
         return Outcome(value, {TEXT_TOKENS: Figure(num_tokens / num, "max"), **figures})
+
+    def flops(self, figures: Mapping[str, float]) -> float | None:
+        """As of any two towers; images by their area. The frozen encoder of knowledge counts nothing."""
+        if self._flops is None:
+            return None
+        return self._flops.of_step(1, figures[TEXT_TOKENS], figures.get(IMAGE_AREA, 1.0))
+
+    def _distillation(
+        self, batch: Batch, tokens: Tensor, device: torch.device, autocast: Autocast
+    ) -> Distillation | None:
+        """What compares a batch's texts with those of the frozen encoder; None without one."""
+        if self._fixed.knowledge is None:
+            return None
+        # The raw caption, or the first text of a sample that has none.
+        first = batch[VALID].int().argmax(dim=1)
+        own = tokens[torch.arange(len(tokens)), first]
+        kinds = [text_labels(own)] if "text" in self._settings.mask_duplicates else []
+        kinds += [] if batch.samples is None else [torch.from_numpy(batch.samples)]
+        labels = torch.stack(kinds, dim=1).to(device) if kinds else None
+        return Distillation(self._fixed.knowledge(own, autocast), first.to(device), labels)
 
     def _graded(self, batch: Batch, tokens: Tensor, device: torch.device) -> dict[str, Any]:
         """What says which samples are like each other: soft targets, or labels of what is no negative."""
-        if self._similarity is not None:
-            return {"labels": batch[DIAGNOSIS].to(device), "similarity": self._similarity}
+        if self._fixed.similarity is not None:
+            return {"labels": batch[DIAGNOSIS].to(device), "similarity": self._fixed.similarity}
         asked = self._settings.mask_duplicates
         samples = [batch[IMAGE_GROUP]] if "image" in asked else []
         # An epoch may draw a sample twice.

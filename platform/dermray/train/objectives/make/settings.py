@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from dermray.config import DecidesWeights
+from dermray.config import DecidesWeights, Uri
 from dermray.corpus.captions import MAX_SUB_CAPTIONS
 from dermray.train.objectives.kinds import ObjectiveConfig
 
@@ -45,6 +45,16 @@ class MakeConfig(ObjectiveConfig):
     divergence: DecidesWeights[Literal["cross_entropy", "kl"]] = Field(
         "cross_entropy", description="of soft targets; kl has the same gradient"
     )
+    knowledge: DecidesWeights[Uri | None] = Field(
+        None, description="model folder of a frozen text encoder that the texts' vectors are drawn towards"
+    )
+    lambda_k: DecidesWeights[float] = Field(0.4, ge=0, description="weight of that term")
+    scale_jitter: DecidesWeights[float] = Field(
+        0.0, ge=0, le=1, description="share of the global batches whose images are larger than the model's own size"
+    )
+    scale_jitter_max: DecidesWeights[float] = Field(
+        2.0, gt=1, le=8, description="side of the largest of them, over the model's own"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> MakeConfig:
@@ -52,10 +62,14 @@ class MakeConfig(ObjectiveConfig):
             raise ValueError(
                 "soft_targets already share a target out among samples of one diagnosis: leave mask_duplicates empty"
             )
-        fields = type(self).model_fields
-        idle = [name for name in ("temperature", "beta", "divergence") if getattr(self, name) != fields[name].default]
-        if idle and not self.soft_targets:
-            raise ValueError(f"{', '.join(idle)} means something with soft_targets=true alone")
+        for key, on, names in (
+            ("soft_targets=true", self.soft_targets, ("temperature", "beta", "divergence")),
+            ("knowledge", self.knowledge is not None, ("lambda_k",)),
+            ("scale_jitter", self.scale_jitter > 0, ("scale_jitter_max",)),
+        ):
+            idle = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+            if idle and not on:
+                raise ValueError(f"{', '.join(idle)} means something with {key} alone")
         return self
 
     @property

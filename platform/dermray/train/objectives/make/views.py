@@ -15,6 +15,7 @@ from dermray.ingest.settings import DataConfig
 from dermray.ingest.tokens import TextEncoder
 from dermray.ingest.views import Arrays, ArraySpec, Item, Row
 from dermray.train.objectives.contrastive.views import PIXELS, TOKENS, write_crop
+from dermray.train.objectives.make.sizes import Sizes
 
 VALID, DIAGNOSIS, IMAGE_GROUP = "valid", "diagnosis", "image_group"
 # Hex digits of a sample's id that make a number of 60 bits.
@@ -35,6 +36,7 @@ class ImageAndTexts:
         encode_texts: makes tokens of texts.
         sub_captions: how many are read, N - 3.
         diagnoses: number of each label that counts.
+        sizes: of the images of each global step; None: always `image_size`.
     """
 
     settings: DataConfig
@@ -42,6 +44,7 @@ class ImageAndTexts:
     encode_texts: TextEncoder
     sub_captions: int
     diagnoses: Mapping[str, int] = field(default_factory=dict)
+    sizes: Sizes | None = None
     columns = ("image", "captions", "labels", "duplicate_group")
 
     @cached_property
@@ -56,8 +59,11 @@ class ImageAndTexts:
         }
 
     def specs(self, step: int) -> Mapping[str, ArraySpec]:
-        """The same at every step."""
-        return self._specs
+        """The same at every step, but for the side of the images where `sizes` says so."""
+        if self.sizes is None:
+            return self._specs
+        side = self.sizes.at(step)
+        return {**self._specs, PIXELS: ArraySpec("uint8", (side, side, 3))}
 
     def make(self, items: Sequence[Item], out: Arrays) -> None:
         """Decode, crop, choose texts, tokenise.
