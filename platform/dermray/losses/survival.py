@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from dermray.errors import ConfigError, TrainingError
+from dermray.errors import ConfigError, CorpusError
 
 Ties = Literal["efron", "breslow"]
 
@@ -15,11 +15,12 @@ Ties = Literal["efron", "breslow"]
 def cox(log_risk: Tensor, time: Tensor, event: Tensor, *, ties: Ties = "efron") -> Tensor:
     """The negative logarithm of the partial likelihood, summed over events, differentiable in `log_risk`.
 
-    At each time u with m events D, everybody whose time is u or later is at risk, R. Breslow takes
-    `m · log Σ_R exp(r)` from the sum of the events' log-risks, Efron `Σ_k log(Σ_R exp(r) - k/m · Σ_D exp(r))` for k from
-    0 to m - 1. Two patients with log-risks `[1, 0]` and events at times `[1, 2]`: `log(e + 1) - 1`.
+    At each time u with m events D, everybody whose time is u or later is at risk, R. From the sum of the events'
+    log-risks Breslow takes `m · log Σ_R exp(r)`, Efron `Σ_k log(Σ_R exp(r) - k/m · Σ_D exp(r))`, k from 0 to m - 1.
+    Two patients with log-risks `[1, 0]` and events at times `[1, 2]`: `log(e + 1) - 1`.
 
-    Computed in float64, in memory of N: sums over R run along the sorted times. Without events it is 0, with no gradient.
+    Computed in float64 and in memory of N: sums over R run along the sorted times. Without events it is 0, and so is
+    its gradient.
 
     Args:
         log_risk: `[N]`, floating point; higher is an earlier event.
@@ -31,8 +32,8 @@ def cox(log_risk: Tensor, time: Tensor, event: Tensor, *, ties: Ties = "efron") 
         A scalar of `log_risk`'s dtype, float32 at least.
 
     Raises:
-        ConfigError: a rule that is none.
-        TrainingError: tensors of other shapes, times that are not finite, events other than 0 and 1.
+        ConfigError: a rule that is none, or tensors of other shapes.
+        CorpusError: times that are not finite, events other than 0 and 1.
     """
     if ties not in get_args(Ties):
         raise ConfigError(f"ties are treated by one of {', '.join(get_args(Ties))}, not by {ties!r}")
@@ -62,7 +63,7 @@ def _efron_corrections(risk: Tensor, group: Tensor, at_risk: Tensor) -> Tensor:
 
 def _check(log_risk: Tensor, time: Tensor, event: Tensor) -> None:
     if log_risk.ndim != 1 or not log_risk.shape == time.shape == event.shape:
-        raise TrainingError(
+        raise ConfigError(
             f"log-risks, times and events must have one shape [N], not {list(log_risk.shape)}, {list(time.shape)} and "
             f"{list(event.shape)}"
         )
@@ -70,4 +71,4 @@ def _check(log_risk: Tensor, time: Tensor, event: Tensor) -> None:
         if wrong.any():
             row = int(torch.nonzero(wrong)[0])
             value = (time if what == "time" else event)[row].item()
-            raise TrainingError(f"{what} {value} of row {row}: times must be finite and events 0 or 1; mend the table")
+            raise CorpusError(f"{what} {value} of row {row}: times must be finite and events 0 or 1; mend the table")

@@ -36,9 +36,7 @@ def scales(names: Sequence[str], *, num_layers: int, decay: float) -> list[float
 
 def decayed(names_and_shapes: Iterable[tuple[str, Sequence[int]]]) -> list[bool]:
     """Whether weights shrink, by name and shape: all but scalars, vectors, biases, class token and positions."""
-    return [
-        len(shape) > 1 and not name.endswith(".bias") and name not in _EXEMPT for name, shape in names_and_shapes
-    ]
+    return [len(shape) > 1 and not name.endswith(".bias") and name not in _EXEMPT for name, shape in names_and_shapes]
 
 
 def _layer(name: str, num_layers: int) -> int:
@@ -49,5 +47,5 @@ def _layer(name: str, num_layers: int) -> int:
         return num_layers + 1
     block = rest.partition(".")[0]
     if not block.isdecimal() or int(block) >= num_layers:
-        raise ConfigError(f"parameter {name} is of no block of a tower of {num_layers}; give num_layers as it has blocks")
+        raise ConfigError(f"parameter {name} is of no block of a tower of {num_layers}; num_layers must be its blocks")
     return int(block) + 1

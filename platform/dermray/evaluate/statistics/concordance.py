@@ -32,9 +32,10 @@ def harrell_c(time: Any, event: Any, score: Any) -> float:
 
 
 def uno_c(time: Any, event: Any, score: Any, *, tau: float | None = None) -> float:
-    """Uno's concordance (2011): as `harrell_c`, each pair by the inverse square of the chance to have been observed so far.
+    """Uno's concordance (2011): as `harrell_c`, each pair weighted by how unlikely it was to be observed so far.
 
-    Unlike Harrell's, its limit does not depend on how observation ended. The chance is estimated from the same samples.
+    The weight is the inverse square of the chance that observation lasts beyond the event, estimated from the same
+    samples. Unlike Harrell's, its limit does not depend on how observation ended.
 
     Args:
         time: `[N]`.
@@ -53,8 +54,8 @@ def uno_c(time: Any, event: Any, score: Any, *, tau: float | None = None) -> flo
 def dynamic_auc(time: Any, event: Any, score: Any, times: Any) -> np.ndarray:
     """Area under the ROC curve of having had the event by each time, float64 `[T]` (cumulative/dynamic; Uno, 2007).
 
-    Cases had the event at or before the time, each by the inverse of the chance to have been observed so far; controls are
-    observed beyond it.
+    Cases had the event at or before the time, each by the inverse of the chance to have been observed so far;
+    controls are observed beyond it.
 
     Args:
         time: `[N]`.
@@ -89,8 +90,8 @@ def _auc_at(moment: float, times: np.ndarray, seen: np.ndarray, scores: np.ndarr
     cases, controls = seen & (times <= moment), np.sort(scores[times > moment])
     if not cases.any() or not len(controls):
         raise EvaluationError(
-            f"at time {moment} there are {int(cases.sum())} with the event and {len(controls)} observed beyond it; an AUC "
-            "needs both: choose times between"
+            f"at time {moment} there are {int(cases.sum())} with the event and {len(controls)} observed beyond it; an "
+            "AUC needs both: choose times between"
         )
     below, not_above = (np.searchsorted(controls, scores[cases], side=side) for side in ("left", "right"))
     return float(weights[cases] @ (below + not_above) / (2.0 * weights[cases].sum() * len(controls)))

@@ -11,7 +11,7 @@ import numpy as np
 from dermray.errors import EvaluationError
 
 # Of the 95 % interval.
-_QUANTILE = 1.959964
+_QUANTILE = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,10 @@ def log_rank(time: Any, event: Any, group: Any) -> tuple[float, float]:
     times, seen = observed(time, event)
     labels, membership = np.unique(np.asarray(group), return_inverse=True)
     if membership.shape != times.shape or len(labels) < 2:
-        raise EvaluationError(f"a log-rank test needs a group of each of {len(times)} and two groups; here {len(labels)}")
+        raise EvaluationError(
+            f"a log-rank test needs the group of each of {len(times)} and two groups; here are {len(membership)} and "
+            f"{len(labels)}"
+        )
     if not seen.any():
         raise EvaluationError("a log-rank test needs an event; here observation ended before any")
     at, at_risk, events = _table(times, seen)
@@ -131,7 +134,7 @@ def observed(time: Any, event: Any) -> tuple[np.ndarray, np.ndarray]:
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
             raise EvaluationError(
-                f"{what} {values[row]} of row {row}: times must be finite and not negative, events 0 or 1; mend the table"
+                f"{what} {values[row]} of row {row}: times must be finite and 0 or more, events 0 or 1; mend the table"
             )
     return times, seen.astype(bool)
 
