@@ -95,7 +95,69 @@ class PatchEmbedding(nn.Module):
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
-class PanDermVisionTransformer(nn.Module):
+class PanDermTrunk(nn.Module):
+    """What PanDerm's networks have in common: patches, class token, fixed positions, blocks and one LayerNorm.
+
+    Args:
+        image_size: side of the image in pixels, a multiple of `patch_size`.
+        width: of the tokens, a multiple of 4 and of `heads`.
+        layer_scale: initial value of each block's branch scales.
+
+    Raises:
+        ModelError: sizes that do not divide.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        layer_scale: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if image_size % patch_size or width % heads or width % 4:
+            raise ModelError(
+                f"PanDerm tower: image_size {image_size} must be a multiple of patch_size {patch_size}, and width "
+                f"{width} one of 4 and of heads {heads}"
+            )
+        # open_clip and `models.preprocessing` read the input's side from here.
+        self.image_size = image_size
+        self.grad_checkpointing = False
+        self.patch_embed = PatchEmbedding(patch_size, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        # A parameter, because checkpoints hold it; fixed, because it is a table.
+        self.pos_embed = nn.Parameter(sincos_table(image_size // patch_size, width), requires_grad=False)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, layer_scale) for _ in range(layers))
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+
+    def initialise(self) -> None:
+        """Random weights of all linear layers and of the patches, as BEiT begins."""
+        nn.init.trunc_normal_(self.cls_token, std=INIT_STD)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=INIT_STD)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass instead of keeping them."""
+        self.grad_checkpointing = enable
+
+    def embed(self, images: Tensor) -> Tensor:
+        """`[B, 3, S, S]` → tokens before the first block `[B, 1 + N, D]`, the class token first."""
+        patches = self.patch_embed(images)
+        return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.pos_embed
+
+    def run(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        """Tokens after a block, `[B, 1 + N, D]`; recomputed in the backward pass where that is set."""
+        recompute = self.grad_checkpointing and self.training
+        return checkpoint(block, tokens, use_reentrant=False) if recompute else block(tokens)
+
+
+class PanDermVisionTransformer(PanDermTrunk):
     """Square images, normalised, to the joint embedding space.
 
     The final LayerNorm is used twice, as published: on every token after the last block, and again on the mean of
@@ -123,44 +185,16 @@ class PanDermVisionTransformer(nn.Module):
         mlp_ratio: float = 4.0,
         layer_scale: float = 0.1,
     ) -> None:
-        super().__init__()
-        if image_size % patch_size or width % heads or width % 4:
-            raise ModelError(
-                f"PanDerm tower: image_size {image_size} must be a multiple of patch_size {patch_size}, and width "
-                f"{width} one of 4 and of heads {heads}"
-            )
-        # open_clip and `models.preprocessing` read the input's side from here.
-        self.image_size = image_size
+        super().__init__(image_size, patch_size, width, layers, heads, mlp_ratio, layer_scale)
         self.output_dim = output_dim
-        self.grad_checkpointing = False
-        self.patch_embed = PatchEmbedding(patch_size, width)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        # A parameter, because checkpoints hold it; fixed, because it is a table.
-        self.pos_embed = nn.Parameter(sincos_table(image_size // patch_size, width), requires_grad=False)
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, layer_scale) for _ in range(layers))
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.head = nn.Linear(width, output_dim)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        nn.init.trunc_normal_(self.cls_token, std=INIT_STD)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.trunc_normal_(module.weight, std=INIT_STD)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block's activations in the backward pass instead of keeping them."""
-        self.grad_checkpointing = enable
+        self.initialise()
 
     def forward_tokens(self, images: Tensor) -> Tensor:
         """`[B, 3, S, S]` → normalised tokens `[B, 1 + N, D]`, the class token first."""
-        patches = self.patch_embed(images)
-        x = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.pos_embed
+        x = self.embed(images)
         for block in self.blocks:
-            recompute = self.grad_checkpointing and self.training
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+            x = self.run(block, x)
         return self.norm(x)
 
     def forward_features(self, images: Tensor) -> Tensor:

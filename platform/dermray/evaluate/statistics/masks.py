@@ -33,8 +33,8 @@ def published(prediction: Any, truth: Any, *, validation: bool = False) -> tuple
     """Dice and Jaccard of one image as PanDerm's released code scores it, faults and all.
 
     Of the prediction the largest spot is kept and its holes are filled (`largest_spot`), but an empty one becomes a
-    full mask. In an empty truth the pixel at the centre is set first, when testing; in validation any prediction scores 0.
-    The code does so at 224 x 224 pixels; here the masks stay as they are.
+    full mask. In an empty truth the pixel at the centre is set first, when testing; in validation any prediction of it
+    scores 0. The code does so at 224 x 224 pixels; here the masks stay as they are.
 
     Args:
         prediction: the class of the higher logit, before anything is done to it.
