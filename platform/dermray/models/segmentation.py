@@ -84,7 +84,7 @@ class PyramidHead(nn.Module):
         self.fpn_convs = nn.ModuleList(Unit(channels, channels, 3) for _ in range(NUM_SCALES - 1))
         self.fpn_bottleneck = Unit(NUM_SCALES * channels, channels, 3)
         nn.init.normal_(self.conv_seg.weight, std=0.01)
-        nn.init.zeros_(self.conv_seg.bias)
+        nn.init.zeros_(self.conv_seg.get_parameter("bias"))
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
         """Maps `[B, D, …]`, finest first → logits of the finest's size `[B, K, 4G, 4G]`."""
@@ -102,10 +102,10 @@ class PyramidHead(nn.Module):
 class PanDermSegmenter(nn.Module):
     """Square images, normalised, to a class of every pixel.
 
-    Published with a ViT-L/16 at 224 pixels, taps 7, 11, 15 and 23, and 1,024 channels; it is trained with batch norm over all
-    processes and a drop path of 0.15. Here batch norm is a process's own (`torch.nn.SyncBatchNorm.convert_sync_batchnorm`
-    makes the published one of it, on GPUs), needs two images a step in training, and there is no drop path; in evaluation
-    mode the two networks are the same.
+    Published with a ViT-L/16 at 224 pixels, taps 7, 11, 15 and 23, and 1,024 channels; it is trained with batch norm
+    over all processes and a drop path of 0.15. Here batch norm is a process's own, of two images or more in training
+    (`torch.nn.SyncBatchNorm.convert_sync_batchnorm` makes the published one of it, on GPUs), and there is no drop path;
+    in evaluation mode the two networks are the same.
 
     Args:
         image_size: side in pixels, a multiple of `patch_size`, two patches at least.
@@ -113,7 +113,7 @@ class PanDermSegmenter(nn.Module):
         width: of the tokens, a multiple of 4 and of `heads`.
         layers: blocks.
         heads: of the attention.
-        taps: four blocks, counted from 0, ascending; the first becomes the finest map. Blocks above the last do not run.
+        taps: four blocks, counted from 0, ascending; the first becomes the finest map. Blocks above the last rest.
         channels: of the head.
         num_classes: of a pixel.
 
