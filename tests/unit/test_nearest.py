@@ -48,6 +48,11 @@ def test_the_threshold_itself_is_flagged():
     assert len(top1(np.zeros((0, 2)), bank).index) == 0
 
 
+def test_of_others_as_near_the_first_counts():
+    assert top1([[1.0, 0.0], [0.0, 1.0]], [[1.0, 1.0], [1.0, -1.0], [1.0, 1.0]]).index.tolist() == [0, 0]
+    assert top1([[1.0, 0.0], [0.0, 1.0]], [[1.0, -1.0], [1.0, 1.0], [1.0, -1.0]]).index.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("queries", "bank", "message"),
     [

@@ -15,7 +15,7 @@ from dermray.errors import EvaluationError
 _ALPHA = 0.001
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bottleneck:
     """A logistic regression on concepts: a unit's importance is its signed weight, float64 `[E]`."""
 
@@ -58,7 +58,7 @@ class Bottleneck:
         return np.argsort(-np.abs(self.weights), kind="stable")[:count]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MatchedUnits:
     """Units that stand for a concept, those of the largest absolute weight first.
 

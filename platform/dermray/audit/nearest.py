@@ -22,7 +22,7 @@ _PAIRS = 1 << 13
 _UNIT_ROUNDOFF = 2.0**-24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Nearest:
     """Of each query the most similar vector of the bank.
 

@@ -14,7 +14,7 @@ from dermray.errors import EvaluationError
 _QUANTILE = 1.959963984540054
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SurvivalCurve:
     """A step function by Kaplan and Meier; every array is `[T]`, one value for each distinct time, the first of them 0.
 
