@@ -53,3 +53,35 @@ def test_metrics_end_to_end_from_features(golden):
     metrics = classification(scores, arrays["labels"], bootstrap=0)
     assert metrics["macro_auroc"].value == pytest.approx(facts["metrics_float64"]["auroc"], abs=1e-6)
     assert metrics["accuracy"].value == pytest.approx(facts["metrics_float64"]["acc"], abs=1e-9)
+
+
+@pytest.fixture(scope="module")
+def binary():
+    facts = json.loads((FOLDER / "binary_zero_shot_bootstrap.json").read_text())
+    with np.load(FOLDER / "binary_zero_shot_bootstrap.npz") as arrays:
+        return facts, dict(arrays)
+
+
+def test_benign_or_malignant(binary):
+    facts, arrays = binary
+    images, weights = (torch.from_numpy(arrays[name]) for name in ("image_features", "classifier"))
+    scores = probabilities(images, weights.T)
+    np.testing.assert_allclose(scores, arrays["probabilities"], atol=1e-5)
+    found = classification(scores, arrays["labels"], bootstrap=0)
+    published = facts["binary_zero_shot"]
+    assert found["macro_auroc"].value == pytest.approx(published["auroc_as_released_macro_over_two_columns"], abs=1e-9)
+    assert found["accuracy"].value == pytest.approx(published["accuracy"], abs=1e-12)
+
+
+@pytest.mark.parametrize("case", ["binary", "multi", "multi_other"])
+def test_scores_of_the_published_tables_before_their_bootstrap(binary, case):
+    facts, arrays = binary
+    scores, labels = {
+        "binary": (arrays["probabilities"], arrays["labels"]),
+        "multi": (arrays["mc_probabilities"], arrays["mc_labels"]),
+        "multi_other": (arrays["mc_other_probabilities"], arrays["mc_labels"]),
+    }[case]
+    found = classification(scores, labels, bootstrap=0)
+    names = {name: name for name in ("accuracy", "balanced_accuracy", "macro_f1", "weighted_f1")}
+    for ours, theirs in (names | {"macro_auroc": "auroc"}).items():
+        assert found[ours].value == pytest.approx(facts["bootstrap"][case][theirs]["point"], abs=1e-9), ours

@@ -21,6 +21,7 @@ from dermray import images, pieces
 from dermray.audit.duplicates import matches
 from dermray.audit.leakage_settings import CorpusPart, LeakageConfig
 from dermray.audit.matches import Matches
+from dermray.audit.nearest import top1 as top1
 from dermray.corpus.accounts import require_balance
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.schema import SAMPLE

@@ -97,7 +97,79 @@ class PatchEmbedding(nn.Module):
         return self.proj(images).flatten(2).transpose(1, 2)
 
 
-class PanDermVisionTransformer(nn.Module):
+class PanDermTrunk(nn.Module):
+    """What PanDerm's networks have in common: patches, class token, fixed positions, blocks and one LayerNorm.
+
+    Args:
+        image_size: side of the image in pixels, a multiple of `patch_size`.
+        width: of the tokens, a multiple of 4 and of `heads`.
+        layer_scale: initial value of each block's branch scales.
+
+    Raises:
+        ModelError: sizes that do not divide.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        layer_scale: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if image_size % patch_size or width % heads or width % 4:
+            raise ModelError(
+                f"PanDerm tower: image_size {image_size} must be a multiple of patch_size {patch_size}, and width "
+                f"{width} one of 4 and of heads {heads}"
+            )
+        # open_clip and `models.preprocessing` read the input's side from here.
+        self.image_size = image_size
+        self.grad_checkpointing = False
+        self.patch_embed = PatchEmbedding(patch_size, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        # A parameter, because checkpoints hold it; fixed, because it is a table.
+        self.pos_embed = nn.Parameter(sincos_table(image_size // patch_size, width), requires_grad=False)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, layer_scale) for _ in range(layers))
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+
+    def initialise(self) -> None:
+        """Random weights of all linear layers and of the patches, as BEiT begins."""
+        nn.init.trunc_normal_(self.cls_token, std=INIT_STD)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.trunc_normal_(module.weight, std=INIT_STD)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass instead of keeping them."""
+        self.grad_checkpointing = enable
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """The table for a grid of patches, `[1, 1 + rows * columns, D]`: of another grid than its own, bilinear."""
+        side = math.isqrt(self.pos_embed.shape[1] - 1)
+        if (rows, columns) == (side, side):
+            return self.pos_embed
+        patches = self.pos_embed[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+        resized = F.interpolate(patches, (rows, columns), mode="bilinear", align_corners=False)
+        return torch.cat([self.pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """`[B, 3, H, W]` → tokens before the first block `[B, 1 + N, D]`, the class token first."""
+        patches = self.patch_embed(images)
+        rows, columns = (side // self.patch_embed.proj.stride[0] for side in images.shape[2:])
+        return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.positions(rows, columns)
+
+    def run(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        """Tokens after a block, `[B, 1 + N, D]`; recomputed in the backward pass where that is set."""
+        recompute = self.grad_checkpointing and self.training
+        return checkpoint(block, tokens, use_reentrant=False) if recompute else block(tokens)
+
+
+class PanDermVisionTransformer(PanDermTrunk):
     """Square images, normalised, to the joint embedding space.
 
     The final LayerNorm is used twice, as published: on every token after the last block, and again on the mean of
@@ -125,36 +197,10 @@ class PanDermVisionTransformer(nn.Module):
         mlp_ratio: float = 4.0,
         layer_scale: float = 0.1,
     ) -> None:
-        super().__init__()
-        if image_size % patch_size or width % heads or width % 4:
-            raise ModelError(
-                f"PanDerm tower: image_size {image_size} must be a multiple of patch_size {patch_size}, and width "
-                f"{width} one of 4 and of heads {heads}"
-            )
-        # open_clip and `models.preprocessing` read the input's side from here.
-        self.image_size = image_size
+        super().__init__(image_size, patch_size, width, layers, heads, mlp_ratio, layer_scale)
         self.output_dim = output_dim
-        self.grad_checkpointing = False
-        self.patch_embed = PatchEmbedding(patch_size, width)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        # A parameter, because checkpoints hold it; fixed, because it is a table.
-        self.pos_embed = nn.Parameter(sincos_table(image_size // patch_size, width), requires_grad=False)
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, layer_scale) for _ in range(layers))
-        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.head = nn.Linear(width, output_dim)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        nn.init.trunc_normal_(self.cls_token, std=INIT_STD)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.trunc_normal_(module.weight, std=INIT_STD)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block's activations in the backward pass instead of keeping them."""
-        self.grad_checkpointing = enable
+        self.initialise()
 
     def lock(self, unlocked_groups: int = 0, freeze_bn_stats: bool = False) -> None:
         """Keep all weights but those of the last groups, by open_clip's interface; there is no batch norm.
@@ -173,23 +219,11 @@ class PanDermVisionTransformer(nn.Module):
             for parameter in group:
                 parameter.requires_grad_(True)
 
-    def positions(self, rows: int, columns: int) -> Tensor:
-        """The table for a grid of patches, `[1, 1 + rows * columns, D]`: of another grid than its own, bilinear."""
-        side = math.isqrt(self.pos_embed.shape[1] - 1)
-        if (rows, columns) == (side, side):
-            return self.pos_embed
-        patches = self.pos_embed[:, 1:].transpose(1, 2).unflatten(2, (side, side))
-        resized = F.interpolate(patches, (rows, columns), mode="bilinear", align_corners=False)
-        return torch.cat([self.pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
-
     def forward_tokens(self, images: Tensor) -> Tensor:
-        """`[B, 3, H, W]` → normalised tokens `[B, 1 + N, D]`, the class token first; sides are multiples of a patch."""
-        patches = self.patch_embed(images)
-        rows, columns = (side // self.patch_embed.proj.stride[0] for side in images.shape[2:])
-        x = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.positions(rows, columns)
+"""`[B, 3, H, W]` → normalised tokens `[B, 1 + N, D]`, the class token first; sides are multiples of a patch."""
+        x = self.embed(images)
         for block in self.blocks:
-            recompute = self.grad_checkpointing and self.training
-            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+            x = self.run(block, x)
         return self.norm(x)
 
     def forward_features(self, images: Tensor) -> Tensor:
