@@ -37,12 +37,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     )
 
 
-def batch_of(built: contract.Built, samples: np.ndarray | None = None) -> Batch:
-    rows = [sample(index, "train", labelled=index != 5) for index in range(6)]
+def batch_of(built: contract.Built, samples: np.ndarray | None = None, epoch: int = 0) -> Batch:
+    rows = [sample(index, "train", labelled=index != 5) | {"duplicate_group": None} for index in range(6)]
     out = {name: spec.empty(6) for name, spec in built.views.specs(0).items()}
     items = [Item([row], np.random.default_rng(index)) for index, row in enumerate(rows)]  # type: ignore[list-item]
     built.views.make(items, out)
-    return Batch(0, 0, np.arange(6), {name: torch.from_numpy(value) for name, value in out.items()}, samples)
+    return Batch(0, epoch, np.arange(6), {name: torch.from_numpy(value) for name, value in out.items()}, samples)
 
 
 def step(places: tuple[str, ...], *keys: str, samples: np.ndarray | None = None) -> tuple[contract.Built, float]:
@@ -84,6 +84,19 @@ def test_every_key_changes_the_loss(places: tuple[str, ...], name: str) -> None:
     assert len({round(loss, 6) for loss in losses}) == len(losses)
     small = step(places, f"loss.name={name}", SOFT, "train.micro_batch_size=2")[1]
     assert small == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "key"), [("contrastive", "loss"), ("make", "objective")])
+def test_the_curriculum_is_a_share_that_the_epoch_decides(places: tuple[str, ...], kind: str, key: str) -> None:
+    def loss_of(beta: float, curriculum: int | None, epoch: int) -> float:
+        keys = [f"objective.kind={kind}", f"{key}.soft_targets=true", f"{key}.beta={beta}"]
+        keys += [f"{key}.curriculum_epochs={curriculum}"] if curriculum else []
+        built = contract.module_of(kind).build(parse(PretrainConfig, [*places, *keys]), CPU)
+        return float(built.objective.backward(built.model, batch_of(built, epoch=epoch), CPU, nullcontext).loss)
+
+    assert loss_of(0.8, 4, 0) == loss_of(0.8, None, 0)
+    assert loss_of(0.8, 4, 2) == pytest.approx(loss_of(0.4, None, 2), rel=1e-5)
+    assert loss_of(0.8, 4, 5) == pytest.approx(loss_of(0.0, None, 5), rel=1e-5)
 
 
 @pytest.mark.parametrize(

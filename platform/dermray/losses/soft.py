@@ -202,6 +202,17 @@ class SoftTargets:
         return added + (both[0].negentropy + both[1].negentropy).mean() / 2
 
 
+def beta_at(beta: float, epoch: int, epochs: int | None) -> float:
+    """The share of soft targets in an epoch of O-MAKE's curriculum: half a cosine from `beta` down to 0.
+
+    Args:
+        beta: of the first epoch.
+        epoch: from 0.
+        epochs: the share is 0 from this epoch on; None: no curriculum.
+    """
+    return beta if epochs is None else beta * (1 + math.cos(math.pi * min(epoch, epochs) / epochs)) / 2
+
+
 def _negentropy(chance: Tensor) -> Tensor:
     """Of a yes or no, elementwise; 0 where it is certain. Rounding may have brought a chance beyond 1."""
     rest = (1 - chance).clamp(min=0)

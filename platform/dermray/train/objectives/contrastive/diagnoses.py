@@ -6,8 +6,8 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from dermray.corpus.ontology import Ontology
 from dermray.ingest.views import Row
@@ -33,9 +33,9 @@ def numbers_of(tree: Ontology) -> dict[str, int]:
     return {name: number for number, name in enumerate(tree)}
 
 
-def similarity_of(tree: Ontology, device: torch.device) -> Tensor:
+def similarity_of(tree: Ontology) -> npt.NDArray[np.float32]:
     """Between all labels of the tree, float32 `[C, C]`."""
-    return torch.from_numpy(tree.similarity(list(tree))).float().to(device)
+    return tree.similarity(list(tree)).astype(np.float32)
 
 
 def diagnosis_of(row: Row, numbers: Mapping[str, int]) -> int:

@@ -18,6 +18,7 @@ from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Batch
 from dermray.ingest.tokens import portable
 from dermray.losses import ClipLoss, Graded, SigLipLoss, cached_backward
+from dermray.losses.soft import beta_at
 from dermray.train.objectives.contract import Autocast, Built, Figure, Objective, Outcome
 from dermray.train.objectives.contrastive import parts
 from dermray.train.objectives.contrastive.cost import FlopModel, flop_model
@@ -80,7 +81,7 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
             config.loss,
             config.train.micro_batch_size,
             flops,
-            None if tree is None else similarity_of(tree, device),
+            None if tree is None else torch.from_numpy(similarity_of(tree)).to(device),
         ),
         views=ImageAndCaption(config.data, preprocess.size, tokens, None if tree is None else numbers_of(tree)),
         export=functools.partial(_export, trained_architecture(model_cfg, config.loss)),
@@ -158,9 +159,8 @@ class Contrastive(Objective):
         if self._similarity is not None:
             settings = self._loss_settings
             labels = batch[DIAGNOSIS].to(device)
-            return {
-                "graded": Graded(labels, self._similarity, settings.temperature, settings.beta, settings.divergence)
-            }
+            beta = beta_at(settings.beta, batch.epoch, settings.curriculum_epochs)
+            return {"graded": Graded(labels, self._similarity, settings.temperature, beta, settings.divergence)}
         kinds = [text_labels(tokens)] if self._loss_settings.mask_duplicates else []
         kinds += [] if batch.samples is None else [torch.from_numpy(batch.samples)]
         return {"labels": torch.stack(kinds, dim=1).to(device) if kinds else None}

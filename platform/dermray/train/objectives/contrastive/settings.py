@@ -29,6 +29,9 @@ class LossConfig(Config):
     divergence: DecidesWeights[Literal["cross_entropy", "kl"]] = Field(
         "cross_entropy", description="of soft targets; kl has the same gradient"
     )
+    curriculum_epochs: DecidesWeights[int | None] = Field(
+        None, ge=1, description="beta falls along half a cosine and is 0 from this epoch on; empty: it stays"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> LossConfig:
@@ -36,7 +39,7 @@ class LossConfig(Config):
             raise ValueError(
                 "soft_targets already share a target out among samples of one diagnosis: leave mask_duplicates out"
             )
-        names = ("temperature", "beta", "divergence")
+        names = ("temperature", "beta", "divergence", "curriculum_epochs")
         idle = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
         if idle and not self.soft_targets:
             raise ValueError(f"{', '.join(idle)} means something with soft_targets=true alone")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from dermray.losses import MakeLoss, cached_backward
 from dermray.losses.gather import world
 from dermray.losses.make import local_vectors
 from dermray.losses.make.loss import Kinds
+from dermray.losses.soft import beta_at
 from dermray.progress import print_line
 from dermray.train.objectives.contract import Autocast, Built, Figure, Outcome
 from dermray.train.objectives.contrastive import parts
@@ -104,7 +105,9 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
     give_patches(model, config.model)
     tokens = portable(functools.partial(models.tokenizer, config.model, config.pretrained_text))
     tree = tree_of(config) if settings.reads_diagnoses else None
-    similarity = similarity_of(tree, device) if tree is not None and settings.soft_targets else None
+    similarity = None
+    if tree is not None and settings.soft_targets:
+        similarity = torch.from_numpy(similarity_of(tree)).to(device)
     knowledge = None
     if settings.knowledge is not None:
         knowledge = KnowledgeEncoder(settings.knowledge, device, config.train.micro_batch_size)
@@ -250,6 +253,8 @@ class Make(Contrastive):
     def _graded(self, batch: Batch, tokens: Tensor, device: torch.device) -> dict[str, Any]:
         """What says which samples are like each other: soft targets, or labels of what is no negative."""
         if self._fixed.similarity is not None:
+            beta = beta_at(self._settings.beta, batch.epoch, self._settings.curriculum_epochs)
+            self._make.settings = replace(self._make.settings, beta=beta)
             return {"labels": batch[DIAGNOSIS].to(device), "similarity": self._fixed.similarity}
         asked = self._settings.mask_duplicates
         samples = [batch[IMAGE_GROUP]] if "image" in asked else []
