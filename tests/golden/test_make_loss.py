@@ -13,6 +13,7 @@ from torch import Tensor
 from dermray.corpus.ontology import Ontology
 from dermray.losses import MakeLoss
 from dermray.losses.make import local_vectors, objective
+from dermray.losses.soft import beta_at
 
 HERE = Path(__file__).parent
 close = functools.partial(torch.testing.assert_close, atol=0, rtol=1e-5)
@@ -153,3 +154,9 @@ def test_similarities_along_the_tree():
         children.setdefault("root" if parent < 0 else str(parent), []).append(str(node))
     names = [str(node) for node in range(len(arrays["tree_parent"]))]
     np.testing.assert_array_equal(Ontology(children).similarity(names), arrays["similarity_matrix"].numpy())
+
+
+def test_the_share_of_soft_targets_falls_as_in_the_published_curriculum() -> None:
+    wanted = load("o_make_soft_targets")["curriculum_beta_per_epoch"]
+    got = [beta_at(0.5, epoch, 15) for epoch in range(len(wanted))]
+    torch.testing.assert_close(torch.tensor(got, dtype=torch.float64), wanted.double(), atol=1e-6, rtol=0)

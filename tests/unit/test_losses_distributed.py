@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from dermray.losses import ClipLoss, MakeLoss, SigLipLoss, cached_backward
+from dermray.losses import ClipLoss, Graded, MakeLoss, SigLipLoss, cached_backward
 from dermray.losses.make.loss import Kinds
 from tests.contrastive import CLIP_METHODS, features, some_labels, value_and_gradients
 from tests.make import make_inputs, some_similarity
@@ -60,6 +60,14 @@ def evaluate_losses(rank: int, world_size: int, weights: tuple[float, ...] = EQU
             bound = functools.partial(loss, labels=None if labels is None else labels[rows])
             answers[f"{name} {kind}"] = value_and_gradients(
                 bound, image, text, *SCALARS[:num_scalars], weight=weights[rank]
+            )
+    diagnoses = some_labels(3, GLOBAL_BATCH, None).clamp(min=-1) % 4
+    diagnoses[::5] = -1
+    for divergence in ("cross_entropy", "kl"):
+        graded = Graded(diagnoses[rows], some_similarity(4), divergence=divergence)
+        for name, (loss, num_scalars) in losses().items():
+            answers[f"{name} graded {divergence}"] = value_and_gradients(
+                functools.partial(loss, graded=graded), image, text, *SCALARS[:num_scalars], weight=weights[rank]
             )
     return answers
 
@@ -231,7 +239,7 @@ def test_tiles_agree_with_rows_on_every_rank_also_where_ranks_weigh_differently(
 ) -> None:
     close = functools.partial(torch.testing.assert_close, atol=1e-10, rtol=1e-10)
     ranks = [rank["weighted"] for rank in worlds[world_size]]
-    for kind in ("none", "text", "both"):
+    for kind in ("none", "text", "both", "graded kl"):
         pairs = [(rank[f"local {kind}"], rank[f"tiled {kind}"]) for rank in ranks]
         for local, tiled in pairs:
             for one, other in zip(local[:3], tiled[:3], strict=True):

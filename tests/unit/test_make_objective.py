@@ -21,7 +21,8 @@ from dermray.ingest.views import Item
 from dermray.losses.make import objective
 from dermray.train import pretrain
 from dermray.train.objectives import contract
-from dermray.train.objectives.make import OBJECTIVE, module
+from dermray.train.objectives.contrastive.diagnoses import tree_of
+from dermray.train.objectives.make import OBJECTIVE
 from dermray.train.objectives.make.patches import give_patches, image_and_patches
 from dermray.train.objectives.make.views import ImageAndTexts, chosen_texts
 from dermray.train.settings import PretrainConfig
@@ -207,7 +208,7 @@ def test_a_step_is_the_loss_of_what_the_towers_give(places: tuple[str, str]) -> 
     text = text.view(6, 5, -1)
     similar = torch.einsum("bpd,bd->bp", patches, text[:, 0]).clamp(min=0)
     local = torch.einsum("bp,bpd->bd", torch.nn.functional.normalize(similar, dim=1), patches)
-    tree = module.tree_of(parse(PretrainConfig, [*places, "output=o", *KEYS]))
+    tree = tree_of(parse(PretrainConfig, [*places, "output=o", *KEYS]))
     similarity = torch.from_numpy(tree.similarity(list(tree)))
     terms = objective(image, local, text, batch["valid"], scale, labels=batch["diagnosis"], similarity=similarity)
     assert loss == pytest.approx(terms.total.item(), rel=1e-5)

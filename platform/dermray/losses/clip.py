@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dermray.errors import ConfigError
-from dermray.losses.gather import all_gather, gather_rows, world
+from dermray.losses.gather import all_gather, gather_rows, mean_over_ranks, world
+from dermray.losses.soft import Graded
 from dermray.losses.tiled import tiled_clip_loss
 from dermray.losses.tiles import duplicates, full_precision, promoted
 
@@ -47,7 +48,13 @@ class ClipLoss(nn.Module):
         self.tile_size = tile_size
 
     def forward(
-        self, image_features: Tensor, text_features: Tensor, logit_scale: Tensor | float, labels: Tensor | None = None
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor | float,
+        labels: Tensor | None = None,
+        *,
+        graded: Graded | None = None,
     ) -> Tensor:
         """The loss of this rank's rows, a scalar.
 
@@ -57,12 +64,21 @@ class ClipLoss(nn.Module):
             logit_scale: exponentiated scale, a scalar or a number.
             labels: int64 `[n]`, or `[n, K]` for K kinds of equality, comparable over ranks. Two samples that agree in
                 a label are no negatives of each other: their pair leaves both denominators. A sample's own pair stays.
+            graded: targets that are shared out among samples of near diagnoses; None: a sample's own pair alone.
+
+        Raises:
+            ConfigError: `graded` with labels, or of shapes that do not fit.
         """
         with full_precision(image_features.device):
             image, text, scale = promoted(image_features, text_features, logit_scale)
             if self.method == "tiled":
-                return tiled_clip_loss(image, text, scale, labels, self.tile_size)
-            return (_local if self.method == "local" else _dense)(image, text, scale, labels)
+                loss = tiled_clip_loss(image, text, scale, labels, self.tile_size)
+            else:
+                loss = (_local if self.method == "local" else _dense)(image, text, scale, labels)
+            if graded is None:
+                return loss
+            added = graded.added(image, text, scale, labels)
+            return loss + (mean_over_ranks(added) if self.method == "dense" else added)
 
 
 def _local(image: Tensor, text: Tensor, scale: Tensor, labels: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dermray.losses.gather import gather_rows, pass_right, world
+from dermray.losses.soft import Graded
 from dermray.losses.tiles import TiledMatrix, full_precision, promoted
 
 # log(1 + exp(x)) is exact in float32 up to here; torch's own default bends the curve at 20.
@@ -40,6 +41,8 @@ class SigLipLoss(nn.Module):
         logit_scale: Tensor | float,
         logit_bias: Tensor | float,
         labels: Tensor | None = None,
+        *,
+        graded: Graded | None = None,
     ) -> Tensor:
         """The loss of this rank's images, a scalar.
 
@@ -50,11 +53,19 @@ class SigLipLoss(nn.Module):
             logit_bias: added to every logit, a scalar or a number.
             labels: int64 `[n]`, or `[n, K]` for K kinds of equality, comparable over ranks. Two samples that agree in
                 a label are no negatives of each other: their pair leaves the sum. A sample's own pair stays.
+            graded: targets that are shared out among samples of near diagnoses; None: a sample's own pair alone.
+
+        Raises:
+            ConfigError: `graded` with labels, or of shapes that do not fit.
         """
         with full_precision(image_features.device):
             tensors = promoted(image_features, text_features, logit_scale, logit_bias)
             wants_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-            return _SigLipLoss.apply(*tensors, labels, self.tile_size, wants_gradients)
+            loss = _SigLipLoss.apply(*tensors, labels, self.tile_size, wants_gradients)
+            if graded is None:
+                return loss
+            image, text, scale, _ = tensors
+            return loss + graded.added(image, text, scale, labels, sigmoid=True)
 
 
 class _SigLipLoss(torch.autograd.Function):

@@ -19,9 +19,9 @@ from dermray.errors import ConfigError
 from dermray.losses.gather import all_gather, gather_rows, mean_over_ranks, world
 from dermray.losses.make.normalisers import Pairs, log_normalisers
 from dermray.losses.make.patches import local_vectors as vectors_of_patches
-from dermray.losses.make.settings import Divergence, MakeSettings
-from dermray.losses.make.soft import SoftTargets
+from dermray.losses.make.settings import MakeSettings
 from dermray.losses.make.weighting import Counted, counted
+from dermray.losses.soft import Divergence, SoftTargets
 from dermray.losses.tiles import full_precision, promoted
 
 

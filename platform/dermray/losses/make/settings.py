@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from dermray.errors import ConfigError
+from dermray.losses.soft import Divergence
 
 Mode = Literal["intended", "released"]
 Negatives = Literal["all", "valid"]
-Divergence = Literal["cross_entropy", "kl"]
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,12 @@ from dermray.errors import ModelError
 from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Batch
 from dermray.ingest.tokens import portable
-from dermray.losses import ClipLoss, SigLipLoss, cached_backward
+from dermray.losses import ClipLoss, Graded, SigLipLoss, cached_backward
+from dermray.losses.soft import beta_at
 from dermray.train.objectives.contract import Autocast, Built, Figure, Objective, Outcome
 from dermray.train.objectives.contrastive import parts
 from dermray.train.objectives.contrastive.cost import FlopModel, flop_model
+from dermray.train.objectives.contrastive.diagnoses import DIAGNOSIS, numbers_of, similarity_of, tree_of
 from dermray.train.objectives.contrastive.settings import LossConfig
 from dermray.train.objectives.contrastive.views import PIXELS, TOKENS, ImageAndCaption
 from dermray.train.settings import PretrainConfig
@@ -39,11 +41,14 @@ def check(config: PretrainConfig) -> None:
 
     Raises:
         ModelError: names it.
+        CorpusError: a corpus has no disease tree, or they contradict each other, and soft targets are asked for.
     """
     models.check(config.model, **config.initial_weights())
     model_cfg = models.architecture(config.model)
     trained_architecture(model_cfg, config.loss)
     parts.require_lockable(model_cfg, config.train)
+    if config.loss.soft_targets:
+        tree_of(config)
 
 
 def build(config: PretrainConfig, device: torch.device) -> Built:
@@ -51,7 +56,7 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
 
     Raises:
         ModelError: as in `check`.
-        DermRayError: the validation split cannot be read.
+        DermRayError: the validation split or the disease tree cannot be read.
     """
     # The driver, which only checks, does without open_clip.
     from dermray.train.objectives.contrastive.validation import validator_of
@@ -65,6 +70,7 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
         model, image_size=preprocess.size, context_length=model_cfg["text_cfg"].get("context_length", 77)
     )
     tokens = portable(functools.partial(models.tokenizer, config.model, config.pretrained_text))
+    tree = tree_of(config) if config.loss.soft_targets else None
     return Built(
         model=model.to(device).train(),
         objective=Contrastive(
@@ -75,8 +81,9 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
             config.loss,
             config.train.micro_batch_size,
             flops,
+            None if tree is None else torch.from_numpy(similarity_of(tree)).to(device),
         ),
-        views=ImageAndCaption(config.data, preprocess.size, tokens),
+        views=ImageAndCaption(config.data, preprocess.size, tokens, None if tree is None else numbers_of(tree)),
         export=functools.partial(_export, trained_architecture(model_cfg, config.loss)),
         validate=validator_of(config, image_transform, tokenizer),
         groups=parts.groups(model, config.optim.factors),
@@ -99,11 +106,13 @@ class Contrastive(Objective):
         loss: LossConfig | None = None,
         micro_batch_size: int | None = None,
         flops: FlopModel | None = None,
+        similarity: Tensor | None = None,
     ) -> None:
         settings = loss or LossConfig()
+        self._loss_settings = settings
+        self._similarity = similarity
         self._color = color
         self._loss = SigLipLoss() if settings.name == "siglip" else ClipLoss(settings.method)
-        self._mask_duplicates = settings.mask_duplicates
         self._micro_batch_size = micro_batch_size
         self._flops = flops
         self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255
@@ -113,14 +122,12 @@ class Contrastive(Objective):
         """The gradient of the whole batch.
 
         Texts go through their tower without needless padding, and equal ones of a micro-batch once: gradients stay. Two
-        draws of one sample, perhaps with different captions, are no negatives of each other.
+        draws of one sample, perhaps with different captions, are no negatives of each other; with soft targets they
+        share the target.
         """
         from dermray.models import texts
 
         tokens = batch[TOKENS].long()
-        kinds = [text_labels(tokens)] if self._mask_duplicates else []
-        kinds += [] if batch.samples is None else [torch.from_numpy(batch.samples)]
-        labels = torch.stack(kinds, dim=1).to(device) if kinds else None
         plain = model.module if isinstance(model, DistributedDataParallel) else model
         num_tokens = 0
 
@@ -140,12 +147,23 @@ class Contrastive(Objective):
                 tokens,
                 torch.from_numpy(batch.draws),
             ],
-            functools.partial(self._loss, labels=labels),
+            functools.partial(self._loss, **self._alike(batch, tokens, device)),
             micro_batch_size=self._micro_batch_size,
             autocast=autocast,
             no_sync=model.no_sync if isinstance(model, DistributedDataParallel) else nullcontext,
         )
         return Outcome(loss, {TEXT_TOKENS: Figure(num_tokens / len(tokens), "max")})
+
+    def _alike(self, batch: Batch, tokens: Tensor, device: torch.device) -> dict[str, Any]:
+        """What says which samples are like each other: soft targets, or labels of what is no negative."""
+        if self._similarity is not None:
+            settings = self._loss_settings
+            labels = batch[DIAGNOSIS].to(device)
+            beta = beta_at(settings.beta, batch.epoch, settings.curriculum_epochs)
+            return {"graded": Graded(labels, self._similarity, settings.temperature, beta, settings.divergence)}
+        kinds = [text_labels(tokens)] if self._loss_settings.mask_duplicates else []
+        kinds += [] if batch.samples is None else [torch.from_numpy(batch.samples)]
+        return {"labels": torch.stack(kinds, dim=1).to(device) if kinds else None}
 
     def after_step(self, model: nn.Module, taken: Tensor) -> None:
         """Clamp logit_scale to [0, ln 100] (Radford et al., 2021)."""

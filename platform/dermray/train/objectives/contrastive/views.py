@@ -15,6 +15,7 @@ from dermray.ingest import augment
 from dermray.ingest.settings import DataConfig
 from dermray.ingest.tokens import TextEncoder
 from dermray.ingest.views import Arrays, ArraySpec, Item
+from dermray.train.objectives.contrastive.diagnoses import DIAGNOSIS, diagnosis_of
 
 PIXELS, TOKENS = "pixels", "tokens"
 
@@ -27,12 +28,18 @@ class ImageAndCaption:
         settings: crops and captions.
         image_size: side S of the square images, in pixels.
         encode_texts: makes tokens of captions.
+        diagnoses: number of each label that counts; then there is `diagnosis` int64 `[n]` too, -1 without one.
     """
 
     settings: DataConfig
     image_size: int
     encode_texts: TextEncoder
-    columns = ("image", "captions")
+    diagnoses: Mapping[str, int] | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Labels only where they count."""
+        return ("image", "captions") if self.diagnoses is None else ("image", "captions", "labels")
 
     @cached_property
     def _specs(self) -> dict[str, ArraySpec]:
@@ -40,6 +47,7 @@ class ImageAndCaption:
         return {
             PIXELS: ArraySpec("uint8", (self.image_size, self.image_size, 3)),
             TOKENS: ArraySpec("int32", (context_length,)),
+            **({} if self.diagnoses is None else {DIAGNOSIS: ArraySpec("int64", ())}),
         }
 
     def specs(self, step: int) -> Mapping[str, ArraySpec]:
@@ -58,6 +66,8 @@ class ImageAndCaption:
             (row,) = item.rows
             write_crop(item, self.settings, pixels[place])
             texts.append(augment.choose_caption(row["captions"], self.settings.captions, item.random))
+            if self.diagnoses is not None:
+                out[DIAGNOSIS][place] = diagnosis_of(row, self.diagnoses)
         out[TOKENS][:] = self.encode_texts(texts)
 
 

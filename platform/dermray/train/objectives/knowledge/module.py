@@ -16,13 +16,13 @@ from dermray.ingest.loader import Batch
 from dermray.ingest.tokens import portable
 from dermray.losses import AdaSpLoss, cached_backward
 from dermray.train.objectives.contract import Autocast, Built, Figure, Objective, Outcome
+from dermray.train.objectives.contrastive.diagnoses import tree_of
 from dermray.train.objectives.contrastive.module import TEXT_TOKENS
 from dermray.train.objectives.contrastive.parts import part_of
 from dermray.train.objectives.contrastive.views import TOKENS
 from dermray.train.objectives.knowledge.nodes import said_of
 from dermray.train.objectives.knowledge.settings import KnowledgeConfig
 from dermray.train.objectives.knowledge.views import NODE, NodeTexts
-from dermray.train.objectives.make.module import tree_of
 from dermray.train.settings import PretrainConfig
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dermray import models
 from dermray.corpus.manifest import Manifest
-from dermray.corpus.ontology import Ontology
 from dermray.errors import ConfigError, ModelError
 from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Batch
@@ -24,10 +23,12 @@ from dermray.losses import MakeLoss, cached_backward
 from dermray.losses.gather import world
 from dermray.losses.make import local_vectors
 from dermray.losses.make.loss import Kinds
+from dermray.losses.soft import beta_at
 from dermray.progress import print_line
 from dermray.train.objectives.contract import Autocast, Built, Figure, Outcome
 from dermray.train.objectives.contrastive import parts
 from dermray.train.objectives.contrastive.cost import FlopModel, flop_model
+from dermray.train.objectives.contrastive.diagnoses import DIAGNOSIS, numbers_of, similarity_of, tree_of
 from dermray.train.objectives.contrastive.module import TEXT_TOKENS, Contrastive, text_labels
 from dermray.train.objectives.contrastive.settings import LossConfig
 from dermray.train.objectives.contrastive.views import PIXELS, TOKENS
@@ -35,7 +36,7 @@ from dermray.train.objectives.make.knowledge import Distillation, KnowledgeEncod
 from dermray.train.objectives.make.settings import MakeConfig
 from dermray.train.objectives.make.sizes import sizes_of
 from dermray.train.objectives.make.towers import may_give_patches, no_patches
-from dermray.train.objectives.make.views import DIAGNOSIS, IMAGE_GROUP, VALID, ImageAndTexts
+from dermray.train.objectives.make.views import IMAGE_GROUP, VALID, ImageAndTexts
 from dermray.train.settings import PretrainConfig
 
 # Pixels of a step's images, over those of the model's own size.
@@ -83,15 +84,6 @@ def check(config: PretrainConfig) -> None:
             )
 
 
-def tree_of(config: PretrainConfig) -> Ontology:
-    """The disease tree of the run's corpora.
-
-    Raises:
-        CorpusError: one has none, or they contradict each other.
-    """
-    return functools.reduce(Ontology.union, map(Ontology.load, config.corpus_uris))
-
-
 def build(config: PretrainConfig, device: torch.device) -> Built:
     """Both towers with their initial weights, and what trains, validates and exports them.
 
@@ -113,10 +105,9 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
     give_patches(model, config.model)
     tokens = portable(functools.partial(models.tokenizer, config.model, config.pretrained_text))
     tree = tree_of(config) if settings.reads_diagnoses else None
-    names = [] if tree is None else list(tree)
     similarity = None
     if tree is not None and settings.soft_targets:
-        similarity = torch.from_numpy(tree.similarity(names)).float().to(device)
+        similarity = torch.from_numpy(similarity_of(tree)).to(device)
     knowledge = None
     if settings.knowledge is not None:
         knowledge = KnowledgeEncoder(settings.knowledge, device, config.train.micro_batch_size)
@@ -137,7 +128,7 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
             preprocess.size,
             tokens,
             settings.sub_captions,
-            {name: number for number, name in enumerate(names)},
+            {} if tree is None else numbers_of(tree),
             sizes_of(settings, model_cfg, config.model, config.seed),
         ),
         export=functools.partial(_export, model_cfg),
@@ -262,6 +253,8 @@ class Make(Contrastive):
     def _graded(self, batch: Batch, tokens: Tensor, device: torch.device) -> dict[str, Any]:
         """What says which samples are like each other: soft targets, or labels of what is no negative."""
         if self._fixed.similarity is not None:
+            beta = beta_at(self._settings.beta, batch.epoch, self._settings.curriculum_epochs)
+            self._make.settings = replace(self._make.settings, beta=beta)
             return {"labels": batch[DIAGNOSIS].to(device), "similarity": self._fixed.similarity}
         asked = self._settings.mask_duplicates
         samples = [batch[IMAGE_GROUP]] if "image" in asked else []

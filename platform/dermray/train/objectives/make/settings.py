@@ -45,6 +45,9 @@ class MakeConfig(ObjectiveConfig):
     divergence: DecidesWeights[Literal["cross_entropy", "kl"]] = Field(
         "cross_entropy", description="of soft targets; kl has the same gradient"
     )
+    curriculum_epochs: DecidesWeights[int | None] = Field(
+        None, ge=1, description="beta falls along half a cosine and is 0 from this epoch on; empty: it stays"
+    )
     knowledge: DecidesWeights[Uri | None] = Field(
         None, description="model folder of a frozen text encoder that the texts' vectors are drawn towards"
     )
@@ -63,7 +66,7 @@ class MakeConfig(ObjectiveConfig):
                 "soft_targets already share a target out among samples of one diagnosis: leave mask_duplicates empty"
             )
         for key, on, names in (
-            ("soft_targets=true", self.soft_targets, ("temperature", "beta", "divergence")),
+            ("soft_targets=true", self.soft_targets, ("temperature", "beta", "divergence", "curriculum_epochs")),
             ("knowledge", self.knowledge is not None, ("lambda_k",)),
             ("scale_jitter", self.scale_jitter > 0, ("scale_jitter_max",)),
         ):

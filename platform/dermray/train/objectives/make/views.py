@@ -14,10 +14,11 @@ from dermray.errors import CorpusError
 from dermray.ingest.settings import DataConfig
 from dermray.ingest.tokens import TextEncoder
 from dermray.ingest.views import Arrays, ArraySpec, Item, Row
+from dermray.train.objectives.contrastive.diagnoses import DIAGNOSIS, diagnosis_of
 from dermray.train.objectives.contrastive.views import PIXELS, TOKENS, write_crop
 from dermray.train.objectives.make.sizes import Sizes
 
-VALID, DIAGNOSIS, IMAGE_GROUP = "valid", "diagnosis", "image_group"
+VALID, IMAGE_GROUP = "valid", "image_group"
 # Hex digits of a sample's id that make a number of 60 bits.
 ID_DIGITS = 15
 
@@ -84,7 +85,7 @@ class ImageAndTexts:
                     "concept, sub); prepare the corpus again"
                 )
             every += texts
-            out[DIAGNOSIS][place] = next((self.diagnoses.get(label, -1) for label in row["labels"]), -1)
+            out[DIAGNOSIS][place] = diagnosis_of(row, self.diagnoses)
             out[IMAGE_GROUP][place] = _group(row)
         out[TOKENS][:] = self.encode_texts(every).reshape(out[TOKENS].shape)
 
