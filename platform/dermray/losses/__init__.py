@@ -3,6 +3,7 @@
 from dermray.losses.cached import cached_backward
 from dermray.losses.clip import ClipLoss
 from dermray.losses.make import MakeLoss
+from dermray.losses.masked_latent import MaskedLatentAlignmentLoss
 from dermray.losses.siglip import SigLipLoss
 
-__all__ = ["ClipLoss", "MakeLoss", "SigLipLoss", "cached_backward"]
+__all__ = ["ClipLoss", "MakeLoss", "MaskedLatentAlignmentLoss", "SigLipLoss", "cached_backward"]

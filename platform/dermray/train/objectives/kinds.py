@@ -67,6 +67,8 @@ class ObjectiveKind:
             `counts` says how often each is drawn at its first sample. None: every sample is an item.
         columns: `PretrainConfig` → columns that its views read, so that the driver refuses a corpus which lacks a side
             table of them (`sides.TABLE.COLUMN`) before workers start. None: it reads no side table.
+        toy: `PretrainConfig` → the keys `model` and `objective` of its toy (`dermray.train.toy`). None: the model becomes
+            a tiny one of the same kind of towers, and the objective stays.
     """
 
     settings: type[ObjectiveConfig]
@@ -75,6 +77,7 @@ class ObjectiveKind:
     counts: Callable[[Any, Manifest], Counts | None] | None = None
     items: Callable[[Any, Manifest], np.ndarray] | None = None
     columns: Callable[[Any], Sequence[str]] | None = None
+    toy: Callable[[Any], Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         unsaid = undeclared(self.settings)
