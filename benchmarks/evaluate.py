@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from dermray import cluster, entry, images, models
+from dermray import cluster, entry, images, models, storage
 from dermray.config import ClusterConfig
 from dermray.corpus.manifest import Manifest, Shard
 from dermray.corpus.schema import SAMPLE
@@ -173,7 +173,7 @@ def write_corpus(folder: Path, data: Data) -> None:
         shards.append(
             Shard(
                 path=f"data/{split}.parquet", split=split, num_samples=len(rows), num_bytes=path.stat().st_size,
-                sha256="0" * 64, row_groups=tuple(groups),
+                sha256=storage.sha256(path), row_groups=tuple(groups),
             )
         )  # fmt: skip
     Manifest(shards=tuple(shards)).save(str(folder))

@@ -35,7 +35,7 @@ import psutil
 import ray
 import torch
 
-from dermray import cluster, entry, images, models
+from dermray import cluster, entry, images, models, storage
 from dermray.config import ClusterConfig
 from dermray.corpus.manifest import Manifest, Shard
 from dermray.corpus.schema import SAMPLE
@@ -165,8 +165,9 @@ def write_corpus(folder: Path, prepared: list[images.StandardImage], texts: list
     pq.write_table(pa.Table.from_pylist(rows, schema=SAMPLE), path, row_group_size=ROW_GROUP_SIZE, compression="none")
     groups = (ROW_GROUP_SIZE,) * (NUM_SAMPLES // ROW_GROUP_SIZE)
     shard = Shard(
-        path=path.name, split="train", num_samples=NUM_SAMPLES, num_bytes=1, sha256="0" * 64, row_groups=groups
-    )
+        path=path.name, split="train", num_samples=NUM_SAMPLES, num_bytes=path.stat().st_size,
+        sha256=storage.sha256(path), row_groups=groups,
+    )  # fmt: skip
     manifest = Manifest(shards=(shard,))
     manifest.save(str(folder))
     return manifest

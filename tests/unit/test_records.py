@@ -225,10 +225,9 @@ def answer(at: Path) -> tuple[dict[str, Any], Path, Read]:
 
 def exploited(at: Path) -> tuple[dict[str, Any], Path, Read]:
     exploit = Exploit(1, "trial-000", 0.1, "trial-001", 0.2, 3, DIGEST, {"optim.lr": 0.1})
-    sweep = SimpleNamespace(output=str(at))
-    population.save(sweep, 1, [exploit])  # type: ignore[arg-type]
-    file = Path(population._uri(sweep, 1))  # type: ignore[arg-type]
-    return json.loads(file.read_text()), file, lambda: population.load(sweep, 1)  # type: ignore[arg-type]
+    population.save(str(at), 1, [exploit])
+    file = Path(population._uri(str(at), 1))
+    return json.loads(file.read_text()), file, lambda: population.load(str(at), 1)
 
 
 def trial(at: Path) -> tuple[dict[str, Any], Path, Read]:

@@ -149,7 +149,7 @@ def leg(generations: Generations, notebook: Notebook, number: int) -> str:
 def test_generations_copy_the_donors_checkpoint_and_go_on_after_a_kill_anywhere(tmp_path, monkeypatch):
     config = population_config(tmp_path)
     trials = plan_trials(config, CORPORA)
-    (first_pause, second_pause) = population.pauses(config, trials[0])
+    (first_pause, second_pause) = population.pauses(config.scheduler.perturbation_interval, trials[0])
     notebook = Notebook()
     generations = Generations(config, trials, CORPORA, notebook)
     assert generations.num_legs == 12
@@ -165,7 +165,7 @@ def test_generations_copy_the_donors_checkpoint_and_go_on_after_a_kill_anywhere(
     with pytest.raises(ZeroDivisionError):
         generations.suggest("b")
     monkeypatch.undo()
-    assert population.load(config, 1) is not None
+    assert population.load(config.output, 1) is not None
     generations = Generations(config, trials, CORPORA, notebook)
     names = [leg(generations, notebook, n) for n in range(4)]
     assert names == [trial.name for trial in trials]
@@ -188,7 +188,7 @@ def test_generations_copy_the_donors_checkpoint_and_go_on_after_a_kill_anywhere(
 def test_a_score_that_was_lost_with_the_sweep_is_that_of_the_checkpoint(tmp_path):
     config = population_config(tmp_path, "num_trials=2")
     trials = plan_trials(config, CORPORA)
-    (pause, _) = population.pauses(config, trials[0])
+    (pause, _) = population.pauses(config.scheduler.perturbation_interval, trials[0])
     for trial, score in zip(trials, (0.9, 0.2), strict=True):
         checkpoint.save(
             trial.uri,
@@ -201,7 +201,7 @@ def test_a_score_that_was_lost_with_the_sweep_is_that_of_the_checkpoint(tmp_path
         )
     notebook = Notebook()
     assert Generations(config, trials, CORPORA, notebook).suggest("a")[NAME] == "trial-000"
-    (exploit,) = population.load(config, 1)
+    (exploit,) = population.load(config.output, 1)
     assert (exploit.name, exploit.score, exploit.donor, exploit.donor_score) == ("trial-001", 0.2, "trial-000", 0.9)
     assert TrialRecord.load(trials[1]).value_at(1, OBJECTIVE) == 0.2
 

@@ -28,6 +28,6 @@ def plan_parts(splits: Mapping[str, int], config: ExportConfig) -> list[Part]:
     return parts
 
 
-def writer_of(config: ExportConfig) -> Writer:
-    """Who writes the parts of the configured format."""
-    return FORMATS[config.format][1]
+def writer_of(name: ExportFormat) -> Writer:
+    """Who writes the parts of the format of that name."""
+    return FORMATS[name][1]

@@ -71,7 +71,7 @@ class Work:
             CorpusError: the corpus is damaged.
             StorageError, OSError: the output cannot be written.
         """
-        record = writer_of(self.config)(part, self.samples, self.config)
+        record = writer_of(self.config.format)(part, self.samples, self.config)
         records.write(self._record_uri(part), record)
         return record
 

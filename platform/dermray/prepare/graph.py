@@ -43,7 +43,7 @@ def make_shards(
     # Small shards last: then no core waits for long on the last of another.
     largest_first = {spec.name: spec for spec in sorted(specs, key=lambda spec: -spec.num_rows)}
     work = partial(_make_shard, maker=maker, needs_file=needs_files)
-    pool = _pool(config, "make_shard")
+    pool = _pool(config.cpus_per_task, config.max_tasks, "make_shard")
     counted = Progress("prepare", num_images, "images", pieces=(len(specs), "shards"), waits_for=pool.waits_for())
     with counted as progress:
         for _, made in pieces.run(largest_first, work, pool, tell_stats=tell_stats):
@@ -61,7 +61,7 @@ def amend_shards(
         StorageError: the output fails for good.
     """
     work = partial(_amend_shard, amender=amender)
-    pool = _pool(config, "amend_shard")
+    pool = _pool(config.cpus_per_task, config.max_tasks, "amend_shard")
     named = {each.name: each for each in amendments}
     counted = Progress("prepare: written again", len(amendments), "shards", waits_for=pool.waits_for())
     with counted as progress:
@@ -80,7 +80,7 @@ def make_sides(
         StorageError: the input or the output fails for good.
     """
     work = partial(_make_side, maker=SideMaker(config))
-    pool = _pool(config, "make_side")
+    pool = _pool(config.cpus_per_task, config.max_tasks, "make_side")
     counted = Progress("prepare: side tables", len(rows), "files", waits_for=pool.waits_for())
     with counted as progress:
         for name, made in pieces.run({each.name: each for each in rows}, work, pool, tell_stats=tell_stats):
@@ -118,12 +118,12 @@ def read_pieces(
                 yield name, found
 
 
-def _pool(config: PrepareConfig, operator: str) -> pieces.Pool:
+def _pool(cpus_per_task: float, max_tasks: int | None, operator: str) -> pieces.Pool:
     pool = pieces.Pool(
         noun="shard",
         operator=operator,
-        needs={"CPU": cluster.cpus_of_cores(config.cpus_per_task)},
-        limit=config.max_tasks,
+        needs={"CPU": cluster.cpus_of_cores(cpus_per_task)},
+        limit=max_tasks,
         advice="raise cpus_per_task, lower rows_per_shard",
         otherwise="an image of it crashes a decoder",
         kept=KEPT,

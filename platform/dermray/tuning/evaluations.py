@@ -146,8 +146,8 @@ def _model(uri: str, config: TrackingConfig) -> str:
 
 def _configured(config: SweepConfig, number: int, params: dict[str, Any]) -> EvaluateConfig:
     name = plan.trial_name(number)
-    own = {"corpus": config.corpus, "output": plan.trial_uri(config, name)}
-    found = plan.parsed(EvaluateConfig, config, {**config.overrides, **params, **own})
+    own = {"corpus": config.corpus, "output": plan.trial_uri(config.output, name)}
+    found = plan.parsed(EvaluateConfig, config.recipe, {**config.overrides, **params, **own})
     if found.split == TEST:
         raise ConfigError(f"split: a sweep chooses by the scores of its split; keep {TEST!r} for what is chosen")
     return found.model_copy(update={"run_name": name, "cluster": config.cluster, "tracking": config.tracking})
@@ -194,7 +194,7 @@ def _sweep(
                 _run(config, trial, records[trial.name], claim, parent_key)
                 progress.advance()
             elif records[trial.name].curve:
-                _require_objective(config, records[trial.name].curve[-1].metrics)
+                _require_objective(config.objective, records[trial.name].curve[-1].metrics)
             said = records[trial.name].error or f"{config.objective} {records[trial.name].value(config.objective):.4f}"
             say(f"{trial.name} of {len(trials)}  {trial.label()}  {said}")
     return publish(config, begun, list(records.values()), seconds=time.monotonic() - started)
@@ -227,16 +227,16 @@ def _run(
         record.status, record.error = Status.FAILED, " ".join(str(error).split())
         record.save(trial)
         return
-    _require_objective(config, scores)
+    _require_objective(config.objective, scores)
     claim.confirm()
     record.curve = [Point(1, 1, 0, scores)]
     record.status, record.error = Status.FINISHED, ""
     record.save(trial)
 
 
-def _require_objective(config: SweepConfig, scores: dict[str, float]) -> None:
-    if config.objective not in scores:
-        raise DermRayError(f"objective: no score {config.objective!r}; there are {', '.join(sorted(scores))}")
+def _require_objective(objective: str, scores: dict[str, float]) -> None:
+    if objective not in scores:
+        raise DermRayError(f"objective: no score {objective!r}; there are {', '.join(sorted(scores))}")
 
 
 def _evaluate(trial: EvaluationTrial, claim: ledger.Claim, parent_key: str | None) -> dict[str, float]:

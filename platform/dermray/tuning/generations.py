@@ -36,13 +36,13 @@ class Generations(StatelessSearcher):
         self._config = config
         self._corpora = corpora
         self._register = register
-        self._pauses = population.pauses(config, trials[0])
+        self._pauses = population.pauses(config.scheduler.perturbation_interval, trials[0])
         self.num_legs = len(trials) * (len(self._pauses) + 1)
         self._trials = {trial.name: trial for trial in trials}
         self._records = {trial.name: TrialRecord.load(trial) for trial in trials}
         self._under_way: dict[str, str] = {}
         self._generation = 1
-        while (decided := population.load(config, self._generation)) is not None:
+        while (decided := population.load(config.output, self._generation)) is not None:
             self._close(decided)
         self._waiting = self._unfinished()
 
@@ -88,7 +88,7 @@ class Generations(StatelessSearcher):
         members = [self._member(name, step) for name in self._trials]
         decided = population.exploits(self._config, members, generation=self._generation, step=step)
         self._register.confirm()
-        population.save(self._config, self._generation, decided)
+        population.save(self._config.output, self._generation, decided)
         self._close(decided)
 
     def _member(self, name: str, step: int) -> Member:

@@ -105,9 +105,9 @@ def trial_name(number: int) -> str:
     return f"trial-{number:03d}"
 
 
-def trial_uri(config: SweepConfig, name: str) -> str:
+def trial_uri(output: str, name: str) -> str:
     """The folder of a trial."""
-    return storage.join(config.output, TRIALS, name)
+    return storage.join(output, TRIALS, name)
 
 
 def points_so_far(config: SweepConfig) -> list[dict[str, Any]]:
@@ -119,7 +119,7 @@ def points_so_far(config: SweepConfig) -> list[dict[str, Any]]:
     planned = planned_points(config)
     if config.search != "tpe":
         return planned
-    begun = [TrialRecord.params_at(trial_uri(config, trial_name(number))) for number in range(len(planned))]
+    begun = [TrialRecord.params_at(trial_uri(config.output, trial_name(number))) for number in range(len(planned))]
     return [params if known is None else known for params, known in zip(planned, begun, strict=True)]
 
 
@@ -163,27 +163,27 @@ def _plan(config: SweepConfig, name: str, params: dict[str, Any], corpora: Corpo
 def _recipe(config: SweepConfig, params: Mapping[str, Any]) -> PretrainConfig:
     """The recipe with overrides and drawn values, by the same road as the command line of `jobs/pretrain.py`."""
     keys = {**config.overrides, **params, "corpus": config.corpus, "output": config.output}
-    return toy.shrunk(parsed(PretrainConfig, config, keys))
+    return toy.shrunk(parsed(PretrainConfig, config.recipe, keys))
 
 
-def parsed(config_class: type[ConfigT], config: SweepConfig, keys: Mapping[str, Any]) -> ConfigT:
+def parsed(config_class: type[ConfigT], recipe: str | None, keys: Mapping[str, Any]) -> ConfigT:
     """The sweep's recipe with other values for some keys.
 
     Raises:
         ConfigError: names recipe and key.
     """
-    recipe = [] if config.recipe is None else ["--config", config.recipe]
+    arguments = [] if recipe is None else ["--config", recipe]
     try:
-        return parse(config_class, recipe, keys)
+        return parse(config_class, arguments, keys)
     except ConfigError as error:
-        raise ConfigError(f"recipe {config.recipe or ''} with overrides and space: {error}") from None
+        raise ConfigError(f"recipe {recipe or ''} with overrides and space: {error}") from None
 
 
 def _runnable(config: SweepConfig, name: str, recipe: PretrainConfig, num_steps: int) -> PretrainConfig:
     every_steps = math.ceil(num_steps / config.num_validations)
     return recipe.model_copy(
         update={
-            "output": trial_uri(config, name),
+            "output": trial_uri(config.output, name),
             "run_name": name,
             "validation": recipe.validation.model_copy(update={"every_steps": every_steps}),
             "cluster": config.cluster,

@@ -41,11 +41,11 @@ class Member:
     sha256: str = ""
 
 
-def pauses(config: SweepConfig, trial: Trial) -> list[int]:
+def pauses(perturbation_interval: int, trial: Trial) -> list[int]:
     """Steps at which the generations of a population end, without the last, which ends with the training."""
     every_steps = trial.config.validation.every_steps
     assert every_steps is not None
-    stride = every_steps * config.scheduler.perturbation_interval
+    stride = every_steps * perturbation_interval
     return list(range(stride, trial.num_steps, stride))
 
 
@@ -85,20 +85,20 @@ def exploits(config: SweepConfig, members: Sequence[Member], *, generation: int,
     return found
 
 
-def save(config: SweepConfig, generation: int, decided: Sequence[Exploit]) -> None:
+def save(output: str, generation: int, decided: Sequence[Exploit]) -> None:
     """Write down what was decided after a generation."""
-    storage.write_json(_uri(config, generation), {"exploits": [asdict(exploit) for exploit in decided]})
+    storage.write_json(_uri(output, generation), {"exploits": [asdict(exploit) for exploit in decided]})
 
 
-def load(config: SweepConfig, generation: int) -> list[Exploit] | None:
+def load(output: str, generation: int) -> list[Exploit] | None:
     """What was decided after a generation; None if that is still open."""
     try:
-        document = storage.read_object(_uri(config, generation))
+        document = storage.read_object(_uri(output, generation))
     except FileNotFoundError:
         return None
     advice = "give the sweep a new output"
-    return documents.as_record(_EXPLOITS, document.get("exploits"), _uri(config, generation), advice)
+    return documents.as_record(_EXPLOITS, document.get("exploits"), _uri(output, generation), advice)
 
 
-def _uri(config: SweepConfig, generation: int) -> str:
-    return storage.join(config.output, FOLDER, f"generation-{generation:03d}.json")
+def _uri(output: str, generation: int) -> str:
+    return storage.join(output, FOLDER, f"generation-{generation:03d}.json")
