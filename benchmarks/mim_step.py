@@ -56,7 +56,10 @@ def main() -> int:
         plain, own = (statistics.median(one[side] for one in rounds) for side in ("plain", "ours"))
         told = ", ".join(f"{ratio:.2f}" for ratio in ratios)
         expected = operations(sides["plain"], with_teacher) / operations(sides["ours"], with_teacher)
-        print(f"{case:<8}  {plain:>8.2f}  {own:>8.2f}  {statistics.median(ratios):>6.2f}  {told}; {expected:.2f}", flush=True)
+        print(
+            f"{case:<8}  {plain:>8.2f}  {own:>8.2f}  {statistics.median(ratios):>6.2f}  {told}; {expected:.2f}",
+            flush=True,
+        )
     return 0
 
 
@@ -74,7 +77,7 @@ def all_patches(model: CaeV2, images: Tensor, mask: Tensor) -> Tensor:
         assert isinstance(block, Block)
         x = x + block.gamma_1 * attention(block, block.norm1(x), seen_by)
         x = x + block.gamma_2 * block.mlp(block.norm2(x))
-    tokens = reordered(model.encoder.norm(x), mask)[:, : -NUM_MASKED]
+    tokens = reordered(model.encoder.norm(x), mask)[:, :-NUM_MASKED]
     hidden = model.mask_token.expand(len(images), NUM_MASKED, -1)
     hidden = model.regresser(hidden, tokens[:, 1:], model.rd_pos_embed[0, 1:][order])
     return F.normalize(model.decoder(torch.cat([tokens, hidden], dim=1)), dim=-1)
@@ -84,15 +87,17 @@ def attention(block: Block, x: Tensor, seen_by: Tensor) -> Tensor:
     """A block's self-attention under a mask of keys."""
     own = block.attn
     bias = torch.cat([own.q_bias, torch.zeros_like(own.q_bias), own.v_bias])
-    queries, keys, values = (
-        F.linear(x, own.qkv.weight, bias).unflatten(2, (3, own.heads, -1)).permute(2, 0, 3, 1, 4)
-    )
+    queries, keys, values = F.linear(x, own.qkv.weight, bias).unflatten(2, (3, own.heads, -1)).permute(2, 0, 3, 1, 4)
     mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen_by)
     return own.proj(mixed.transpose(1, 2).flatten(2))
 
 
 def stepping(
-    model: CaeV2, forward: Callable[[CaeV2, Tensor, Tensor], Tensor], teacher: torch.nn.Module, images: Tensor, mask: Tensor
+    model: CaeV2,
+    forward: Callable[[CaeV2, Tensor, Tensor], Tensor],
+    teacher: torch.nn.Module,
+    images: Tensor,
+    mask: Tensor,
 ) -> Step:
     """What takes a step, with or without the teacher, and returns the loss."""
     loss, optimiser = MaskedLatentAlignmentLoss(), torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)

@@ -61,7 +61,9 @@ def test_predictions_loss_and_gradients_equal_the_published_ones(model, arrays, 
     assert len(seen) == 3
     torch.testing.assert_close(prediction.float(), arrays["pred"], atol=1e-5, rtol=0)
 
-    target = reordered(torch.nn.functional.normalize(arrays["teacher_latents_cls_then_patches"].to(dtype), dim=-1), mask)
+    target = reordered(
+        torch.nn.functional.normalize(arrays["teacher_latents_cls_then_patches"].to(dtype), dim=-1), mask
+    )
     loss = MaskedLatentAlignmentLoss()(prediction, target, mask)
     torch.testing.assert_close(loss.detach().float(), arrays["loss"], atol=1e-5, rtol=0)
     loss.backward()
@@ -72,7 +74,11 @@ def test_predictions_loss_and_gradients_equal_the_published_ones(model, arrays, 
         torch.testing.assert_close(given, value, atol=1e-8, rtol=1e-3, msg=name)
     distances = token_distances(prediction, target)
     masked = is_masked(mask, distances)
-    for name, part in {"cls": distances[:, 0], "visible": distances[:, 1:][~masked[:, 1:]], "masked": distances[masked]}.items():
+    for name, part in {
+        "cls": distances[:, 0],
+        "visible": distances[:, 1:][~masked[:, 1:]],
+        "masked": distances[masked],
+    }.items():
         torch.testing.assert_close(part.mean().detach().float(), arrays[f"loss_{name}_mean"], atol=1e-5, rtol=0)
 
 

@@ -26,7 +26,9 @@ def named(arrays: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
-@pytest.mark.parametrize(("pooling", "part", "prefix"), [("class", "lp", ""), ("class", "lp", "encoder."), ("mean", "ft", "")])
+@pytest.mark.parametrize(
+    ("pooling", "part", "prefix"), [("class", "lp", ""), ("class", "lp", "encoder."), ("mean", "ft", "")]
+)
 @torch.inference_mode()
 def test_features_equal_the_published_ones(arrays, tmp_path, pooling, part, prefix) -> None:
     config = json.loads((FOLDER / "panderm_repo_readouts.json").read_text())["config"]

@@ -21,7 +21,6 @@ from dermray.errors import ConfigError, ModelError
 from dermray.ingest import augment
 from dermray.ingest.loader import Batch
 from dermray.ingest.views import Item
-from dermray.models import panderm_encoder
 from dermray.train import checkpoint, loop
 from dermray.train.objectives.masked_latent import module, teachers, validation
 from dermray.train.objectives.masked_latent.settings import MaskedLatentConfig
@@ -89,7 +88,11 @@ def two_steps(rank: int, world_size: int) -> dict[str, Any]:
         trainer.train_step(part_of(made(config, step), rank, world_size))
     state = trainer.objective.state()
     average = {f"average.{name}": value for name, value in state["average"].items()}
-    return {**{name: value.detach() for name, value in trainer.model.named_parameters()}, **average, "centre": state["centre"]}
+    return {
+        **{name: value.detach() for name, value in trainer.model.named_parameters()},
+        **average,
+        "centre": state["centre"],
+    }
 
 
 def test_workers_together_equal_one_alone(tmp_path: Path) -> None:
@@ -121,7 +124,10 @@ def test_the_step_learns_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert latest is not None
     resumed.restore(latest[1])
     trained(resumed, NUM_STEPS)
-    for one, other in ((whole.model, resumed.model), (whole.objective._teacher.visual, resumed.objective._teacher.visual)):  # type: ignore[attr-defined]
+    for one, other in (
+        (whole.model, resumed.model),
+        (whole.objective._teacher.visual, resumed.objective._teacher.visual),
+    ):  # type: ignore[attr-defined]
         for name, value in one.state_dict().items():
             assert torch.equal(value, other.state_dict()[name]), name
     assert not torch.equal(whole.model.encoder.cls_token, whole.objective._teacher.visual.cls_token)  # type: ignore[union-attr,attr-defined]
@@ -191,7 +197,9 @@ def test_the_rate_warms_up_in_epochs_and_ends_above_zero() -> None:
     assert (max(rates), rates.index(max(rates))) == (pytest.approx(1.5e-3), 199)
     assert rates[-1] == pytest.approx(1e-5, rel=1e-2)
     assert min(rates[200:]) >= 1e-5
-    assert module.rate(configured("optim.warmup_steps=4"), settings.model_copy(update={"warmup_epochs": None}), 0, 10) == pytest.approx(2.5e-4)
+    assert module.rate(
+        configured("optim.warmup_steps=4"), settings.model_copy(update={"warmup_epochs": None}), 0, 10
+    ) == pytest.approx(2.5e-4)
 
 
 def test_what_it_exports_is_read_as_an_encoder_a_start_and_a_tower_of_dermlip(tmp_path: Path) -> None:

@@ -34,7 +34,9 @@ def test_any_size_gives_unit_vectors_in_the_order_class_visible_masked(image_siz
     torch.testing.assert_close(prediction.norm(dim=2), torch.ones(3, 1 + num_patches))
     torch.testing.assert_close(model(images, mask.long(), num_masked=num_patches // 2), prediction)
     # What is masked is not seen.
-    hidden = mask.view(3, image_size // patch_size, -1).repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)
+    hidden = (
+        mask.view(3, image_size // patch_size, -1).repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)
+    )
     torch.testing.assert_close(model(images + 9.0 * hidden[:, None], mask), prediction)
     assert not torch.allclose(model(images + 9.0 * ~hidden[:, None], mask), prediction, atol=1e-3)
 
@@ -143,4 +145,6 @@ def test_weights_of_the_loss_are_factors() -> None:
     parts = masked(prediction, target, mask), visible(prediction, target, mask)
     torch.testing.assert_close(parts[0], distances[:, -4:].sum() / 30)
     torch.testing.assert_close(parts[0] + parts[1], whole)
-    torch.testing.assert_close(MaskedLatentAlignmentLoss(2.0, 0.5)(prediction, target, mask), 2 * parts[0] + parts[1] / 2)
+    torch.testing.assert_close(
+        MaskedLatentAlignmentLoss(2.0, 0.5)(prediction, target, mask), 2 * parts[0] + parts[1] / 2
+    )

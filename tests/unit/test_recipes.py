@@ -13,9 +13,9 @@ from torch import nn
 
 from dermray import models
 from dermray.config import parse
+from dermray.ingest import augment
 from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Batch
-from dermray.ingest import augment
 from dermray.ingest.views import Item
 from dermray.train import toy
 from dermray.train.objectives import kinds
@@ -74,7 +74,9 @@ def test_the_published_figures_of_make() -> None:
 
 
 def test_the_published_figures_of_panderm() -> None:
-    large, base, further = (parsed(ROOT / f"jobs/configs/panderm_{name}.yaml") for name in ("large", "base", "continue"))
+    large, base, further = (
+        parsed(ROOT / f"jobs/configs/panderm_{name}.yaml") for name in ("large", "base", "continue")
+    )
     assert (large.model, large.train.global_batch_size) == ("panderm_large", 1920)
     assert (base.model, base.train.global_batch_size) == ("panderm_base", 2048)
     for config in (large, base):

@@ -156,9 +156,7 @@ class CaeV2(nn.Module):
     ) -> None:
         super().__init__()
         self.num_branches = 2 * layers, 2 * regressor_layers
-        self.encoder = Trunk(
-            image_size, patch_size, width, layers, heads, mlp_ratio=mlp_ratio, layer_scale=layer_scale
-        )
+        self.encoder = Trunk(image_size, patch_size, width, layers, heads, mlp_ratio=mlp_ratio, layer_scale=layer_scale)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         # A parameter, because checkpoints hold it; fixed, because it is a table.
         self.rd_pos_embed = nn.Parameter(sincos_table(image_size // patch_size, width), requires_grad=False)
@@ -197,7 +195,9 @@ class CaeV2(nn.Module):
             ModelError: another number of patches, none masked or all, or another number of them in some image.
         """
         if mask.shape != (len(images), self.rd_pos_embed.shape[1] - 1):
-            raise ModelError(f"the mask is {list(mask.shape)}, and must be [{len(images)}, {self.rd_pos_embed.shape[1] - 1}]")
+            raise ModelError(
+                f"the mask is {list(mask.shape)}, and must be [{len(images)}, {self.rd_pos_embed.shape[1] - 1}]"
+            )
         count = _same_count(mask) if num_masked is None else num_masked
         order = visible_then_masked(mask).to(images.device)
         of_encoder, of_regressor = (None, None) if kept is None else kept.split(self.num_branches, dim=1)
@@ -241,7 +241,5 @@ def drop_path_rates(rate: float, layers: int, regressor_layers: int) -> list[flo
 
     `(0.1, 2, 1)` → `[0, 0, 0.1, 0.1, 0, 0]`: a block has two branches.
     """
-    of_blocks = [
-        rate * number / max(1, depth - 1) for depth in (layers, regressor_layers) for number in range(depth)
-    ]
+    of_blocks = [rate * number / max(1, depth - 1) for depth in (layers, regressor_layers) for number in range(depth)]
     return [each for each in of_blocks for _ in range(2)]

@@ -105,5 +105,7 @@ def configuration(folder: str) -> dict[str, Any]:
     find(kind, folder)
     file = storage.join(folder, layout.LIBRARY_NAMES[0])
     if kind == layout.IMAGE_ENCODER:
-        raise ModelError(f"{folder} is no image encoder of timm, transformers or PanDerm: {file} is missing or of none of them")
+        raise ModelError(
+            f"{folder} is no image encoder of timm, transformers or PanDerm: {file} is missing or of none of them"
+        )
     return {"kind": kind, "config": storage.read_object(file) if storage.exists(file) else None}

@@ -229,9 +229,7 @@ class PanDermVisionTransformer(Trunk):
         mlp_ratio: float = 4.0,
         layer_scale: float = 0.1,
     ) -> None:
-        super().__init__(
-            image_size, patch_size, width, layers, heads, mlp_ratio=mlp_ratio, layer_scale=layer_scale
-        )
+        super().__init__(image_size, patch_size, width, layers, heads, mlp_ratio=mlp_ratio, layer_scale=layer_scale)
         self.output_dim = output_dim
         self.head = nn.Linear(width, output_dim)
         self._initialise()

@@ -124,9 +124,7 @@ class Validator:
         return features
 
 
-def joined(
-    uris: Sequence[str], settings: ValidationConfig
-) -> tuple[Samples, dict[str, int], list[str | None]]:
+def joined(uris: Sequence[str], settings: ValidationConfig) -> tuple[Samples, dict[str, int], list[str | None]]:
     """The first samples of every corpus's split, where those of each end, and what kind of picture each one is.
 
     A corpus with fewer gives what it has.

@@ -16,7 +16,7 @@ from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Batch
 from dermray.ingest.settings import DataConfig
 from dermray.losses import MaskedLatentAlignmentLoss
-from dermray.losses.masked_latent import is_masked, token_distances
+from dermray.losses.masked_latent import token_distances
 from dermray.models import panderm_encoder, weights
 from dermray.models.cae import CaeV2, drop_path_rates, reordered
 from dermray.models.panderm import of_tower
@@ -56,7 +56,9 @@ def check(config: PretrainConfig) -> None:
             "out pretrained and pretrained_text"
         )
     if config.train.channels_last:
-        raise ConfigError("train.channels_last is for convolutions over images, which objective.kind=masked_latent has none of")
+        raise ConfigError(
+            "train.channels_last is for convolutions over images, which objective.kind=masked_latent has none of"
+        )
     check_start(config.pretrained_image)
     check_teacher(settings)
 
@@ -116,7 +118,13 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
         model=model,
         objective=MaskedLatent(settings, teacher, color, mean, std, config.train.micro_batch_size, flops),
         views=MaskedImage(
-            config.data, settings.image_size, teacher.size, settings.mask, settings.grid, settings.num_masked, tuple(rates)
+            config.data,
+            settings.image_size,
+            teacher.size,
+            settings.mask,
+            settings.grid,
+            settings.num_masked,
+            tuple(rates),
         ),
         export=functools.partial(_export, described),
         validate=validator_of(config, settings, teacher, described),

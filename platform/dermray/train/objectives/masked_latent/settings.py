@@ -40,7 +40,9 @@ class MaskedLatentConfig(ObjectiveConfig):
     """Masked latent alignment; what is published is the default but for the teacher."""
 
     image_size: DecidesWeights[int] = Field(224, ge=8, description="side of the encoder's square input, in pixels")
-    patch_size: DecidesWeights[int] = Field(16, ge=1, description="side of a patch, in pixels; image_size is a multiple")
+    patch_size: DecidesWeights[int] = Field(
+        16, ge=1, description="side of a patch, in pixels; image_size is a multiple"
+    )
     regressor_layers: DecidesWeights[int] = Field(
         4, ge=1, description="blocks that predict masked patches; thrown away after pretraining"
     )
@@ -68,7 +70,10 @@ class MaskedLatentConfig(ObjectiveConfig):
         1.0, ge=0, description="of tokens of visible patches, and of the class token, in the loss"
     )
     drop_path: DecidesWeights[float] = Field(
-        0.1, ge=0, lt=1, description="how likely the last residual branches are left out of an image; the first never are"
+        0.1,
+        ge=0,
+        lt=1,
+        description="how likely the last residual branches are left out of an image; the first never are",
     )
     layer_scale: DecidesWeights[float | None] = Field(
         None, gt=0, description="initial value of branch scales; empty: 0.1, of panderm_large 1e-5"

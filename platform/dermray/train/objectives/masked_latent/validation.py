@@ -88,7 +88,9 @@ class Validator:
         tower = ImageEncoder(
             model.encoder, _first_token, sides=(self._settings.image_size,) * 2, preprocessing=self._preprocessing
         )
-        encoder = Encoder(tower, self._transform, None, name="validation", model_digest="in training", device=str(device))
+        encoder = Encoder(
+            tower, self._transform, None, name="validation", model_digest="in training", device=str(device)
+        )
         model.eval()
         try:
             features, reasons = encoder.encode_readable(self._images, normalise=True)
