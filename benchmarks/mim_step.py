@@ -1,10 +1,11 @@
 """A step of masked latent alignment over the straightforward one: `python benchmarks/mim_step.py [--quick]`.
 
 The straightforward step encodes all patches and hides the masked ones by an attention mask, so that what comes out for
-the visible ones is the same, which is checked with loss and gradients; its teacher runs without gradients too. Both sides train copies of one
-model, an encoder of PanDerm's depth for its width with four regressor blocks, on the same images in memory, float32, in
-interleaved rounds; `teacher` with the encoder's average, which is as large as the encoder is, and `latents` with targets
-that are there already. Half of 196 patches are masked. By operations alone the ratios come to what is printed beside them.
+the visible ones is the same, which is checked with loss and gradients; its teacher runs without gradients too. Both
+sides train copies of one model, an encoder of PanDerm's depth for its width with four regressor blocks, on the same
+images in memory, float32, in interleaved rounds; `teacher` with the encoder's average, which is as large as the encoder
+is, and `latents` with targets that are there already. Half of 196 patches are masked. By operations alone the ratios
+come to what is printed beside them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""CAE v2's step equals the published one: latents, predictions, loss, gradients; masks have the published statistics."""
+"""CAE v2's step equals the published one: latents, predictions, loss, gradients; so are masks' statistics."""
 
 from __future__ import annotations
 

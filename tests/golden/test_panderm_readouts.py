@@ -1,4 +1,4 @@
-"""The PanDerm encoder read by itself equals its own repository: class token, and mean of patches, from one folder each."""
+"""The PanDerm encoder read by itself equals its own repository: class token, and mean of patches."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_features_equal_the_published_ones(arrays, tmp_path, pooling, part, pref
         pooling=pooling,
     )
     panderm_encoder.write({f"{prefix}{key}": value for key, value in state.items()}, str(tmp_path), described, {})
-    encoder, transform, tokenizer = image_encoders.load(tmp_path)
+    encoder, _, tokenizer = image_encoders.load(tmp_path)
     features = encoder.encode_image(arrays["input"])
     torch.testing.assert_close(features, arrays[f"features_{part}"], atol=2e-5, rtol=1e-4)
     assert tokenizer is None

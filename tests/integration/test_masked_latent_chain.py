@@ -1,4 +1,4 @@
-"""Images alone, all the way: pretrained with a worker killed, exported, probed, and the image tower of a DermLIP model."""
+"""Images alone, all the way: pretrained with a worker killed, exported, probed, and the tower of a DermLIP model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masked latent alignment as an objective: views, teachers, groups, rates, checkpoints, exchange, any number of ranks."""
+"""Masked latent alignment as an objective: views, teachers, groups, rates, checkpoints, exchange, several ranks."""
 
 from __future__ import annotations
 

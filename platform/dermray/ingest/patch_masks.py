@@ -17,7 +17,7 @@ Masks = npt.NDArray[np.bool_]
 # Height over width of a block, drawn log-uniformly, and its least area: published are 16 of 196 patches.
 ASPECT_RATIOS = (0.3, 1 / 0.3)
 LEAST_SHARE = 16 / 196
-# Attempts to place a block that are drawn at once, and how often that is done; what is then missing is drawn one by one.
+# Attempts to place a block that are drawn at once, and how often that is done; what is then missing comes one by one.
 ATTEMPTS, MAX_ROUNDS = 16, 64
 
 
@@ -64,12 +64,12 @@ def block_masks(randoms: Sequence[np.random.Generator], grid: int, num_masked: i
         if not len(waiting):
             break
         # [images, attempts, area, aspect, row, column]
-        draws = np.stack([randoms[image].random((ATTEMPTS, 4)) for image in waiting])
+        draws = np.stack([randoms[image].random((ATTEMPTS, 4)) for image in waiting.tolist()])
         for attempt in range(ATTEMPTS):
             masked[waiting] |= _blocks(masked[waiting], draws[:, attempt], num_masked)
     missing = num_masked - masked.sum(axis=(1, 2))
-    flat = masked.reshape(len(randoms), -1)
-    for image in np.flatnonzero(missing):
+    flat = masked.reshape(len(randoms), grid * grid)
+    for image in np.flatnonzero(missing).tolist():
         keys = np.where(flat[image], np.inf, randoms[image].random(grid * grid))
         flat[image] |= _lowest(keys[None], missing[image : image + 1])[0]
     return flat

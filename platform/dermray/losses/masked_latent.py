@@ -10,9 +10,9 @@ from torch import Tensor
 class MaskedLatentAlignmentLoss:
     """Mean over all tokens of 1 - cosine, where masked tokens and the others may weigh differently.
 
-    Weights are factors: with `visible_weight=0` visible tokens and the class token, which is made of visible ones, count
-    nothing, and the mean is still one over all tokens. Samples are independent, so that the mean over ranks is the loss
-    of the global batch.
+    Weights are factors: with `visible_weight=0` visible tokens and the class token, which is made of visible ones,
+    count nothing, and the mean is still one over all tokens. Samples are independent, so that the mean over ranks is
+    the loss of the global batch.
 
     Args:
         masked_weight: of tokens of masked patches.

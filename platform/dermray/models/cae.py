@@ -203,7 +203,8 @@ class CaeV2(nn.Module):
         of_encoder, of_regressor = (None, None) if kept is None else kept.split(self.num_branches, dim=1)
         visible = order[:, :-count]
         seen = self.encoder.norm(self.encoder.forward_blocks(self.encoder.embed(images, visible), of_encoder))
-        hidden = self.mask_token.expand(len(images), count, -1).to(seen.dtype)
+        # Repeated, not expanded: a counter of operations cannot follow a view of a parameter without gradients.
+        hidden = self.mask_token.to(seen.dtype).repeat(len(images), count, 1)
         # Its own table, row by row as the order says; the class token is not shown to the regressor.
         positions = self.rd_pos_embed[0, 1:][order]
         hidden = self.regresser(hidden, seen[:, 1:], positions, of_regressor)
@@ -213,7 +214,7 @@ class CaeV2(nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As of any module, after the MLPs have been made as wide as those of the state dict."""
         first = state_dict.get(FIRST_MLP)
-        if isinstance(first, Tensor) and len(first) != self.encoder.blocks[0].mlp.fc1.out_features:
+        if isinstance(first, Tensor) and len(first) != len(self.state_dict()[FIRST_MLP]):
             for module in self.modules():
                 if isinstance(module, Mlp):
                     width = module.fc2.out_features

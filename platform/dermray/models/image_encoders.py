@@ -2,7 +2,8 @@
 
     timm           config.json with `architecture` and `pretrained_cfg`, and model.safetensors
     transformers   config.json with `model_type`, preprocessor_config.json, and model.safetensors
-    panderm        config.json with `"tower": "panderm"` (`PanDermConfig`), and model.safetensors in PanDerm's or CAE's names
+    panderm        config.json with `"tower": "panderm"` (`PanDermConfig`), and model.safetensors
+                   in PanDerm's names or CAE's
 
 The image transform is the one that the folder describes, made by its own library. A classifier's head is left out. The
 vector of an image is timm's pooled features; of transformers `pooler_output`, or the first token where the weights have

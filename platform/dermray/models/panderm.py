@@ -119,7 +119,7 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
-        """`[B, 3, S, S]` → `[B, N, D]`; with the numbers of visible patches, int64 `[B, V]`, `[B, V, D]` of these alone."""
+        """`[B, 3, S, S]` → `[B, N, D]`; with numbers of visible patches, int64 `[B, V]`, only these: `[B, V, D]`."""
         if visible is None:
             return self.proj(images).flatten(2).transpose(1, 2)
         side = self.proj.kernel_size[0]

@@ -1,8 +1,8 @@
 """`toy=true`: any recipe made small enough for a laptop, over the same code.
 
 What is replaced, and nothing else: the model by a tiny architecture of the same kind, its published weights by random
-ones, the batch, the number of steps, the warm-up, and the cadences; and of an objective that says so (`ObjectiveKind.toy`)
-its sizes and teacher. Data keys, losses, optimiser, corpus, output, workers and seed stay.
+ones, the batch, the number of steps, the warm-up, and the cadences; and of an objective that says so
+(`ObjectiveKind.toy`) its sizes and teacher. Data keys, losses, optimiser, corpus, output, workers and seed stay.
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ class ObjectiveKind:
             `counts` says how often each is drawn at its first sample. None: every sample is an item.
         columns: `PretrainConfig` → columns that its views read, so that the driver refuses a corpus which lacks a side
             table of them (`sides.TABLE.COLUMN`) before workers start. None: it reads no side table.
-        toy: `PretrainConfig` → the keys `model` and `objective` of its toy (`dermray.train.toy`). None: the model becomes
-            a tiny one of the same kind of towers, and the objective stays.
+        toy: `PretrainConfig` → the keys `model` and `objective` of its toy (`dermray.train.toy`). None: the model is a
+            tiny one of the same kind of towers, and the objective stays.
     """
 
     settings: type[ObjectiveConfig]

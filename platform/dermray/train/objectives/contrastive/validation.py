@@ -151,7 +151,7 @@ def part_of_rank(count: int) -> slice:
 
 
 def of_all_ranks(own: np.ndarray, count: int, device: torch.device) -> np.ndarray:
-    """The rows of every rank's `part_of_rank` in their order: float32 `[n, D]` → `[count, D]`. Shorter parts are filled up."""
+    """The rows of every rank's `part_of_rank` in their order: float32 `[n, D]` → `[count, D]`."""
     rows = torch.zeros(-(-count // world()[1]), own.shape[1], device=device)
     rows[: len(own)] = torch.from_numpy(own)
     return gather_rows(rows).cpu().numpy()[:count]

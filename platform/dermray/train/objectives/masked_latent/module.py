@@ -52,8 +52,8 @@ def check(config: PretrainConfig) -> None:
         raise ConfigError("objective.kind=masked_latent learns from images alone: leave out loss.* and data.captions")
     if config.pretrained is not None or config.pretrained_text is not None:
         raise ConfigError(
-            "objective.kind=masked_latent starts from an image encoder: give its weights as pretrained_image, and leave "
-            "out pretrained and pretrained_text"
+            "objective.kind=masked_latent starts from an image encoder: give its weights as pretrained_image, and "
+            "leave out pretrained and pretrained_text"
         )
     if config.train.channels_last:
         raise ConfigError(
@@ -96,8 +96,9 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
     # It is applied nowhere.
     model.regresser.norm.requires_grad_(False)
     model = model.to(device).train()
-    own = AverageTeacher(model.encoder, settings.teacher_decay, settings.teacher_layers, mean, std)
-    teacher: Teacher = own if foreign is None else foreign
+    teacher: Teacher = foreign or AverageTeacher(
+        model.encoder, settings.teacher_decay, settings.teacher_layers, mean, std
+    )
     flops = cost.of_sample(
         model, teacher.visual, settings.image_size, teacher.size or settings.image_size, settings.num_masked
     )
@@ -134,7 +135,7 @@ def build(config: PretrainConfig, device: torch.device) -> Built:
 
 
 class MaskedLatent(Objective):
-    """Predicts the teacher's tokens from visible patches; samples are independent, so ranks and micro-batches add up."""
+    """Predicts the teacher's tokens from visible patches; samples are independent: ranks and micro-batches add up."""
 
     def __init__(
         self,
@@ -215,8 +216,8 @@ class MaskedLatent(Objective):
         if spread is None or dimensions is None or not (spread < LEAST_SPREAD or dimensions < LEAST_RANK):
             return ""
         return (
-            f"the features have collapsed: those of different images are nearly the same (spread {spread:.3f}, effective "
-            f"rank {dimensions:.1f}); lower optim.lr, or take another teacher (objective.teacher)"
+            f"the features have collapsed: those of different images are nearly the same (spread {spread:.3f}, "
+            f"effective rank {dimensions:.1f}); lower optim.lr, or take another teacher (objective.teacher)"
         )
 
     def state(self) -> dict[str, Any]:

@@ -31,8 +31,8 @@ def no_patches(name: str) -> ModelError:
         name: of the model.
     """
     return ModelError(
-        f"objective.teacher={name}: its vision tower gives no features of patches; vision transformers of open_clip that "
-        "pool by class token or mean do (ViT-B-16, ViT-L-14), and PanDerm"
+        f"objective.teacher={name}: its vision tower gives no features of patches; vision transformers of open_clip "
+        "that pool by class token or mean do (ViT-B-16, ViT-L-14), and PanDerm"
     )
 
 

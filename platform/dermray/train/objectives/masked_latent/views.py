@@ -83,7 +83,7 @@ class MaskedImage:
 
 
 def kept(randoms: Sequence[np.random.Generator], rates: Sequence[float]) -> np.ndarray:
-    """0 for a residual branch that is left out of an image, else 1 over the share of images that have it: `[n, len]`."""
+    """0 for a residual branch left out of an image, else 1 over the share of images that have it: `[n, branches]`."""
     leave = np.array(rates)
     draws = np.stack([random.random(len(leave)) for random in randoms])
     return np.where(draws < leave, 0, 1 / (1 - leave)).astype(np.float32)
