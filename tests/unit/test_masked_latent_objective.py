@@ -238,18 +238,19 @@ def test_what_it_exports_is_read_as_an_encoder_a_start_and_a_tower_of_dermlip(tm
 def test_features_are_scored_and_a_collapse_is_said_in_words() -> None:
     random = np.random.default_rng(0)
     labels = np.array([0, 1, 2] * 20 + [-1, 3])
-    centres = random.normal(size=(4, 8))
-    features = (centres[labels] + 0.1 * random.normal(size=(62, 8))).astype(np.float32)
+    # As wide as an encoder: the probe's penalty falls with the width, and is all that counts for a few numbers.
+    centres = random.normal(size=(4, 128))
+    features = (centres[labels] + 0.1 * random.normal(size=(62, 128))).astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     scores = validation.of_features(features, labels)
     assert scores["knn_accuracy"] == scores["linear_probe_accuracy"] == 1
-    assert 1.5 < scores["effective_rank"] < 8
+    assert 1.5 < scores["effective_rank"] < 62
     assert 0.1 < scores["spread"] < 1
     unlabelled = validation.of_features(features, np.full(62, -1))
     assert unlabelled.keys() == {"effective_rank", "spread"}
     objective = module.build(configured(), CPU).objective
     assert objective.verdict({f"validation_{name}": value for name, value in scores.items()}) == ""
-    one = np.repeat(features[:1], 62, axis=0) + np.float32(1e-4) * random.normal(size=(62, 8)).astype(np.float32)
+    one = np.repeat(features[:1], 62, axis=0) + np.float32(1e-4) * random.normal(size=(62, 128)).astype(np.float32)
     collapsed = validation.of_features(one, labels)
     assert "the features have collapsed" in objective.verdict({f"validation_{k}": v for k, v in collapsed.items()})
     assert [each.tolist() for each in validation.halves(np.array([0, 1, 0, -1, 0]))] == [[0, 4], [2]]

@@ -2,7 +2,8 @@
 
 A folder names its kind in `dermray.json`; without that it is `clip`, or `image_encoder` where timm or transformers
 saved it or it holds a PanDerm encoder. A kind of one's own is an entry point of the group `dermray.kinds` of an
-installed package that leads to a `ModelKind`. An import path is none: a folder that somebody sends must not choose what code is run.
+installed package that leads to a `ModelKind`. An import path is none: a folder that somebody sends must not choose what
+code is run.
 """
 
 from __future__ import annotations

@@ -35,7 +35,9 @@ class Teacher(Protocol):
 
     width: int
     size: int | None
-    visual: nn.Module
+
+    @property
+    def visual(self) -> nn.Module: ...
 
     def __call__(self, levels: Tensor) -> Tensor:
         """Unit vectors `[B, 1 + N, D]` of class and patches, of RGB levels 0 to 255, float32 `[B, 3, T, T]`."""

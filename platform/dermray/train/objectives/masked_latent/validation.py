@@ -165,10 +165,8 @@ def of_features(features: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     names, classes = np.unique(labels[fitted], return_inverse=True)
     truth = np.searchsorted(names, labels[scored])
     votes = knn.vote(features[scored], features[fitted], classes, len(names), k=NEIGHBOURS)
-    # As long as a layer norm leaves them: the published penalty outweighs what unit vectors of few images tell.
-    lengthened = features * np.sqrt(features.shape[1])
-    probe = linear_probe.fit(lengthened[fitted], classes)
-    for name, probabilities in (("knn", votes), ("linear_probe", probe.predict_proba(lengthened[scored]))):
+    probe = linear_probe.fit(features[fitted], classes)
+    for name, probabilities in (("knn", votes), ("linear_probe", probe.predict_proba(features[scored]))):
         scores[f"{name}_accuracy"] = float((probabilities.argmax(axis=1) == truth).mean())
     return scores
 
