@@ -30,14 +30,14 @@ class Teacher(Protocol):
     Attributes:
         width: of a token.
         size: side in pixels of the images that it takes; None: those of the encoder.
-        visual: its tower.
     """
 
     width: int
     size: int | None
 
     @property
-    def visual(self) -> nn.Module: ...
+    def visual(self) -> nn.Module:
+        """Its tower."""
 
     def __call__(self, levels: Tensor) -> Tensor:
         """Unit vectors `[B, 1 + N, D]` of class and patches, of RGB levels 0 to 255, float32 `[B, 3, T, T]`."""
