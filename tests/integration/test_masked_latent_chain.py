@@ -65,7 +65,7 @@ def test_images_alone_are_learned_from_killed_probed_and_become_a_tower(
     assert evaluate.main([*scored, "bootstrap=200", "num_actors=1"]) == 0
     tasks = json.loads((report / "report.json").read_text())["tasks"]
     # Four colours, which any encoder of pixels tells apart.
-    assert tasks["linear_probe"]["metrics"]["accuracy"]["value"] > 0.5
+    assert tasks["linear_probe"]["metrics"]["100pct_accuracy"]["value"] > 0.5
 
     dermlip, _, _ = models.create("panderm_tiny_bert", pretrained_image=str(folder))
     state = weights.read(str(folder))
