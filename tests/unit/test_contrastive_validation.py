@@ -24,11 +24,11 @@ def test_parts_of_all_ranks_are_everything_once(count: int, world_size: int, mon
     for rank in range(world_size):
         monkeypatch.setattr(validation, "world", lambda rank=rank: (rank, world_size))
         monkeypatch.setattr(validation, "gather_rows", lambda own: padded.append(own) or own)
-        parts.append(rows[validation._part(count)])
-        validation._of_all_ranks(parts[-1], count, torch.device("cpu"))
+        parts.append(rows[validation.part_of_rank(count)])
+        validation.of_all_ranks(parts[-1], count, torch.device("cpu"))
     assert np.array_equal(np.concatenate(parts), rows)
     monkeypatch.setattr(validation, "gather_rows", lambda own: torch.cat(padded))
-    assert np.array_equal(validation._of_all_ranks(parts[-1], count, torch.device("cpu")), rows)
+    assert np.array_equal(validation.of_all_ranks(parts[-1], count, torch.device("cpu")), rows)
 
 
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_a_folder_without_its_weights_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no model\.safetensors"):
         Encoder.load(str(tmp_path))
     (tmp_path / "dermray.json").write_text('{"kind": "image_encoder"}')
-    with pytest.raises(ModelError, match="is no image encoder of timm or transformers"):
+    with pytest.raises(ModelError, match="is no image encoder of timm, transformers or PanDerm"):
         models.described(str(tmp_path))
     with pytest.raises(ModelError, match="holds a model of the kind image_encoder, and clip is needed here"):
         models.architecture(str(tmp_path))

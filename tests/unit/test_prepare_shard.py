@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
@@ -37,8 +38,9 @@ def settings(raw: Path, output: Path, **options: Any) -> PrepareConfig:
 
 
 def planned(config: PrepareConfig) -> Plan:
-    raw = READERS["csv"](SourceRequest(config.input))
-    return plan_shards(usable_rows(raw), split=config.split, seed=config.seed, rows_per_shard=config.rows_per_shard)
+    raw = READERS["csv"](SourceRequest(config.input, keep_untexted=config.keep_untexted))
+    usable = usable_rows(raw, keep_untexted=config.keep_untexted)
+    return plan_shards(usable, split=config.split, seed=config.seed, rows_per_shard=config.rows_per_shard)
 
 
 def make(config: PrepareConfig) -> tuple[list[ShardRecord], list[bool]]:
@@ -341,6 +343,18 @@ def test_report_lists_what_was_not_resolved_with_suggestions(tmp_path: Path) -> 
     page = (tmp_path / "out" / report.REPORT).read_text(encoding="utf-8")
     assert "psoriassis" in page
     assert "perhaps" in page
+
+
+def test_report_shows_images_without_texts(tmp_path: Path) -> None:
+    raw_corpus.write(tmp_path / "raw", num_good=3)
+    table = tmp_path / "raw" / "metadata.csv"
+    names = pacsv.read_csv(table)["image"].to_pylist()[:3]
+    table.write_text("\n".join(["image", *names]) + "\n", encoding="utf-8")
+    config = settings(tmp_path / "raw", tmp_path / "out", keep_untexted="true")
+    records, _ = make(config)
+    num_samples = reported(config, records)["samples"]
+    page = (tmp_path / "out" / report.REPORT).read_text(encoding="utf-8")
+    assert page.count('class="shot"') == num_samples > 0
 
 
 def test_report_escapes_what_the_table_says(tmp_path: Path) -> None:

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from dermray import models
 from dermray.config import parse
+from dermray.ingest import augment
 from dermray.ingest.color import ColorAugmentation
 from dermray.ingest.loader import Batch
+from dermray.ingest.views import Item
 from dermray.train import toy
+from dermray.train.objectives import kinds
+from dermray.train.objectives.contract import Objective, module_of
 from dermray.train.objectives.contrastive.module import Contrastive
 from dermray.train.optimiser import build_optimiser
 from dermray.train.settings import PretrainConfig
 from tests.conftest import ROOT
+from tests.corpora import RGB, jpeg
 
 RECIPES = sorted((ROOT / "jobs" / "configs").glob("*.yaml"))
-# Those that compare images with texts.
-OF_PAIRS = [path for path in RECIPES if path.stem != "knowledge_pubmed256"]
+# Those that look at images.
+OF_IMAGES = [path for path in RECIPES if path.stem != "knowledge_pubmed256"]
 CPU = torch.device("cpu")
 
 
@@ -86,6 +93,23 @@ def test_the_published_figures_of_dermfm_open() -> None:
     assert (knowledge["embed_dim"], knowledge["text_cfg"]) == (768, text_cfg)
 
 
+def test_the_published_figures_of_panderm() -> None:
+    large, base, further = (
+        parsed(ROOT / f"jobs/configs/panderm_{name}.yaml") for name in ("large", "base", "continue")
+    )
+    assert (large.model, large.train.global_batch_size) == ("panderm_large", 1920)
+    assert (base.model, base.train.global_batch_size) == ("panderm_base", 2048)
+    for config in (large, base):
+        assert (config.train.epochs, config.optim.lr, config.optim.weight_decay) == (500, 1.5e-3, 0.05)
+        assert (config.optim.beta1, config.optim.beta2, config.optim.eps) == (0.9, 0.999, 1e-8)
+        assert (config.train.grad_clip_norm, config.data.crop_scale, config.data.horizontal_flip) == (3, (0.08, 1), 0.5)
+        assert config.data.color_jitter is None
+        published = {"mask": "block", "mask_ratio": 0.5, "warmup_epochs": 20, "min_lr": 1e-5, "drop_path": 0.1}
+        assert published.items() <= config.objective.model_dump().items()
+    assert further.objective.model_dump()["teacher"] == "ema"
+    assert further.optim.lr < large.optim.lr / 10
+
+
 def test_a_recipe_opens_with_its_commands(recipe: Path) -> None:
     comment = recipe.read_text().partition("\nmodel:")[0]
     assert all(line.startswith("#") for line in comment.splitlines())
@@ -104,6 +128,7 @@ def test_the_toy_replaces_what_it_says_and_nothing_else(recipe: Path) -> None:
     assert (small.train.global_batch_size, small.train.max_steps, small.optim.warmup_steps) == (32, 40, 4)
     assert small.num_steps(steps_per_epoch=7) == min(40, int(config.train.epochs * 7))
     replaced = {"toy", "model", "pretrained", "pretrained_image", "pretrained_text", "train", "optim", "validation"}
+    replaced |= {"objective"} if kinds.find(config.objective.kind).toy is not None else set()
     assert small.model_dump(exclude=replaced) == config.model_dump(exclude=replaced)
     kept = {"warmup_steps"}
     assert small.optim.model_dump(exclude=kept) == config.optim.model_dump(exclude=kept)
@@ -123,28 +148,47 @@ def test_the_toy_has_the_same_kind_of_towers() -> None:
     assert toy.tiny_model("roberta-ViT-B-32") == "panderm_tiny_bert"
 
 
-@pytest.mark.parametrize("recipe", OF_PAIRS, ids=lambda path: path.stem)
+def test_the_toy_of_masked_latents_keeps_what_no_size_hangs_on() -> None:
+    config = parsed(ROOT / "jobs/configs/panderm_large.yaml", "toy=true", "objective.mask=random")
+    small = toy.shrunk(config)
+    sizes = {"image_size", "patch_size", "regressor_layers", "teacher_layers", "warmup_epochs"}
+    whose = {"teacher", "teacher_pretrained"}
+    kept = config.objective.model_dump(exclude=sizes | whose)
+    assert small.objective.model_dump(exclude=sizes | whose) == kept
+    assert small.model_dump()["objective"]["teacher"] == "ema"
+
+
+def contrastive_step(config: PretrainConfig) -> tuple[nn.Module, Objective, dict[str, torch.Tensor]]:
+    """The model, what trains it, and eight images with texts."""
+    model, _, tokenizer = models.create(config.model)
+    preprocessing = models.preprocessing(model)
+    color = ColorAugmentation(config.data, config.seed)
+    side = preprocessing.size
+    arrays = {
+        "pixels": torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, side, side, 3), dtype=np.uint8)),
+        "tokens": tokenizer([f"a photo of condition {number}, with scale" for number in range(8)]),
+    }
+    return model.train(), Contrastive(preprocessing.mean, preprocessing.std, CPU, color), arrays
+
+
+def masked_step(config: PretrainConfig) -> tuple[nn.Module, Objective, dict[str, torch.Tensor]]:
+    """The same for images alone, as the views make them of pictures."""
+    built = module_of(config.objective.kind).build(config, CPU)
+    rows: list[Any] = [{"image": jpeg(RGB["brown"], width=80, height=80, seed=number)} for number in range(8)]
+    items = [Item((row,), augment.generator(0, 0, number)) for number, row in enumerate(rows)]
+    arrays = {name: spec.empty(8) for name, spec in built.views.specs(0).items()}
+    built.views.make(items, arrays)
+    return built.model, built.objective, {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize("recipe", OF_IMAGES, ids=lambda path: path.stem)
 def test_the_toys_model_takes_a_step(recipe: Path) -> None:
     config = toy.shrunk(parsed(recipe, "toy=true"))
     torch.manual_seed(0)
-    model, _, tokenizer = models.create(config.model)
+    model, task, arrays = (masked_step if config.objective.kind == "masked_latent" else contrastive_step)(config)
     assert sum(parameter.numel() for parameter in model.parameters()) < 8e6
-    model.train()
-    preprocessing = models.preprocessing(model)
-    color = ColorAugmentation(config.data, config.seed)
-    task = Contrastive(preprocessing.mean, preprocessing.std, CPU, color)
     optimiser = build_optimiser(model, config.optim)
-    random = np.random.default_rng(0)
-    side = preprocessing.size
-    batch = Batch(
-        step=0,
-        epoch=0,
-        draws=np.arange(8),
-        arrays={
-            "pixels": torch.from_numpy(random.integers(0, 256, (8, side, side, 3), dtype=np.uint8)),
-            "tokens": tokenizer([f"a photo of condition {number}, with scale" for number in range(8)]),
-        },
-    )
+    batch = Batch(step=0, epoch=0, draws=np.arange(8), arrays=arrays)
     before = {name: value.clone() for name, value in model.named_parameters()}
     losses = []
     for _ in range(4):

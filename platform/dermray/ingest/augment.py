@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -14,8 +15,17 @@ from dermray.corpus.schema import CaptionAspect
 
 CROP_ATTEMPTS = 10
 ASPECT_RATIO = (3 / 4, 4 / 3)
+BICUBIC, LANCZOS = cv2.INTER_CUBIC, cv2.INTER_LANCZOS4
 # A box so much longer than its crop loses detail to aliasing without a filter.
 STRONG_REDUCTION = 1.6
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Where a crop goes, contiguous uint8 `[size, size, 3]`, and by which of OpenCV's filters."""
+
+    out: np.ndarray
+    interpolation: int = BICUBIC
 
 
 def generator(seed: int, epoch: int, sample: int) -> np.random.Generator:
@@ -71,14 +81,47 @@ def crop_and_resize(
     Raises:
         ImageError: `truncated`: the library gives it up.
     """
+    resized = np.empty((size, size, 3), dtype=np.uint8) if out is None else out
+    _crop(image, random, [Crop(resized)], scale, horizontal_flip)
+    return resized
+
+
+@images.costs_one_image
+def crop_to_sizes(
+    image: np.ndarray,
+    random: np.random.Generator,
+    crops: Sequence[Crop],
+    *,
+    scale: tuple[float, float],
+    horizontal_flip: float,
+) -> None:
+    """As `crop_and_resize`, one and the same crop to several sizes by filters of their own.
+
+    Args:
+        crops: what takes the results.
+
+    Raises:
+        ImageError: `truncated`: the library gives it up.
+    """
+    _crop(image, random, crops, scale, horizontal_flip)
+
+
+def _crop(
+    image: np.ndarray,
+    random: np.random.Generator,
+    crops: Sequence[Crop],
+    scale: tuple[float, float],
+    horizontal_flip: float,
+) -> None:
     top, left, height, width = crop_box(random, image.shape[0], image.shape[1], scale)
     box = image[top : top + height, left : left + width]
-    strong = max(height, width) > STRONG_REDUCTION * size
-    resized = np.empty((size, size, 3), dtype=np.uint8) if out is None else out
-    cv2.resize(box, (size, size), dst=resized, interpolation=cv2.INTER_AREA if strong else cv2.INTER_CUBIC)
-    if horizontal_flip and random.random() < horizontal_flip:
-        cv2.flip(resized, 1, dst=resized)
-    return resized
+    mirrored = bool(horizontal_flip) and random.random() < horizontal_flip
+    for crop in crops:
+        size = len(crop.out)
+        strong = max(height, width) > STRONG_REDUCTION * size
+        cv2.resize(box, (size, size), dst=crop.out, interpolation=cv2.INTER_AREA if strong else crop.interpolation)
+        if mirrored:
+            cv2.flip(crop.out, 1, dst=crop.out)
 
 
 def choose_caption(

@@ -4,7 +4,16 @@ from dermray.losses.adasp import AdaSpLoss
 from dermray.losses.cached import cached_backward
 from dermray.losses.clip import ClipLoss
 from dermray.losses.make import MakeLoss
+from dermray.losses.masked_latent import MaskedLatentAlignmentLoss
 from dermray.losses.siglip import SigLipLoss
 from dermray.losses.soft import Graded
 
-__all__ = ["AdaSpLoss", "ClipLoss", "Graded", "MakeLoss", "SigLipLoss", "cached_backward"]
+__all__ = [
+    "AdaSpLoss",
+    "ClipLoss",
+    "Graded",
+    "MakeLoss",
+    "MaskedLatentAlignmentLoss",
+    "SigLipLoss",
+    "cached_backward",
+]

@@ -28,7 +28,6 @@ _OFFLINE = (
 ARCHITECTURES_FOLDER = Path(__file__).parent / "configs"
 # Tokenisers that the package brings along are named `dermray:NAME`.
 PACKAGED_PREFIX = "dermray:"
-PANDERM = "panderm"
 # A model's two towers, as `train.lock` names them.
 Tower = Literal["image", "text"]
 PANDERM_KEYS = ("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio", "ls_init_value")
@@ -123,11 +122,11 @@ def published_form(model_cfg: dict[str, Any], *, name: str) -> dict[str, Any]:
     The published loader goes by the name of the model; its configurations also hold the author's `pretrain_path`.
     """
     vision_cfg = model_cfg["vision_cfg"]
-    published = "pretrain_path" in vision_cfg or (PANDERM in name.lower() and "tower" not in vision_cfg)
+    published = "pretrain_path" in vision_cfg or (layout.PANDERM in name.lower() and "tower" not in vision_cfg)
     if not published:
         return model_cfg
     known = {key: vision_cfg[key] for key in PANDERM_KEYS if vision_cfg.get(key) is not None}
-    return {**model_cfg, "vision_cfg": {"tower": PANDERM, **known}}
+    return {**model_cfg, "vision_cfg": {"tower": layout.PANDERM, **known}}
 
 
 def is_ours(model_cfg: dict[str, Any]) -> bool:
@@ -185,4 +184,4 @@ def open_clip() -> ModuleType:
 
 def is_panderm(model_cfg: dict[str, Any]) -> bool:
     """Whether an architecture's vision tower is PanDerm's."""
-    return model_cfg["vision_cfg"].get("tower") == PANDERM
+    return model_cfg["vision_cfg"].get("tower") == layout.PANDERM

@@ -1,11 +1,13 @@
-"""Towers for images alone, from folders as timm and transformers save them; what they hold is never run.
+"""Towers for images alone, from folders as timm and transformers save them, and PanDerm's; what they hold is never run.
 
     timm           config.json with `architecture` and `pretrained_cfg`, and model.safetensors
     transformers   config.json with `model_type`, preprocessor_config.json, and model.safetensors
+    panderm        config.json with `"tower": "panderm"` (`PanDermConfig`), and model.safetensors
+                   in PanDerm's names or CAE's
 
 The image transform is the one that the folder describes, made by its own library. A classifier's head is left out. The
 vector of an image is timm's pooled features; of transformers `pooler_output`, or the first token where the weights have
-no pooler.
+no pooler; of PanDerm the class token, or the mean of its patches (`pooling`).
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 from dermray import storage
 from dermray.errors import ModelError
 from dermray.image_bounds import MAX_ENLARGED_PIXELS
-from dermray.models import bounds, layout, weights
+from dermray.models import bounds, layout, panderm_encoder, weights
 
 CONFIG_NAME, PROCESSOR_NAME = layout.LIBRARY_NAMES
 WEIGHTS_NAME = layout.SAFE_WEIGHTS_NAME
@@ -72,8 +74,11 @@ def load(path: Path) -> tuple[ImageEncoder, ImageTransform, None]:
         raise ModelError(f"{path} has no {WEIGHTS_NAME}")
     try:
         bounds.require_sizes(config, source=CONFIG_NAME)
-        if layout.library_of(config) == "timm":
+        library = layout.library_of(config)
+        if library == "timm":
             encoder, transform = _timm(config, weights.read(str(path / WEIGHTS_NAME)))
+        elif library == "panderm":
+            encoder, transform = _panderm(config, weights.read(str(path / WEIGHTS_NAME)))
         else:
             _require_of_itself(config)
             with _quiet():
@@ -185,6 +190,12 @@ def _without_head(state: dict[str, Tensor], tower: nn.Module) -> dict[str, Tenso
     heads = tower.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr,operator]
     dropped = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
     return {key: value for key, value in state.items() if not (dropped and key.startswith(dropped))}
+
+
+def _panderm(document: dict[str, Any], state: dict[str, Tensor]) -> tuple[ImageEncoder, ImageTransform]:
+    tower, transform, config = panderm_encoder.build(document, state)
+    sides, preprocessing = (config.image_size, config.side_before_crop), {"panderm": config.preprocessing()}
+    return ImageEncoder(tower, _as_it_is, sides=sides, preprocessing=preprocessing).eval(), transform
 
 
 def _transformers(path: Path) -> tuple[ImageEncoder, ImageTransform]:

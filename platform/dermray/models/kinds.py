@@ -1,8 +1,9 @@
 """Which kinds of models there are and what each can answer; everything that meets a model folder asks here.
 
 A folder names its kind in `dermray.json`; without that it is `clip`, or `image_encoder` where timm or transformers
-saved it. A kind of one's own is an entry point of the group `dermray.kinds` of an installed package that leads to a
-`ModelKind`. An import path is none: a folder that somebody sends must not choose what code is run.
+saved it or it holds a PanDerm encoder. A kind of one's own is an entry point of the group `dermray.kinds` of an
+installed package that leads to a `ModelKind`. An import path is none: a folder that somebody sends must not choose what
+code is run.
 """
 
 from __future__ import annotations
@@ -105,5 +106,7 @@ def configuration(folder: str) -> dict[str, Any]:
     find(kind, folder)
     file = storage.join(folder, layout.LIBRARY_NAMES[0])
     if kind == layout.IMAGE_ENCODER:
-        raise ModelError(f"{folder} is no image encoder of timm or transformers: {file} is missing or of neither")
+        raise ModelError(
+            f"{folder} is no image encoder of timm, transformers or PanDerm: {file} is missing or of none of them"
+        )
     return {"kind": kind, "config": storage.read_object(file) if storage.exists(file) else None}

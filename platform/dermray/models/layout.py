@@ -26,6 +26,8 @@ CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAME = "open_clip_model.safetensors"
 DERMRAY_NAME = "dermray.json"
 CLIP, IMAGE_ENCODER = "clip", "image_encoder"
+# What a configuration calls that tower.
+PANDERM = "panderm"
 # What timm and transformers say of a model, and transformers of its images.
 LIBRARY_NAMES = ("config.json", "preprocessor_config.json")
 # What a folder or a hub repository may call its weights, best first.
@@ -110,8 +112,10 @@ def image_encoder(uri: str) -> dict[str, Any] | None:
     return None if library is None else {"kind": IMAGE_ENCODER, "library": library, "config": config}
 
 
-def library_of(config: dict[str, Any]) -> Literal["timm", "transformers"] | None:
-    """Whose `config.json` it is."""
+def library_of(config: dict[str, Any]) -> Literal["timm", "transformers", "panderm"] | None:
+    """Whose `config.json` it is; of ours for a PanDerm encoder it is none's but says `"tower": "panderm"`."""
+    if config.get("tower") == PANDERM:
+        return "panderm"
     if isinstance(config.get("architecture"), str):
         return "timm"
     return "transformers" if isinstance(config.get("model_type"), str) else None

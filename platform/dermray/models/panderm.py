@@ -1,4 +1,4 @@
-"""The PanDerm vision tower as DermLIP uses it (Yan et al., 2025): a CAE v2 encoder with a projection head.
+"""PanDerm's vision tower (Yan et al., 2025), a CAE v2 encoder: with a head as DermLIP uses it, and read by itself.
 
 Parameter names and shapes are those of the public checkpoints. Shapes: B images, N patches, D width, H heads.
 """
@@ -6,6 +6,8 @@ Parameter names and shapes are those of the public checkpoints. Shapes: B images
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,26 @@ from dermray.errors import ModelError
 
 NORM_EPS = 1e-6
 INIT_STD = 0.02
+# CAE v2 checkpoints hold the tower as `encoder`, joint ones as `visual`.
+VISION_PREFIXES = ("visual.", "encoder.")
+# What CAE v2 trains beside the encoder.
+COMPANION_PREFIXES = ("teacher.", "regresser.", "decoder.", "mask_token", "rd_pos_embed")
+
+Pooling = Literal["class", "mean"]
+
+
+def of_tower(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a vision tower alone, out of a checkpoint of its own, of a joint model, or of CAE v2 pretraining.
+
+    `{"encoder.norm.bias": …, "mask_token": …}` → `{"norm.bias": …}`.
+    """
+    prefix = next((p for p in VISION_PREFIXES if any(key.startswith(p) for key in state)), "")
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def without_companions(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What `of_tower` gives, less what CAE v2 trains beside an encoder that is named without a prefix."""
+    return {key: value for key, value in state.items() if not key.startswith(COMPANION_PREFIXES)}
 
 
 def sincos_table(grid: int, width: int) -> Tensor:
@@ -79,10 +101,15 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = Mlp(width, int(width * mlp_ratio))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, L, D]` → `[B, L, D]`."""
-        x = x + self.gamma_1 * self.attn(self.norm1(x))
-        return x + self.gamma_2 * self.mlp(self.norm2(x))
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """`[B, L, D]` → `[B, L, D]`; `kept`, `[B, 2]`, is what each branch of each image is multiplied with."""
+        x = x + scaled(self.gamma_1 * self.attn(self.norm1(x)), kept, 0)
+        return x + scaled(self.gamma_2 * self.mlp(self.norm2(x)), kept, 1)
+
+
+def scaled(branch: Tensor, kept: Tensor | None, number: int) -> Tensor:
+    """A residual branch `[B, L, D]`, multiplied image by image with column `number` of `kept` (drop path)."""
+    return branch if kept is None else kept[:, number, None, None].to(branch.dtype) * branch
 
 
 class PatchEmbedding(nn.Module):
@@ -92,13 +119,21 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """`[B, 3, S, S]` → `[B, N, D]`."""
-        return self.proj(images).flatten(2).transpose(1, 2)
+    def forward(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
+        """`[B, 3, S, S]` → `[B, N, D]`; with numbers of visible patches, int64 `[B, V]`, only these: `[B, V, D]`."""
+        if visible is None:
+            return self.proj(images).flatten(2).transpose(1, 2)
+        side = self.proj.kernel_size[0]
+        grid = images.shape[-1] // side
+        # [B, 3, S, S] as [B, rows, columns, 3, P, P], of which the visible ones alone are copied.
+        tiles = images.unflatten(3, (grid, side)).unflatten(2, (grid, side)).permute(0, 2, 4, 1, 3, 5)
+        of_image = torch.arange(len(images), device=images.device)[:, None]
+        chosen = tiles[of_image, visible // grid, visible % grid]
+        return F.linear(chosen.flatten(2), self.proj.weight.flatten(1), self.proj.bias)
 
 
-class PanDermTrunk(nn.Module):
-    """What PanDerm's networks have in common: patches, class token, fixed positions, blocks and one LayerNorm.
+class Trunk(nn.Module):
+    """What all of PanDerm's towers begin with, and CAE v2's encoder is: patches, positions, blocks, a last norm.
 
     Args:
         image_size: side of the image in pixels, a multiple of `patch_size`.
@@ -116,6 +151,7 @@ class PanDermTrunk(nn.Module):
         width: int,
         layers: int,
         heads: int,
+        *,
         mlp_ratio: float = 4.0,
         layer_scale: float = 0.1,
     ) -> None:
@@ -135,6 +171,10 @@ class PanDermTrunk(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, layer_scale) for _ in range(layers))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass instead of keeping them."""
+        self.grad_checkpointing = enable
+
     def initialise(self) -> None:
         """Random weights of all linear layers and of the patches, as BEiT begins."""
         nn.init.trunc_normal_(self.cls_token, std=INIT_STD)
@@ -143,10 +183,6 @@ class PanDermTrunk(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=INIT_STD)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block's activations in the backward pass instead of keeping them."""
-        self.grad_checkpointing = enable
 
     def positions(self, rows: int, columns: int) -> Tensor:
         """The table for a grid of patches, `[1, 1 + rows * columns, D]`: of another grid than its own, bilinear."""
@@ -157,19 +193,35 @@ class PanDermTrunk(nn.Module):
         resized = F.interpolate(patches, (rows, columns), mode="bilinear", align_corners=False)
         return torch.cat([self.pos_embed[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """`[B, 3, H, W]` → tokens before the first block `[B, 1 + N, D]`, the class token first."""
-        patches = self.patch_embed(images)
-        rows, columns = (side // self.patch_embed.proj.stride[0] for side in images.shape[2:])
-        return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + self.positions(rows, columns)
+    def embed(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
+        """`[B, 3, H, W]`, sides multiples of a patch, → tokens with positions `[B, 1 + N, D]`, the class token first.
 
-    def run(self, block: nn.Module, tokens: Tensor) -> Tensor:
-        """Tokens after a block, `[B, 1 + N, D]`; recomputed in the backward pass where that is set."""
+        With the numbers of visible patches, int64 `[B, V]`, `[B, 1 + V, D]` of these alone, in their order.
+        """
+        patches = self.patch_embed(images, visible)
+        positions = self.positions(*(side // self.patch_embed.proj.stride[0] for side in images.shape[2:]))
+        first, table = positions[:, :1], positions[:, 1:]
+        patches = patches + (table if visible is None else table[0][visible])
+        return torch.cat([(self.cls_token + first).expand(len(patches), -1, -1), patches], dim=1)
+
+    def run(self, block: nn.Module, tokens: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Tokens after a block, `[B, L, D]`; recomputed in the backward pass where that is set."""
         recompute = self.grad_checkpointing and self.training
-        return checkpoint(block, tokens, use_reentrant=False) if recompute else block(tokens)
+        return checkpoint(block, tokens, kept, use_reentrant=False) if recompute else block(tokens, kept)
+
+    def forward_blocks(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """`[B, L, D]` → `[B, L, D]`, not normalised; `kept`, `[B, 2 * layers]`, scales the branches (drop path)."""
+        of_blocks = [None] * len(self.blocks) if kept is None else kept.split(2, dim=1)
+        for block, of_block in zip(self.blocks, of_blocks, strict=True):
+            x = self.run(block, x, of_block)
+        return x
+
+    def forward_tokens(self, images: Tensor) -> Tensor:
+        """`[B, 3, S, S]` → normalised tokens `[B, 1 + N, D]`, the class token first."""
+        return self.norm(self.forward_blocks(self.embed(images)))
 
 
-class PanDermVisionTransformer(PanDermTrunk):
+class PanDermVisionTransformer(Trunk):
     """Square images, normalised, to the joint embedding space.
 
     The final LayerNorm is used twice, as published: on every token after the last block, and again on the mean of
@@ -197,7 +249,7 @@ class PanDermVisionTransformer(PanDermTrunk):
         mlp_ratio: float = 4.0,
         layer_scale: float = 0.1,
     ) -> None:
-        super().__init__(image_size, patch_size, width, layers, heads, mlp_ratio, layer_scale)
+        super().__init__(image_size, patch_size, width, layers, heads, mlp_ratio=mlp_ratio, layer_scale=layer_scale)
         self.output_dim = output_dim
         self.head = nn.Linear(width, output_dim)
         self.initialise()
@@ -219,13 +271,6 @@ class PanDermVisionTransformer(PanDermTrunk):
             for parameter in group:
                 parameter.requires_grad_(True)
 
-    def forward_tokens(self, images: Tensor) -> Tensor:
-"""`[B, 3, H, W]` → normalised tokens `[B, 1 + N, D]`, the class token first; sides are multiples of a patch."""
-        x = self.embed(images)
-        for block in self.blocks:
-            x = self.run(block, x)
-        return self.norm(x)
-
     def forward_features(self, images: Tensor) -> Tensor:
         """`[B, 3, S, S]` → pooled features `[B, D]`, before the head: what a linear probe reads."""
         return self.norm(self.forward_tokens(images)[:, 1:].mean(dim=1))
@@ -233,3 +278,31 @@ class PanDermVisionTransformer(PanDermTrunk):
     def forward(self, images: Tensor) -> Tensor:
         """`[B, 3, S, S]` → `[B, output_dim]`, not normalised."""
         return self.head(self.forward_features(images))
+
+
+class PanDermEncoder(Trunk):
+    """The tower read by itself, as PanDerm's own repository does.
+
+    Args:
+        pooling: `class`: the last norm on every token, then the class token (its linear probe); `mean`: the mean of the
+            patch tokens, then the norm, which its checkpoints call `fc_norm` (its fine-tuning).
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        pooling: Pooling = "class",
+    ) -> None:
+        super().__init__(image_size, patch_size, width, layers, heads, mlp_ratio=mlp_ratio)
+        self.pooling = pooling
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`[B, 3, S, S]` → features `[B, D]`, not of length 1."""
+        x = self.forward_blocks(self.embed(images))
+        return self.norm(x[:, 0] if self.pooling == "class" else x[:, 1:].mean(dim=1))

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dermray.errors import ModelError
-from dermray.models.panderm import PanDermTrunk
+from dermray.models.panderm import Trunk
 
 POOL_SCALES = (1, 2, 3, 6)
 NUM_SCALES = 4
 
 
-class PyramidBackbone(PanDermTrunk):
+class PyramidBackbone(Trunk):
     """A PanDerm tower whose tokens after four blocks become maps of 4, 2, 1 and 1/2 times the patches' grid."""
 
     def __init__(

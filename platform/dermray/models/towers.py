@@ -20,15 +20,11 @@ from torch import Tensor, nn
 
 from dermray.models import huggingface, weights
 from dermray.models.architectures import is_huggingface, is_panderm
-from dermray.models.panderm import PanDermVisionTransformer
+from dermray.models.panderm import PanDermVisionTransformer, of_tower, without_companions
 from dermray.models.texts import ShortTextTwoTowers
 
 INIT_LOGIT_SCALE = math.log(1 / 0.07)
 DEFAULT_HEAD_WIDTH = 64
-# CAE v2 checkpoints hold the tower as `encoder`, joint ones as `visual`.
-VISION_PREFIXES = ("visual.", "encoder.")
-# What CAE v2 trains beside the encoder.
-COMPANION_PREFIXES = ("teacher.", "regresser.", "decoder.", "mask_token", "rd_pos_embed")
 TEXT_POSITION_IDS = f"text.transformer.{huggingface.POSITION_IDS}"
 
 
@@ -129,13 +125,10 @@ def load_image(visual: nn.Module, source: str) -> None:
     Raises:
         ModelError: the checkpoint cannot be read or does not fit.
     """
-    state = weights.read(source)
-    prefix = next((p for p in VISION_PREFIXES if any(key.startswith(p) for key in state)), "")
-    state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    state = of_tower(weights.read(source))
     optional: tuple[str, ...] = ()
     if isinstance(visual, PanDermVisionTransformer):
-        state = {key: value for key, value in state.items() if not key.startswith(COMPANION_PREFIXES)}
-        optional = ("head.",)
+        state, optional = without_companions(state), ("head.",)
     weights.load(visual, state, source=source, optional=optional)
 
 

@@ -204,7 +204,8 @@ def run(
                     with trainer.averaged():
                         scores = on_validation(trainer)
                     trainer.metrics = {**trainer.metrics, **scores}
-                    on_record(StepRecord(trainer.step, trainer.num_steps, scores))
+                    verdict = trainer.objective.verdict(scores)
+                    on_record(StepRecord(trainer.step, trainer.num_steps, scores, verdict))
             if due.checkpoint:
                 on_checkpoint(trainer, scores)
                 clock.reset()

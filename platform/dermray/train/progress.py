@@ -19,7 +19,7 @@ from dermray.train.stopping import POLL_INTERVAL_S
 ABORT_TIMEOUT_S = 2.0
 # How long a training that is done waits for a driver that may be busy, or gone.
 HEARD_WITHIN_S, ASK_EVERY_S = 10.0, 0.1
-SHOWN_SCORES = ("accuracy", "R_at_10")
+SHOWN_SCORES = ("accuracy", "R_at_10", "effective_rank", "masked_cosine")
 
 
 @dataclass(frozen=True)

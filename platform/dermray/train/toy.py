@@ -1,13 +1,14 @@
 """`toy=true`: any recipe made small enough for a laptop, over the same code.
 
 What is replaced, and nothing else: the model by a tiny architecture of the same kind, its published weights by random
-ones, the batch, the number of steps, the warm-up, and the cadences. Data keys, losses, optimiser, corpus, output,
-workers and seed stay.
+ones, the batch, the number of steps, the warm-up, and the cadences; and of an objective that says so
+(`ObjectiveKind.toy`) its sizes and teacher. Data keys, losses, optimiser, corpus, output, workers and seed stay.
 """
 
 from __future__ import annotations
 
 from dermray import models
+from dermray.train.objectives import kinds
 from dermray.train.settings import PretrainConfig
 
 TINY = "dermray_tiny"
@@ -29,10 +30,11 @@ def shrunk(config: PretrainConfig) -> PretrainConfig:
     if not config.toy:
         return config
     validates = config.validation.every_steps is not None
+    own = kinds.find(config.objective.kind).toy
     return config.model_copy(
         update={
             "toy": False,
-            "model": tiny_model(config.model),
+            **({"model": tiny_model(config.model)} if own is None else own(config)),
             "pretrained": None,
             "pretrained_image": None,
             "pretrained_text": None,

@@ -82,6 +82,10 @@ class Objective:
         """FLOPs of a training step for one sample, given the step's figures; None: not known."""
         return None
 
+    def verdict(self, scores: Mapping[str, float]) -> str:
+        """What the scores of a validation mean, in a line for whoever watches; empty: they speak for themselves."""
+        return ""
+
     def state(self) -> dict[str, Any]:
         """What changes with the steps and is no parameter of the model: an average, a curriculum. Nothing frozen."""
         return {}

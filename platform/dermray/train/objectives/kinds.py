@@ -70,6 +70,8 @@ class ObjectiveKind:
             table of them (`sides.TABLE.COLUMN`) before workers start. None: it reads no side table.
         parts: names of the parts of its model that `optim.factors` and `train.lock` may name, if it obeys both. A run
             that names others is refused.
+        toy: `PretrainConfig` → the keys `model` and `objective` of its toy (`dermray.train.toy`). None: the model is a
+            tiny one of the same kind of towers, and the objective stays.
     """
 
     settings: type[ObjectiveConfig]
@@ -79,6 +81,7 @@ class ObjectiveKind:
     items: Callable[[Any, Manifest], np.ndarray] | None = None
     columns: Callable[[Any], Sequence[str]] | None = None
     parts: Sequence[str] = ()
+    toy: Callable[[Any], Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         unsaid = undeclared(self.settings)

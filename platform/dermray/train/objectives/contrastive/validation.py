@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from dermray.corpus.ontology import Ontology
+from dermray.corpus.schema import MODALITY
 from dermray.errors import CorpusError
 from dermray.evaluate.classes import class_targets
 from dermray.evaluate.retrieval import retrieval_metrics
@@ -65,7 +66,7 @@ class Validator:
     ) -> None:
         self._image_transform = image_transform
         self._tokenizer = tokenizer
-        self._samples, self._ends = _joined([corpus, *others], settings)
+        self._samples, self._ends, _ = joined([corpus, *others], settings)
         self._class_names, self._labels = class_targets(self._samples)
         self._encoded: list[bytes] | None = None
 
@@ -88,13 +89,13 @@ class Validator:
             model.train()
 
     def _score(self, encoder: Encoder, device: torch.device) -> dict[str, float]:
-        image_features = _of_all_ranks(self._image_features(encoder), len(self._samples), device)
+        image_features = of_all_ranks(self._image_features(encoder), len(self._samples), device)
         scores: dict[str, float] = {}
         labelled = np.flatnonzero(self._labels >= 0)
         if len(labelled):
-            names = self._class_names[_part(len(self._class_names))]
+            names = self._class_names[part_of_rank(len(self._class_names))]
             own = zero_shot.build_classifier(encoder, names) if names else np.zeros_like(image_features[:0])
-            classifier = torch.from_numpy(_of_all_ranks(own, len(self._class_names), device))
+            classifier = torch.from_numpy(of_all_ranks(own, len(self._class_names), device))
             predicted = zero_shot.probabilities(torch.from_numpy(image_features[labelled]), classifier).argmax(1)
             scores["zero_shot_accuracy"] = float((predicted.numpy() == self._labels[labelled]).mean())
         captions = {index: text for index, text in enumerate(self._samples.captions) if text is not None}
@@ -102,14 +103,14 @@ class Validator:
             return scores
         # Equal texts are one: two ranks might not give them the same last bit, and ties are scored as such.
         texts = {text: place for place, text in enumerate(dict.fromkeys(captions.values()))}
-        vectors = _of_all_ranks(encoder.encode_texts(list(texts)[_part(len(texts))]), len(texts), device)
+        vectors = of_all_ranks(encoder.encode_texts(list(texts)[part_of_rank(len(texts))]), len(texts), device)
         of_captions = vectors[[texts[text] for text in captions.values()]]
         retrieval = retrieval_metrics(image_features[list(captions)], of_captions, ks=RETRIEVAL_KS)
         return scores | {key.replace("@", "_at_"): value for key, value in retrieval.items() if "R@" in key}
 
     def _image_features(self, encoder: Encoder) -> np.ndarray:
         """Of this rank's part, float32 `[n, D]`."""
-        own = range(len(self._samples))[_part(len(self._samples))]
+        own = range(len(self._samples))[part_of_rank(len(self._samples))]
         if self._encoded is None:
             by_index = self._samples.read_images(list(own))
             self._encoded = [by_index[index] for index in own]
@@ -123,29 +124,34 @@ class Validator:
         return features
 
 
-def _joined(uris: Sequence[str], settings: ValidationConfig) -> tuple[Samples, dict[str, int]]:
-    """The first samples of every corpus's split, and where those of each end: one with fewer gives what it has."""
+def joined(uris: Sequence[str], settings: ValidationConfig) -> tuple[Samples, dict[str, int], list[str | None]]:
+    """The first samples of every corpus's split, where those of each end, and what kind of picture each one is.
+
+    A corpus with fewer gives what it has.
+    """
     shares = [max(1, (settings.max_samples + place) // len(uris)) for place in reversed(range(len(uris)))]
     parts = [Samples.load(uri, settings.split, max_samples=share) for uri, share in zip(uris, shares, strict=True)]
-    joined, ends = parts[0], {parts[0].uri: len(parts[0])}
+    together, ends = parts[0], {parts[0].uri: len(parts[0])}
     for part in parts[1:]:
-        joined = joined.followed_by(part)
-        ends[part.uri] = len(joined)
+        together = together.followed_by(part)
+        ends[part.uri] = len(together)
     corpora = Corpora.load(uris)
     if len(uris) > 1 and not (corpora.one_tree and corpora.manifests[0].ontology_sha256):
-        joined = replace(joined, ontology=Ontology.flat(label for labels in joined.labels for label in labels))
-    return joined, ends
+        flat = Ontology.flat(label for labels in together.labels for label in labels)
+        together = replace(together, ontology=flat)
+    kinds = [kind for part in parts for kind in part.groups.get(MODALITY.name, [None] * len(part))]
+    return together, ends, kinds
 
 
-def _part(count: int) -> slice:
+def part_of_rank(count: int) -> slice:
     """This rank's share of `count` things in a row: of 10 over 4 ranks 0 to 2, 3 to 5, 6 to 8, and 9 alone."""
     rank, world_size = world()
     size = -(-count // world_size)
     return slice(rank * size, (rank + 1) * size)
 
 
-def _of_all_ranks(own: np.ndarray, count: int, device: torch.device) -> np.ndarray:
-    """The rows of every rank's `_part` in their order: float32 `[n, D]` → `[count, D]`. Shorter parts are filled up."""
+def of_all_ranks(own: np.ndarray, count: int, device: torch.device) -> np.ndarray:
+    """The rows of every rank's `part_of_rank` in their order: float32 `[n, D]` → `[count, D]`."""
     rows = torch.zeros(-(-count // world()[1]), own.shape[1], device=device)
     rows[: len(own)] = torch.from_numpy(own)
     return gather_rows(rows).cpu().numpy()[:count]
