@@ -68,7 +68,7 @@ def test_the_network_layer_by_layer(segmenter, masks):
         segmenter.backbone.blocks[tap].register_forward_hook(lambda *hook: seen.append(hook[-1]))
         for tap in segmenter.backbone.taps
     ]
-    pyramid = segmenter.backbone(images)
+    pyramid = segmenter.backbone.pyramid(images)
     for hook in hooks:
         hook.remove()
     expected = {

@@ -18,7 +18,7 @@ def test_a_class_of_every_pixel_whatever_the_grid(patch_size, num_classes):
     ).eval()
     images = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     grid = 24 // patch_size
-    assert [each.shape[-1] for each in model.backbone(images)] == [4 * grid, 2 * grid, grid, grid // 2]
+    assert [each.shape[-1] for each in model.backbone.pyramid(images)] == [4 * grid, 2 * grid, grid, grid // 2]
     assert model(images).shape == (2, num_classes, 24, 24)
     torch.testing.assert_close(model(images[:1]), model(images)[:1])
 

@@ -220,6 +220,10 @@ class Trunk(nn.Module):
         """`[B, 3, S, S]` → normalised tokens `[B, 1 + N, D]`, the class token first."""
         return self.norm(self.forward_blocks(self.embed(images)))
 
+    def forward(self, images: Tensor) -> Tensor:
+        """As `forward_tokens`; towers that pool give what they make of it."""
+        return self.forward_tokens(images)
+
 
 class PanDermVisionTransformer(Trunk):
     """Square images, normalised, to the joint embedding space.

@@ -38,7 +38,7 @@ class PyramidBackbone(Trunk):
         self.fpn1 = nn.Sequential(_doubled(width), nn.BatchNorm2d(width), nn.GELU(), _doubled(width))
         self.fpn2 = nn.Sequential(_doubled(width))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def pyramid(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`[B, 3, S, S]` → maps `[B, D, 4G, 4G]`, `[B, D, 2G, 2G]`, `[B, D, G, G]`, `[B, D, G // 2, G // 2]`."""
         tokens, tapped = self.embed(images), []
         # Blocks above the last tap change nothing.
@@ -138,7 +138,7 @@ class PanDermSegmenter(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """`[B, 3, S, S]` → logits `[B, K, S, S]`."""
-        return _resized(self.decode_head(self.backbone(images)), like=images)
+        return _resized(self.decode_head(self.backbone.pyramid(images)), like=images)
 
 
 def _doubled(width: int) -> nn.ConvTranspose2d:
