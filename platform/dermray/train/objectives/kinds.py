@@ -70,6 +70,8 @@ class ObjectiveKind:
             table of them (`sides.TABLE.COLUMN`) before workers start. None: it reads no side table.
         parts: names of the parts of its model that `optim.factors` and `train.lock` may name, if it obeys both. A run
             that names others is refused.
+        frozen: `PretrainConfig` → model folders that the run reads throughout and keeps in no checkpoint, so that a
+            resumed run is refused where their weights were replaced. None: there is none.
     """
 
     settings: type[ObjectiveConfig]
@@ -79,6 +81,7 @@ class ObjectiveKind:
     items: Callable[[Any, Manifest], np.ndarray] | None = None
     columns: Callable[[Any], Sequence[str]] | None = None
     parts: Sequence[str] = ()
+    frozen: Callable[[Any], Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         unsaid = undeclared(self.settings)
@@ -103,6 +106,12 @@ def find(kind: str) -> ObjectiveKind:
 def columns_of(config: Any) -> Sequence[str]:
     """What the objective of a run says that its views read; may leave out what no side table has."""
     said = find(config.objective.kind).columns
+    return () if said is None else said(config)
+
+
+def frozen_of(config: Any) -> Sequence[str]:
+    """Model folders that the objective of a run (`PretrainConfig`) reads throughout and does not train."""
+    said = find(config.objective.kind).frozen
     return () if said is None else said(config)
 
 
