@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from dermray import models
 from dermray.config import parse
 from dermray.corpus.manifest import Manifest
 from dermray.corpus.ontology import Ontology
-from dermray.errors import ConfigError, CorpusError, ModelError
+from dermray.errors import CheckpointError, ConfigError, CorpusError, ModelError
+from dermray.ingest.corpora import Corpora
 from dermray.ingest.loader import Batch
 from dermray.ingest.views import Item
 from dermray.losses import ClipLoss
-from dermray.train import pretrain
+from dermray.train import checkpoint, epochs, pretrain
 from dermray.train.objectives import contract
 from dermray.train.objectives.knowledge import OBJECTIVE
 from dermray.train.objectives.knowledge.nodes import drawn, going_round, said_of
@@ -224,6 +226,37 @@ def test_an_encoder_that_does_not_fit_is_refused_before_workers_start(
         pretrain.check(
             configured(corpus, "objective.kind=knowledge", "validation.every_steps=5", "validation.split=train")
         )
+
+
+def test_a_run_whose_encoder_was_replaced_does_not_go_on(corpus: Path, tmp_path: Path) -> None:
+    encoder, output = tmp_path / "encoder", tmp_path / "out"
+
+    def teach(seed: int) -> None:
+        torch.manual_seed(seed)
+        model, _, _ = models.create(TOY)
+        models.save(model, str(encoder), model_cfg=models.architecture(TOY), provenance={})
+
+    teach(0)
+    keys = ("objective.kind=make", f"objective.knowledge={encoder}")
+    config = configured(corpus, *keys).model_copy(update={"output": str(output)})
+    corpora = Corpora.load(config.corpus_uris)
+
+    def saved(trajectory: dict[str, Any]) -> None:
+        kept = checkpoint.Retention(1)
+        checkpoint.save(
+            str(output), 1, {"step": 1}, trajectory=trajectory, corpus_digest=corpora.digest, retention=kept
+        )
+
+    saved(epochs.trajectory(pretrain.located(config), corpora))
+    pretrain.check(config)
+    teach(1)
+    with pytest.raises(CheckpointError, match="weights of frozen models was .'[0-9a-f]{64}'., now .'[0-9a-f]{64}'"):
+        pretrain.check(config)
+    without = configured(corpus, "objective.kind=make")
+    assert checkpoint.FROZEN not in epochs.trajectory(without, corpora)
+    # Of a folder that is gone nothing is known; a finished run still tells its result.
+    shutil.rmtree(encoder)
+    assert checkpoint.FROZEN not in epochs.trajectory(config, corpora)
 
 
 def test_the_size_of_a_batch_is_a_function_of_the_step() -> None:

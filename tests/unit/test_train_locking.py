@@ -122,9 +122,11 @@ def test_what_the_driver_cannot_know_the_worker_refuses() -> None:
     ("keys", "message"),
     [
         (["train.lock=images"], "train.lock"),
+        (["train.lock=[[image]]"], "train.lock.0: input should be 'image' or 'text'"),
         (["train.lock_image_unlocked_groups=2"], "means something with lock=image alone"),
         (["train.lock=image", "train.lock_text_unlocked_layers=2"], "means something with lock=text alone"),
         (["optim.factors={image: 0}"], "optim.factors"),
+        (["optim.factors={image: .inf}"], "optim.factors"),
     ],
 )
 def test_keys_that_do_not_fit_together_are_refused(keys: list[str], message: str) -> None:

@@ -111,6 +111,10 @@ def test_a_cosine_with_cooldown_leaves_the_cosine_where_the_cooldown_begins() ->
     assert rate(109, 110) == pytest.approx(0.1 + (left - 0.1) / 400)
     # A cooldown that is longer than the run begins in its warm-up, as in open_clip.
     assert rate(11, 20) == pytest.approx(0.1 + 1.9 * (9 / 20) ** 2)
+    # A cosine that is below the end already does not rise again.
+    late = scheduled(settings.model_copy(update={"cooldown_epochs": 0.5}), 10)
+    assert cosine(105, 110) < settings.cooldown_lr
+    assert [late(step, 110) for step in range(105, 110)] == [cosine(105, 110)] * 5
 
 
 @pytest.mark.parametrize(
@@ -118,6 +122,7 @@ def test_a_cosine_with_cooldown_leaves_the_cosine_where_the_cooldown_begins() ->
     [
         (["optim.cooldown_epochs=2"], "cooldown_epochs: no effect with schedule=cosine"),
         (["optim.schedule=constant_cooldown"], "schedule=constant_cooldown needs cooldown_epochs"),
+        (["optim.schedule=constant_cooldown", "optim.cooldown_epochs=.inf"], "optim.cooldown_epochs: .* finite"),
         (
             ["optim.schedule=cosine_cooldown", "optim.cooldown_epochs=1", "optim.cooldown_lr=1"],
             "cooldown_lr=1 must be below lr=0.0001",

@@ -51,6 +51,9 @@ BEFORE_THERE_WERE = {
 }
 # What a run draws of its corpora, as a digest (`dermray.train.epochs`); of earlier checkpoints it is not known.
 DRAWS = "draws of the objective"
+# Digests of the weights that a run reads and does not train; not known of earlier checkpoints, nor of a folder that is
+# gone.
+FROZEN = "weights of frozen models"
 _STEP_FOLDER = re.compile(r"step-([0-9]{8,18})")
 
 logger = logging.getLogger(__name__)
@@ -329,7 +332,7 @@ def differing_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     return [
         f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
         for key in sorted({*before, *now})
-        if before.get(key) != now.get(key) and (key != DRAWS or (key in before and key in now))
+        if before.get(key) != now.get(key) and (key not in (DRAWS, FROZEN) or (key in before and key in now))
     ]
 
 

@@ -18,7 +18,8 @@ from dermray.ingest import draws
 from dermray.ingest import items as several
 from dermray.ingest.corpora import Corpora
 from dermray.ingest.plan import Counts, EpochPlan, checked_counts
-from dermray.train.checkpoint import DRAWS
+from dermray.models import layout
+from dermray.train.checkpoint import DRAWS, FROZEN
 from dermray.train.objectives import kinds
 from dermray.train.settings import PretrainConfig
 
@@ -96,10 +97,12 @@ def trajectory(config: PretrainConfig, corpora: Corpora) -> dict[str, Any]:
     """All that decides the weights over whole corpora: the keys, and what the run draws by counts.
 
     Of the draws it is the SHA-256 of the first two epochs' counts, and of the items: an objective whose code draws
-    others now than when a run began must not go on with that run. None: each sample is drawn once.
+    others now than when a run began must not go on with that run. None: each sample is drawn once. Of models that the
+    run only reads it is the digest of their weights; one that is gone says nothing.
 
     Raises:
         CorpusError: a corpus has no such split.
+        ModelError: a model's weights are not those that its folder names.
     """
     split, digest = corpora.select(config.data.split), None
     drawn, of_several = counts(config, split), items(config, split)
@@ -107,7 +110,9 @@ def trajectory(config: PretrainConfig, corpora: Corpora) -> dict[str, Any]:
         parts = [np.asarray(drawn(epoch), np.int64) for epoch in (0, 1)]
         parts += [] if of_several is None else [of_several]
         digest = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
-    return {**config.trajectory(), DRAWS: digest}
+    weights = [layout.weights_digest(folder) for folder in kinds.frozen_of(config)]
+    frozen = {FROZEN: weights} if weights and None not in weights else {}
+    return {**config.trajectory(), DRAWS: digest, **frozen}
 
 
 def counts(config: PretrainConfig, split: Corpora) -> Counts | None:

@@ -100,8 +100,9 @@ def learning_rate(
     """Linear warm-up `peak * (step + 1) / warmup_steps`, then `peak`, or half a cosine that is 0 after `num_steps`.
 
     In the last `cooldown_steps` of a schedule with a cooldown the rate falls from what it has come to, to `cooldown_lr`
-    after `num_steps`: by `left ** cooldown_power`, where `left` falls from 1 to 0. With `constant` this is open_clip's
-    `const-cooldown`: 100 steps, the last 20 a cooldown with power 2, at step 90: a quarter of the peak.
+    after `num_steps`, or stays if it is below that already: by `left ** cooldown_power`, where `left` falls from 1 to
+    0. With `constant` this is open_clip's `const-cooldown`: 100 steps, the last 20 a cooldown with power 2, at step 90:
+    a quarter of the peak.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -112,5 +113,5 @@ def learning_rate(
         rate = peak * 0.5 * (1 + math.cos(math.pi * progress))
     if step < begin or begin == num_steps:
         return rate
-    left = 1 - (step - begin) / cooldown_steps
-    return left**cooldown_power * (rate - cooldown_lr) + cooldown_lr
+    left, end = 1 - (step - begin) / cooldown_steps, min(cooldown_lr, rate)
+    return left**cooldown_power * (rate - end) + end

@@ -103,8 +103,10 @@ class TrainConfig(Config):
     @classmethod
     def _one_or_both(cls, value: Any) -> Any:
         named = [value] if isinstance(value, str) else value
+        if not isinstance(named, list | tuple) or not all(isinstance(tower, str) for tower in named):
+            return named
         # Their order says nothing, and a resumed run compares.
-        return tuple(sorted(set(named))) if isinstance(named, list | tuple) else named
+        return tuple(sorted(set(named)))
 
     @model_validator(mode="after")
     def _unlocks_what_is_locked(self) -> TrainConfig:
@@ -138,13 +140,13 @@ class OptimConfig(Config):
         "cosine", description="of the rate after the warm-up; with _cooldown it falls at the end of the run"
     )
     cooldown_epochs: DecidesWeights[float | None] = Field(
-        None, gt=0, description="of a schedule with a cooldown: how long before the end it begins"
+        None, gt=0, allow_inf_nan=False, description="of a schedule with a cooldown: how long before the end it begins"
     )
     cooldown_power: DecidesWeights[float] = Field(
-        1.0, gt=0, description="of the polynomial by which the rate falls; 1: a line"
+        1.0, gt=0, allow_inf_nan=False, description="of the polynomial by which the rate falls; 1: a line"
     )
     cooldown_lr: DecidesWeights[float] = Field(0.0, ge=0, description="rate that the cooldown ends at")
-    factors: DecidesWeights[dict[str, Annotated[float, Field(gt=0)]]] = Field(
+    factors: DecidesWeights[dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]] = Field(
         {}, description="by part of the model what the rate is multiplied with: {image: 0.1, text: 1.0, scale: 1.0}"
     )
 

@@ -72,6 +72,8 @@ class ObjectiveKind:
             that names others is refused.
         toy: `PretrainConfig` → the keys `model` and `objective` of its toy (`dermray.train.toy`). None: the model is a
             tiny one of the same kind of towers, and the objective stays.
+        frozen: `PretrainConfig` → model folders that the run reads throughout and keeps in no checkpoint, so that a
+            resumed run is refused where their weights were replaced. None: there is none.
     """
 
     settings: type[ObjectiveConfig]
@@ -82,6 +84,7 @@ class ObjectiveKind:
     columns: Callable[[Any], Sequence[str]] | None = None
     parts: Sequence[str] = ()
     toy: Callable[[Any], Mapping[str, Any]] | None = None
+    frozen: Callable[[Any], Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
         unsaid = undeclared(self.settings)
@@ -106,6 +109,12 @@ def find(kind: str) -> ObjectiveKind:
 def columns_of(config: Any) -> Sequence[str]:
     """What the objective of a run says that its views read; may leave out what no side table has."""
     said = find(config.objective.kind).columns
+    return () if said is None else said(config)
+
+
+def frozen_of(config: Any) -> Sequence[str]:
+    """Model folders that the objective of a run (`PretrainConfig`) reads throughout and does not train."""
+    said = find(config.objective.kind).frozen
     return () if said is None else said(config)
 
 

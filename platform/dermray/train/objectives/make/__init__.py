@@ -17,6 +17,10 @@ def _read(config: Any, split: Manifest) -> Counts | None:
     return with_aspects(config, split, ["raw", "ontology", "concept"])
 
 
+def _frozen(config: Any) -> list[str]:
+    return [] if config.objective.knowledge is None else [config.objective.knowledge]
+
+
 # Validated as one image and one text are.
 OBJECTIVE = ObjectiveKind(
     MakeConfig,
@@ -24,4 +28,5 @@ OBJECTIVE = ObjectiveKind(
     scores=CONTRASTIVE.scores,
     counts=_read,
     parts=CONTRASTIVE.parts,
+    frozen=_frozen,
 )
