@@ -12,6 +12,7 @@ from dermray import models
 from dermray.commands import evaluate
 from dermray.config import parse
 from dermray.models import weights
+from dermray.train import toy
 from dermray.train.pretrain import PretrainResult, pretrain
 from dermray.train.progress import StepRecord
 from dermray.train.settings import PretrainConfig
@@ -23,6 +24,7 @@ pytestmark = [
     *(pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(600)),
     pytest.mark.usefixtures("ray_cluster"),
 ]
+NUM_STEPS = 24
 
 
 def learned(corpora: list[Path], output: Path) -> tuple[PretrainResult, list[StepRecord]]:
@@ -30,10 +32,15 @@ def learned(corpora: list[Path], output: Path) -> tuple[PretrainResult, list[Ste
     shares = ", ".join(f"{{uri: {corpus}, weight: {weight}}}" for corpus, weight in zip(corpora, (2, 1), strict=True))
     keys = [
         *("--config", str(ROOT / "jobs/configs/panderm_continue.yaml"), f"corpus=[{shares}]", f"output={output}"),
-        *("toy=true", "num_workers=2", "tracking.enabled=false", "validation.every_steps=20", "seed=3"),
+        *("toy=true", "num_workers=2", "tracking.enabled=false", "validation.every_steps=1", "seed=3"),
     ]
+    config = toy.shrunk(parse(PretrainConfig, keys))
+    shorter = {
+        "train": config.train.model_copy(update={"max_steps": NUM_STEPS, "checkpoint_every_steps": NUM_STEPS // 4}),
+        "validation": config.validation.model_copy(update={"every_steps": NUM_STEPS}),
+    }
     records: list[StepRecord] = []
-    return pretrain(parse(PretrainConfig, keys), on_record=records.append), records
+    return pretrain(config.model_copy(update=shorter), on_record=records.append), records
 
 
 def test_images_alone_are_learned_from_killed_probed_and_become_a_tower(
@@ -55,8 +62,8 @@ def test_images_alone_are_learned_from_killed_probed_and_become_a_tower(
     assert not killer.finished_at_kill
     assert killed.weights_sha256 == whole.weights_sha256
     figures = {record.step: record.metrics for record in records}
-    assert figures[40]["validation_knn_accuracy"] >= 0
-    assert figures[40]["validation_effective_rank"] > 1
+    assert figures[NUM_STEPS]["validation_knn_accuracy"] >= 0
+    assert figures[NUM_STEPS]["validation_effective_rank"] > 1
 
     folder = tmp_path / "killed" / "model"
     assert json.loads((folder / "dermray.json").read_text())["recipe"]["objective"]["teacher"] == "ema"
