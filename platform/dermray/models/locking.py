@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from open_clip.hf_model import HFTextEncoder
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -31,6 +30,9 @@ def lock(model: nn.Module, tower: Tower, unlocked: int = 0) -> None:
     Raises:
         ModelError: the tower cannot be locked, or not in part, or nothing of it would be.
     """
+    # Not at the top: a driver reads this file to check keys, and does without open_clip's start of seconds.
+    from open_clip.hf_model import HFTextEncoder
+
     fixed = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     num_trained = _num_trained(model)
     try:
