@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dermray.errors import ModelError
 from dermray.losses import MaskedLatentAlignmentLoss
 from dermray.models.cae import CaeV2, drop_path_rates, reordered, visible_then_masked
-from dermray.models.panderm import PatchEmbedding
+from dermray.models.panderm import Mlp, PatchEmbedding
 
 
 def model_of(image_size: int = 24, patch_size: int = 4, width: int = 32, teacher_width: int = 20) -> CaeV2:
@@ -117,8 +117,11 @@ def test_initial_weights_are_those_of_cae_v2() -> None:
 
 
 def test_mlps_become_as_wide_as_those_of_the_weights() -> None:
-    narrow = CaeV2(24, 4, 32, 2, 4, 2, 20, mlp_ratio=2.0)
-    model = model_of()
+    narrow, model = model_of(), model_of()
+    for module in [*narrow.modules()]:
+        for name, child in module.named_children():
+            if isinstance(child, Mlp):
+                setattr(module, name, Mlp(child.fc1.in_features, 2 * child.fc1.in_features))
     model.load_state_dict(narrow.state_dict())
     images, mask = torch.randn(2, 3, 24, 24), mask_of(2, 36, 12)
     torch.testing.assert_close(model(images, mask), narrow(images, mask))

@@ -82,7 +82,7 @@ def crop_and_resize(
         ImageError: `truncated`: the library gives it up.
     """
     resized = np.empty((size, size, 3), dtype=np.uint8) if out is None else out
-    _crop(image, random, [Crop(resized)], scale, horizontal_flip)
+    crop_to_sizes(image, random, [Crop(resized)], scale=scale, horizontal_flip=horizontal_flip)
     return resized
 
 
@@ -103,16 +103,6 @@ def crop_to_sizes(
     Raises:
         ImageError: `truncated`: the library gives it up.
     """
-    _crop(image, random, crops, scale, horizontal_flip)
-
-
-def _crop(
-    image: np.ndarray,
-    random: np.random.Generator,
-    crops: Sequence[Crop],
-    scale: tuple[float, float],
-    horizontal_flip: float,
-) -> None:
     top, left, height, width = crop_box(random, image.shape[0], image.shape[1], scale)
     box = image[top : top + height, left : left + width]
     mirrored = bool(horizontal_flip) and random.random() < horizontal_flip

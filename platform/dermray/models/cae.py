@@ -18,6 +18,8 @@ from dermray.errors import ModelError
 from dermray.models.panderm import INIT_STD, NORM_EPS, Mlp, Trunk, scaled, sincos_table
 
 FIRST_MLP = "encoder.blocks.0.mlp.fc1.weight"
+# Of the hidden layers of MLPs, over the width of tokens.
+MLP_RATIO = 4
 
 
 def visible_then_masked(mask: Tensor) -> Tensor:
@@ -64,7 +66,7 @@ class CrossAttention(nn.Module):
 class RegressorBlock(nn.Module):
     """Masked tokens look at the visible ones and at themselves. The second norm replaces the residual stream."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, layer_scale: float) -> None:
+    def __init__(self, width: int, heads: int, layer_scale: float) -> None:
         super().__init__()
         self.gamma_1_cross = nn.Parameter(torch.full((width,), layer_scale))
         self.gamma_2_cross = nn.Parameter(torch.full((width,), layer_scale))
@@ -73,7 +75,7 @@ class RegressorBlock(nn.Module):
         self.norm1_v = nn.LayerNorm(width, eps=NORM_EPS)
         self.norm2_cross = nn.LayerNorm(width, eps=NORM_EPS)
         self.cross_attn = CrossAttention(width, heads)
-        self.mlp_cross = Mlp(width, int(width * mlp_ratio))
+        self.mlp_cross = Mlp(width, MLP_RATIO * width)
 
     def forward(self, x: Tensor, visible: Tensor, positions: Tensor, kept: Tensor | None = None) -> Tensor:
         """Masked tokens `[B, M, D]` → the same.
@@ -95,11 +97,9 @@ class RegressorBlock(nn.Module):
 class Regressor(nn.Module):
     """The blocks; its own last norm is in every checkpoint and is applied nowhere, as published."""
 
-    def __init__(self, width: int, layers: int, heads: int, mlp_ratio: float, layer_scale: float) -> None:
+    def __init__(self, width: int, layers: int, heads: int, layer_scale: float) -> None:
         super().__init__()
-        self.regressor_blocks = nn.ModuleList(
-            RegressorBlock(width, heads, mlp_ratio, layer_scale) for _ in range(layers)
-        )
+        self.regressor_blocks = nn.ModuleList(RegressorBlock(width, heads, layer_scale) for _ in range(layers))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
 
     def forward(self, x: Tensor, visible: Tensor, positions: Tensor, kept: Tensor | None = None) -> Tensor:
@@ -126,7 +126,7 @@ class Decoder(nn.Module):
 class CaeV2(nn.Module):
     """Encoder, regressor and head, with CAE v2's initial weights.
 
-    A state dict that is loaded decides how wide the hidden layers of the MLPs are, whatever `mlp_ratio` says.
+    A state dict that is loaded decides how wide the hidden layers of MLPs are, which begin four times as wide as tokens.
 
     Args:
         image_size: side of the image in pixels, a multiple of `patch_size`.
@@ -151,16 +151,15 @@ class CaeV2(nn.Module):
         regressor_layers: int = 4,
         teacher_width: int = 512,
         *,
-        mlp_ratio: float = 4.0,
         layer_scale: float = 0.1,
     ) -> None:
         super().__init__()
         self.num_branches = 2 * layers, 2 * regressor_layers
-        self.encoder = Trunk(image_size, patch_size, width, layers, heads, mlp_ratio=mlp_ratio, layer_scale=layer_scale)
+        self.encoder = Trunk(image_size, patch_size, width, layers, heads, mlp_ratio=MLP_RATIO, layer_scale=layer_scale)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         # A parameter, because checkpoints hold it; fixed, because it is a table.
         self.rd_pos_embed = nn.Parameter(sincos_table(image_size // patch_size, width), requires_grad=False)
-        self.regresser = Regressor(width, regressor_layers, heads, mlp_ratio, layer_scale)
+        self.regresser = Regressor(width, regressor_layers, heads, layer_scale)
         self.decoder = Decoder(width, teacher_width)
         self._initialise()
 

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from dermray.config import Config, DecidesWeights, LeavesWeights
 
 
-class LossConfig(Config):
-    """What is compared with what."""
+class SoftTargetsConfig(Config):
+    """O-MAKE's targets graded by diagnosis, for every loss over pairs that takes them."""
 
-    name: DecidesWeights[Literal["clip", "siglip"]] = Field(
-        "clip", description="clip: softmax over the global batch; siglip: sigmoid"
-    )
-    method: LeavesWeights[Literal["local", "dense", "tiled"]] = Field(
-        "tiled", description="of clip: tiled (least memory), local (own rows whole) or dense (the whole matrix)"
-    )
-    mask_duplicates: DecidesWeights[bool] = Field(
-        False, description="samples with the same text are not negatives of each other"
-    )
     soft_targets: DecidesWeights[bool] = Field(
-        False, description="targets graded by how near diagnoses stand in the disease tree, as in O-MAKE"
+        False, description="O-MAKE: targets graded by how near diagnoses stand in the disease tree"
     )
     temperature: DecidesWeights[float] = Field(0.07, gt=0, description="divides similarities of diagnoses")
     beta: DecidesWeights[float] = Field(0.5, ge=0, le=1, description="share of the soft targets")
@@ -34,13 +25,31 @@ class LossConfig(Config):
     )
 
     @model_validator(mode="after")
+    def _has_targets_to_shape(self) -> Self:
+        names = ("temperature", "beta", "divergence", "curriculum_epochs")
+        idle = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+        if idle and not self.soft_targets:
+            raise ValueError(f"{', '.join(idle)} means something with soft_targets=true alone")
+        return self
+
+
+class LossConfig(SoftTargetsConfig):
+    """What is compared with what."""
+
+    name: DecidesWeights[Literal["clip", "siglip"]] = Field(
+        "clip", description="clip: softmax over the global batch; siglip: sigmoid"
+    )
+    method: LeavesWeights[Literal["local", "dense", "tiled"]] = Field(
+        "tiled", description="of clip: tiled (least memory), local (own rows whole) or dense (the whole matrix)"
+    )
+    mask_duplicates: DecidesWeights[bool] = Field(
+        False, description="samples with the same text are not negatives of each other"
+    )
+
+    @model_validator(mode="after")
     def _fits_together(self) -> LossConfig:
         if self.soft_targets and self.mask_duplicates:
             raise ValueError(
                 "soft_targets already share a target out among samples of one diagnosis: leave mask_duplicates out"
             )
-        names = ("temperature", "beta", "divergence", "curriculum_epochs")
-        idle = [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
-        if idle and not self.soft_targets:
-            raise ValueError(f"{', '.join(idle)} means something with soft_targets=true alone")
         return self

@@ -8,10 +8,11 @@ from pydantic import Field, model_validator
 
 from dermray.config import DecidesWeights, Uri
 from dermray.corpus.captions import MAX_SUB_CAPTIONS
+from dermray.train.objectives.contrastive.settings import SoftTargetsConfig
 from dermray.train.objectives.kinds import ObjectiveConfig
 
 
-class MakeConfig(ObjectiveConfig):
+class MakeConfig(SoftTargetsConfig, ObjectiveConfig):
     """MAKE's objective; with `soft_targets` O-MAKE's."""
 
     lambda_m: DecidesWeights[float] = Field(1.0, ge=0, description="weight of the term over whole images")
@@ -37,17 +38,6 @@ class MakeConfig(ObjectiveConfig):
     mode: DecidesWeights[Literal["intended", "released"]] = Field(
         "intended", description="released: with the faults of the public code, for comparison; one worker"
     )
-    soft_targets: DecidesWeights[bool] = Field(
-        False, description="O-MAKE: targets graded by how near diagnoses stand in the disease tree"
-    )
-    temperature: DecidesWeights[float] = Field(0.07, gt=0, description="divides similarities of diagnoses")
-    beta: DecidesWeights[float] = Field(0.5, ge=0, le=1, description="share of the soft targets")
-    divergence: DecidesWeights[Literal["cross_entropy", "kl"]] = Field(
-        "cross_entropy", description="of soft targets; kl has the same gradient"
-    )
-    curriculum_epochs: DecidesWeights[int | None] = Field(
-        None, ge=1, description="beta falls along half a cosine and is 0 from this epoch on; empty: it stays"
-    )
     knowledge: DecidesWeights[Uri | None] = Field(
         None, description="model folder of a frozen text encoder that the texts' vectors are drawn towards"
     )
@@ -66,7 +56,6 @@ class MakeConfig(ObjectiveConfig):
                 "soft_targets already share a target out among samples of one diagnosis: leave mask_duplicates empty"
             )
         for key, on, names in (
-            ("soft_targets=true", self.soft_targets, ("temperature", "beta", "divergence", "curriculum_epochs")),
             ("knowledge", self.knowledge is not None, ("lambda_k",)),
             ("scale_jitter", self.scale_jitter > 0, ("scale_jitter_max",)),
         ):
