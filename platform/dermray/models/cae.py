@@ -126,7 +126,7 @@ class Decoder(nn.Module):
 class CaeV2(nn.Module):
     """Encoder, regressor and head, with CAE v2's initial weights.
 
-    A state dict that is loaded decides how wide the hidden layers of MLPs are, which begin four times as wide as tokens.
+    Hidden layers of MLPs begin four times as wide as tokens; a state dict that is loaded decides otherwise.
 
     Args:
         image_size: side of the image in pixels, a multiple of `patch_size`.
